@@ -1,0 +1,142 @@
+"""The protocols through which the trainer reaches everything that is not GRPO.
+
+The trainer owns the order of things; what computes, what scores and what survives stands
+behind these five small doors, so each can be replaced, and tested, alone. NumPy is the only
+currency at the border.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from rollforward.grpo.types import (
+    Bools,
+    Floats,
+    Generation,
+    Ints,
+    RolloutChunk,
+    TokenBatch,
+    TrainingBatch,
+    UpdateOutcome,
+)
+from rollforward.position import Position
+
+Tensors = Mapping[str, Mapping[str, NDArray[Any]]]
+"""role -> tensor name -> array. The roles are `policy_model`, `optimizer` and `ref`."""
+
+
+class Group(Protocol):
+    """The workers of this run. Every method is collective: all ranks call it, in the same order."""
+
+    rank: int
+    world_size: int
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Each rank's value (anything JSON can hold), in rank order, on every rank."""
+        ...
+
+
+class Engine(Protocol):
+    """What computes. It has no randomness of its own and no memory besides `tensors()`.
+
+    `update` is a pure function of (tensors, batch, learning rate): the same bits in give the
+    same bits out, on the same versions, device and number of workers.
+    """
+
+    group: Group
+
+    def generate(self, prompt_ids: Ints, prompt_mask: Bools, uniforms: Floats) -> Generation:
+        """Sample one completion for each row.
+
+        `prompt_ids` [B, P] and `prompt_mask` [B, P] may be padded on either side.
+        `uniforms` [B, max_tokens], in [0, 1): sample `b` draws its token `t` with `uniforms[b, t]`,
+        by inverting the cumulative distribution; there is no other randomness. A row's result
+        does not depend on the other rows.
+        """
+        ...
+
+    def reference_logprobs(self, tokens: TokenBatch) -> Floats:
+        """[B, T]: each completion token's log-probability under the reference model; 0 where masked."""
+        ...
+
+    def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
+        """One optimizer step. Collective: all ranks call it, each with its own samples."""
+        ...
+
+    def sync_reference(self) -> None:
+        """The reference model becomes a copy of the policy."""
+        ...
+
+    def tensors(self) -> Tensors:
+        """Views of the live parameters, without a copy. What is not here is not saved.
+
+        A view keeps showing the newest values; `update` and `sync_reference` change them.
+        """
+        ...
+
+    def load(self, role: str, name: str, array: NDArray[Any]) -> None:
+        """Put a restored array in place; the shape and dtype are those of `tensors()[role][name]`."""
+        ...
+
+
+class Verifier(Protocol):
+    """A reward function with a name. Called on the samples of one chunk."""
+
+    name: str
+
+    def __call__(
+        self, *, prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
+    ) -> Sequence[float]:
+        """One reward for each completion."""
+        ...
+
+
+class RolloutLog(Protocol):
+    """Where finished rollouts go before they are used."""
+
+    def find(self, position: Position, chunk: int) -> RolloutChunk | None:
+        """The chunk, if an earlier start of this run finished it."""
+        ...
+
+    def append(self, position: Position, chunk: int, rollouts: RolloutChunk) -> None:
+        """Returns when the chunk is on stable storage."""
+        ...
+
+    def record(self, position: Position, iteration: int, outcome: UpdateOutcome, learning_rate: float) -> None:
+        """Note the outcome of an update."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Where state goes. Collective: all ranks call each method at the same point."""
+
+    def begin(self, position: Position, global_step: int) -> None:
+        """Start to save the state as it is now. Weights may be read until `before_update` returns."""
+        ...
+
+    def before_update(self) -> None:
+        """Weights are about to change: whatever still has to be read from them is read now."""
+        ...
+
+    def boundary(self) -> None:
+        """A step is done: commit what all ranks have finished, surface what failed."""
+        ...
+
+    def close(self) -> None:
+        """Finish and commit what is under way."""
+        ...
+
+
+class Observer(Protocol):
+    """Who watches. Nothing that an observer does changes the run."""
+
+    def phase(self, position: Position, name: str) -> None:
+        """The run enters a phase: `generate`, `verify`, `reference`, `update`, `checkpoint`."""
+        ...
+
+    def step(self, position: Position, metrics: Mapping[str, float]) -> None:
+        """A step is done."""
+        ...
+
+

@@ -1,0 +1,160 @@
+"""The values that pass between the trainer, the engine and the verifiers.
+
+Shapes: `B` samples (one completion each), `P` the padded prompt length, `T` the padded
+completion length. Arrays are NumPy, C-contiguous; ids are int32, masks bool, numbers float32.
+Prompts are left-padded (so that completions start at one column), completions right-padded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One problem of the dataset, tokenized."""
+
+    index: int
+    """Its line in the dataset: what the order of an epoch permutes."""
+    text: str
+    """What the model is shown, chat template applied."""
+    token_ids: tuple[int, ...]
+    answer: str
+    """What verifiers compare with."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Every other field of its line in the dataset, handed to verifiers by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What `Engine.generate` returns."""
+
+    completion_ids: Ints
+    """[B, T]; the pad token after the end."""
+    lengths: Ints
+    """[B]; tokens of each completion, its stop token included."""
+    stopped: Bools
+    """[B]; True where a stop token ended it, False where `max_tokens` did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """Prompts with their completions."""
+
+    prompt_ids: Ints
+    """[B, P]"""
+    prompt_mask: Bools
+    """[B, P]; True on real tokens."""
+    completion_ids: Ints
+    """[B, T]"""
+    completion_mask: Bools
+    """[B, T]; True on generated tokens, the stop token included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutChunk:
+    """The unit of generation, and of the journal: some prompts x `num_generations` completions."""
+
+    prompt_indices: Ints
+    """[B]; `Prompt.index` of each sample; the samples of a group follow each other."""
+    tokens: TokenBatch
+    stopped: Bools
+    """[B]"""
+    rewards: Floats
+    """[B, number of verifiers], unweighted."""
+    reference_logprobs: Floats
+    """[B, T]; log-probability of each completion token under the reference; 0 where masked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """What one optimizer step is computed from. The loss is `sum(token_weights * token_loss)` over all ranks."""
+
+    tokens: TokenBatch
+    advantages: Floats
+    """[B]"""
+    token_weights: Floats
+    """[B, T]; 0 where masked; sums to 1 over all ranks' batches."""
+    reference_logprobs: Floats
+    """[B, T]"""
+    old_logprobs: Floats | None
+    """[B, T] under the policy that generated; None means the policy as it is now (ratio 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateOutcome:
+    """What one optimizer step reports; the numbers are over all ranks."""
+
+    loss: float
+    grad_norm: float
+    """L2 norm of the whole gradient before clipping."""
+    kl: float
+    """Weighted mean over tokens of the k3 estimate of KL(policy || reference)."""
+    clip_fraction: float
+    """Weighted share of tokens whose ratio was clipped."""
+    logprobs: Floats
+    """[B, T] of this rank's samples under the policy *before* the step; 0 where masked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How completions are drawn. Temperature 0 is greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    pad_token_id: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """The clipped objective; see `grpo.objective` for the formulas."""
+
+    beta: float = 0.0
+    epsilon_low: float = 0.2
+    epsilon_high: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW with decoupled weight decay; `max_grad_norm` 0 turns clipping off."""
+
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """All that an engine is built from.
+
+    `model_config` is the parsed `config.json` of a Hugging Face folder. `policy_folder` and
+    `reference_folder` name folders to read weights from; None leaves the parameters to be put
+    in place by `Engine.load` (a resumed run), and nothing may be computed before that.
+    """
+
+    model_config: Mapping[str, Any]
+    policy_folder: str | None
+    reference_folder: str | None
+    prompt_length: int
+    """P: prompts are padded to this."""
+    samples_per_generation: int
+    """B of `generate`: the static batch of the decoding graph; larger requests are cut, smaller padded."""
+    samples_per_micro_batch: int
+    """B of one forward and backward pass; gradients of the micro-batches are accumulated in order."""
+    sampling: SamplingSettings
+    objective: ObjectiveSettings
+    optimizer: OptimizerSettings
+    device_target: str = "CPU"
