@@ -46,7 +46,7 @@ class ConfigError(InputError):
 
 
 class DataError(InputError):
-    """A dataset that is missing, empty or malformed; a prompt that is too long; a tokenizer that does not fit."""
+    """A dataset that is missing, empty or malformed; a prompt too long; a tokenizer that does not fit."""
 
 
 class ModelError(InputError):

@@ -103,7 +103,9 @@ class RolloutLog(Protocol):
         """Returns when the chunk is on stable storage."""
         ...
 
-    def record(self, position: Position, iteration: int, outcome: UpdateOutcome, learning_rate: float) -> None:
+    def record(
+        self, position: Position, iteration: int, outcome: UpdateOutcome, learning_rate: float
+    ) -> None:
         """Note the outcome of an update."""
         ...
 
@@ -138,5 +140,3 @@ class Observer(Protocol):
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:
         """A step is done."""
         ...
-
-

@@ -1,0 +1,75 @@
+r"""The objective of GRPO, as formulas. Engines compute the same; tests hold them against this.
+
+For each token, with the policy's log-probability l, that of the policy that generated l_old,
+the reference's l_ref, and the sample's advantage A:
+
+    r    = exp(l - l_old)                                        the ratio
+    clip = min(max(r, 1 - epsilon_low), 1 + epsilon_high)
+    k3   = exp(l_ref - l) - (l_ref - l) - 1                      Schulman 2020, "Approximating KL Divergence"
+    loss = -min(r A, clip A) + beta k3
+
+(PPO's clipped surrogate, arXiv:1707.06347; the KL term inside the loss, arXiv:2402.03300;
+the two epsilons, DAPO, arXiv:2503.14476.) The loss of a step is the sum of `w * loss` over all
+tokens, where the weights w carry the normalisation:
+
+    token mean       w = 1 / (tokens of the step)                DAPO: every token counts the same
+    sequence mean    w = 1 / (tokens of the sample * samples)    GRPO as published: every sample does
+
+so that engines need not know which is meant, nor how many workers there are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rollforward.grpo.types import Bools, Floats, ObjectiveSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTerms:
+    """The objective token by token; all [B, T]."""
+
+    loss: Floats
+    kl: Floats
+    clipped: Bools
+    gradient: Floats
+    """d loss / d l."""
+
+
+def token_terms(
+    logprobs: Floats,
+    old_logprobs: Floats,
+    reference_logprobs: Floats,
+    advantages: Floats,
+    settings: ObjectiveSettings,
+) -> TokenTerms:
+    """Loss, KL, whether clipped, and the gradient with respect to `logprobs`.
+
+    Log-probabilities are [B, T], advantages [B]. Any float dtype; computed in that dtype.
+    A token counts as clipped when the clipped term is the smaller one: its gradient is then
+    that of the KL alone.
+    """
+    advantage = advantages[:, None]
+    ratio = np.exp(logprobs - old_logprobs)
+    clipped_ratio = np.clip(ratio, 1 - settings.epsilon_low, 1 + settings.epsilon_high)
+    surrogate, clipped_surrogate = ratio * advantage, clipped_ratio * advantage
+    clipped = clipped_surrogate < surrogate
+    difference = reference_logprobs - logprobs
+    kl = np.exp(difference) - difference - 1
+    return TokenTerms(
+        loss=-np.minimum(surrogate, clipped_surrogate) + settings.beta * kl,
+        kl=kl,
+        clipped=clipped,
+        gradient=np.where(clipped, 0, -surrogate) + settings.beta * (1 - np.exp(difference)),
+    )
+
+
+def token_mean_weights(mask: Bools, tokens_in_step: int) -> Floats:
+    """Every token of the step counts the same. mask [B, T]; float32 [B, T]."""
+    return np.divide(mask, tokens_in_step, dtype=np.float32)
+
+
+def sequence_mean_weights(mask: Bools, samples_in_step: int) -> Floats:
+    """Every sample of the step counts the same, whatever its length. mask [B, T]; float32 [B, T]."""
+    tokens = np.maximum(mask.sum(axis=1, keepdims=True), 1) * samples_in_step
+    return np.divide(mask, tokens, dtype=np.float32)

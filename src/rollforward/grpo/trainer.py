@@ -1,0 +1,303 @@
+"""The loop: one step after another, each a pure function of the weights and the position.
+
+                                  one step, on every worker
+
+    prompts --> generate --> verify --> reference --> log ----> before_update --> update --> boundary
+    schedule    engine       rewards    engine        durable   checkpoints       engine     commit
+                   |_______________ a chunk __________|                              |
+                        (skipped when the log has it)                       loss, norm: checked, logged
+
+The trainer knows what GRPO needs and in which order things happen. It does not know what
+computes (`Engine`), what survives and how (`RolloutLog`, `Checkpoints`), or who watches
+(`Observer`). Recovery is not a mode of it: a resumed run enters `run` at a later position, and
+chunks that the log still has are taken from there instead of being generated.
+
+Left out: an evaluation loop, and generation that runs ahead of the update (off-policy by a
+step), which would trade exactness for throughput.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from rollforward.errors import NonFinite
+from rollforward.grpo.advantages import centred_advantages, standardised_advantages
+from rollforward.grpo.objective import sequence_mean_weights, token_mean_weights
+from rollforward.grpo.ports import Checkpoints, Engine, Observer, RolloutLog
+from rollforward.grpo.prompts import PromptSchedule
+from rollforward.grpo.randomness import sampling_uniforms
+from rollforward.grpo.schedule import LearningRate
+from rollforward.grpo.types import (
+    Bools,
+    Floats,
+    Ints,
+    Prompt,
+    RolloutChunk,
+    TokenBatch,
+    TrainingBatch,
+    UpdateOutcome,
+)
+from rollforward.position import Position
+
+Score = Callable[[Sequence[Prompt], Sequence[str]], Floats]
+"""Rewards of completions (text), each with its prompt: float32 [B, number of verifiers]."""
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text, special tokens left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """What the trainer needs to know of the configuration."""
+
+    seed: int
+    num_generations: int
+    num_iterations: int
+    prompt_length: int
+    """P: prompts are padded to this."""
+    max_tokens: int
+    """T: completions are padded to this."""
+    pad_token_id: int
+    standardise_advantages: bool
+    loss_aggregation: Literal["token_mean", "sequence_mean"]
+    verifier_names: tuple[str, ...]
+    verifier_weights: tuple[float, ...]
+    ref_model_sync_steps: int
+    """The reference becomes the policy after every so many steps; 0: never."""
+    save_ckpt_interval: int
+    """A checkpoint after every so many steps."""
+
+
+class Trainer:
+    """Runs steps. State lives in the engine and in the log, never here."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        schedule: PromptSchedule,
+        learning_rate: LearningRate,
+        score: Score,
+        decode: Decode,
+        log: RolloutLog,
+        checkpoints: Checkpoints,
+        observer: Observer,
+        settings: TrainerSettings,
+    ) -> None:
+        self.engine = engine
+        self.schedule = schedule
+        self.learning_rate = learning_rate
+        self.score = score
+        self.decode = decode
+        self.log = log
+        self.checkpoints = checkpoints
+        self.observer = observer
+        self.settings = settings
+
+    def run(self, start: Position, end: Position) -> None:
+        """Run every step from `start` up to, not including, `end`; the state at `end` is saved."""
+        position = start
+        while position < end:
+            position = self._step(position, end)
+        self.checkpoints.close()
+
+    def _step(self, position: Position, end: Position) -> Position:
+        """Run one step, save the state after it when that is due, and return the next position."""
+        clock = PhaseClock(self.observer, position)
+        experience = [self._chunk(position, chunk, clock) for chunk in range(self.schedule.chunks_per_step)]
+        rollouts = concatenate(experience)
+        rewards = rollouts.rewards @ np.asarray(self.settings.verifier_weights, dtype=np.float32)
+        batch = self._training_batch(rollouts, rewards)
+
+        clock.enter("update")
+        self.checkpoints.before_update()
+        outcomes = self._update(position, batch)
+        following = position.following(self.schedule.steps_per_epoch)
+        done = following.global_step(self.schedule.steps_per_epoch)
+        if self.settings.ref_model_sync_steps and done % self.settings.ref_model_sync_steps == 0:
+            self.engine.sync_reference()
+
+        clock.enter("checkpoint")
+        self.checkpoints.boundary()
+        if following >= end or done % self.settings.save_ckpt_interval == 0:
+            self.checkpoints.begin(following, done)
+        clock.stop()
+        self._report(position, rollouts, rewards, outcomes, clock)
+        return following
+
+    def _chunk(self, position: Position, chunk: int, clock: "PhaseClock") -> RolloutChunk:
+        """One chunk of experience: from the log when it is there, else generated, scored and logged."""
+        finished = self.log.find(position, chunk)
+        if finished is not None:
+            return finished
+        clock.enter("generate")
+        settings = self.settings
+        prompts = [
+            prompt for prompt in self.schedule.chunk(position, chunk) for _ in range(settings.num_generations)
+        ]
+        samples = [
+            slot * settings.num_generations + sibling
+            for slot in self.schedule.slots(chunk)
+            for sibling in range(settings.num_generations)
+        ]
+        prompt_ids, prompt_mask = left_pad(prompts, settings.prompt_length, settings.pad_token_id)
+        uniforms = sampling_uniforms(settings.seed, position, samples, settings.max_tokens)
+        generation = self.engine.generate(prompt_ids, prompt_mask, uniforms)
+        columns = np.arange(settings.max_tokens)
+        tokens = TokenBatch(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=generation.completion_ids,
+            completion_mask=columns[None, :] < generation.lengths[:, None],
+        )
+        clock.enter("verify")
+        texts = [
+            self.decode(ids[:length].tolist())
+            for ids, length in zip(generation.completion_ids, generation.lengths, strict=True)
+        ]
+        rewards = self.score(prompts, texts)
+        clock.enter("reference")
+        rollouts = RolloutChunk(
+            prompt_indices=np.array([prompt.index for prompt in prompts], dtype=np.int32),
+            tokens=tokens,
+            stopped=generation.stopped,
+            rewards=rewards,
+            reference_logprobs=self.engine.reference_logprobs(tokens),
+        )
+        clock.enter("log")
+        self.log.append(position, chunk, rollouts)
+        return rollouts
+
+    def _training_batch(self, rollouts: RolloutChunk, rewards: Floats) -> TrainingBatch:
+        settings, mask = self.settings, rollouts.tokens.completion_mask
+        advantages = standardised_advantages if settings.standardise_advantages else centred_advantages
+        counts = self.engine.group.all_gather([int(mask.sum()), len(mask)])
+        if settings.loss_aggregation == "token_mean":
+            weights = token_mean_weights(mask, sum(tokens for tokens, _ in counts))
+        else:
+            weights = sequence_mean_weights(mask, sum(samples for _, samples in counts))
+        return TrainingBatch(
+            tokens=rollouts.tokens,
+            advantages=advantages(rewards, settings.num_generations),
+            token_weights=weights,
+            reference_logprobs=rollouts.reference_logprobs,
+            old_logprobs=None,
+        )
+
+    def _update(self, position: Position, batch: TrainingBatch) -> list[UpdateOutcome]:
+        """`num_iterations` optimizer steps over one experience; the old policy is the one before the first."""
+        first = position.global_step(self.schedule.steps_per_epoch) * self.settings.num_iterations
+        outcomes: list[UpdateOutcome] = []
+        for iteration in range(self.settings.num_iterations):
+            rate = self.learning_rate.at(first + iteration)
+            outcome = self.engine.update(batch, rate)
+            if not (math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm)):
+                raise NonFinite(
+                    f"step {position}, iteration {iteration}: loss {outcome.loss}, "
+                    f"gradient norm {outcome.grad_norm}",
+                    hint="lower actor_config.lr_schedule.lr, or resume from an older checkpoint",
+                )
+            self.log.record(position, iteration, outcome, rate)
+            outcomes.append(outcome)
+            if iteration == 0:
+                batch = replace(batch, old_logprobs=outcome.logprobs)
+        return outcomes
+
+    def _report(
+        self,
+        position: Position,
+        rollouts: RolloutChunk,
+        rewards: Floats,
+        outcomes: Sequence[UpdateOutcome],
+        clock: "PhaseClock",
+    ) -> None:
+        """Gather the step's figures from all workers and hand them to the observer."""
+        lengths = rollouts.tokens.completion_mask.sum(axis=1)
+        own = {
+            "samples": len(lengths),
+            "tokens": int(lengths.sum()),
+            "stopped": int(rollouts.stopped.sum()),
+            "reward": float(rewards.sum(dtype=np.float64)),
+            "reward_squared": float(np.square(rewards, dtype=np.float64).sum()),
+            "verifiers": rollouts.rewards.sum(axis=0, dtype=np.float64).tolist(),
+        }
+        parts = self.engine.group.all_gather(own)
+        samples = sum(part["samples"] for part in parts)
+        tokens = sum(part["tokens"] for part in parts)
+        mean = math.fsum(part["reward"] for part in parts) / samples
+        square = math.fsum(part["reward_squared"] for part in parts) / samples
+        step = position.global_step(self.schedule.steps_per_epoch)
+        metrics: dict[str, float] = {
+            "reward": mean,
+            "reward_std": math.sqrt(max(square - mean * mean, 0.0)),
+            "kl": outcomes[-1].kl,
+            "loss": outcomes[-1].loss,
+            "grad_norm": outcomes[-1].grad_norm,
+            "clip_fraction": outcomes[-1].clip_fraction,
+            "learning_rate": self.learning_rate.at((step + 1) * self.settings.num_iterations - 1),
+            "completion_length": tokens / samples,
+            "stopped_fraction": sum(part["stopped"] for part in parts) / samples,
+            "samples": samples,
+            "tokens": tokens,
+        }
+        for index, name in enumerate(self.settings.verifier_names):
+            metrics[f"reward/{name}"] = math.fsum(part["verifiers"][index] for part in parts) / samples
+        seconds = {f"seconds/{name}": value for name, value in clock.seconds.items()}
+        self.observer.step(position, metrics | seconds)
+
+
+class PhaseClock:
+    """Tells the observer which phase a step is in, and adds up the seconds of each."""
+
+    def __init__(self, observer: Observer, position: Position) -> None:
+        self.seconds: dict[str, float] = {}
+        self._observer = observer
+        self._position = position
+        self._phase: str | None = None
+        self._since = 0.0
+
+    def enter(self, phase: str) -> None:
+        """The phase that was under way ends, this one begins."""
+        self.stop()
+        self._observer.phase(self._position, phase)
+        self._phase, self._since = phase, time.perf_counter()
+
+    def stop(self) -> None:
+        """The phase that is under way ends."""
+        if self._phase is not None:
+            spent = time.perf_counter() - self._since
+            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + spent
+        self._phase = None
+
+
+def left_pad(prompts: Sequence[Prompt], length: int, pad_token_id: int) -> tuple[Ints, Bools]:
+    """Prompts as a matrix whose rows end together: ids int32 [B, length] and mask bool [B, length]."""
+    ids = np.full((len(prompts), length), pad_token_id, dtype=np.int32)
+    mask = np.zeros((len(prompts), length), dtype=np.bool_)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt.token_ids) :] = prompt.token_ids
+        mask[row, length - len(prompt.token_ids) :] = True
+    return ids, mask
+
+
+def concatenate(chunks: Sequence[RolloutChunk]) -> RolloutChunk:
+    """The chunks of a step as one, in order."""
+    if len(chunks) == 1:
+        return chunks[0]
+    tokens = [chunk.tokens for chunk in chunks]
+    return RolloutChunk(
+        prompt_indices=np.concatenate([chunk.prompt_indices for chunk in chunks]),
+        tokens=TokenBatch(
+            prompt_ids=np.concatenate([part.prompt_ids for part in tokens]),
+            prompt_mask=np.concatenate([part.prompt_mask for part in tokens]),
+            completion_ids=np.concatenate([part.completion_ids for part in tokens]),
+            completion_mask=np.concatenate([part.completion_mask for part in tokens]),
+        ),
+        stopped=np.concatenate([chunk.stopped for chunk in chunks]),
+        rewards=np.concatenate([chunk.rewards for chunk in chunks]),
+        reference_logprobs=np.concatenate([chunk.reference_logprobs for chunk in chunks]),
+    )
