@@ -29,8 +29,9 @@ class PromptSchedule:
     def __post_init__(self) -> None:
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"the dataset has {len(self.prompts)} prompts, but one step needs {self.prompts_per_step} ("
-                f"{self.world_size} workers x num_rollouts {self.chunks_per_step} x chunk_size {self.chunk_size})",
+                f"the dataset has {len(self.prompts)} prompts, but one step needs {self.prompts_per_step}: "
+                f"{self.world_size} workers x num_rollouts {self.chunks_per_step} "
+                f"x chunk_size {self.chunk_size}",
                 hint="use a larger dataset, or lower rl_config.chunk_size or rl_config.num_rollouts",
             )
 

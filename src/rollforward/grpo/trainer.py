@@ -189,7 +189,7 @@ class Trainer:
         )
 
     def _update(self, position: Position, batch: TrainingBatch) -> list[UpdateOutcome]:
-        """`num_iterations` optimizer steps over one experience; the old policy is the one before the first."""
+        """`num_iterations` optimizer steps over one experience; the old policy is that before the first."""
         first = position.global_step(self.schedule.steps_per_epoch) * self.settings.num_iterations
         outcomes: list[UpdateOutcome] = []
         for iteration in range(self.settings.num_iterations):
