@@ -75,7 +75,7 @@ class RolloutChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """What an optimizer step is computed from: its loss is `sum(token_weights * token_loss)`, over all ranks."""
+    """What an optimizer step is computed from. Its loss: `sum(token_weights * token_loss)` over all ranks."""
 
     tokens: TokenBatch
     advantages: Floats
