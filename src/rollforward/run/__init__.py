@@ -1,0 +1,1 @@
+"""What joins the rest: configuration, wiring, recovery, launching, metrics and progress."""

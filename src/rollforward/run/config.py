@@ -1,0 +1,368 @@
+"""The configuration: MindRLHF's sections and keys, typed, documented, checked.
+
+A user brings the YAML they have. Keys that mean something here are the fields below; keys that
+MindRLHF has and that mean nothing here are named in `run.ignored` and accepted with one line of
+the log; any other key is an error that names the nearest known one. A key that is left out has
+its default. All problems of a file are reported together.
+
+Keys that are ours, since MindRLHF has none for them: `rl_config.max_steps`, `advantage_std`,
+`loss_aggregation`, and `actor_config.optimizer.max_grad_norm`.
+
+`docs/reference/config.md` is generated from this file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from rollforward.errors import ConfigError
+from rollforward.run.ignored import is_ignored
+from rollforward.run.schema import Problems, key, meaning_of, parse, walk
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlConfig:
+    """The run: its data, its step, its checkpoints."""
+
+    dataset_file: str = key(
+        "",
+        "JSON Lines with `prompt` and `answer`, or `reasoning_gym:NAME?parameter=value&...`.",
+        affects_numbers=False,
+    )
+    tokenizer_dir: str = key(
+        "", "Folder of the tokenizer; the actor's Hugging Face folder when left out.", affects_numbers=False
+    )
+    seed: int = key(0, "Key of every random number: data order and sampling.", low=0, high=2**63 - 1)
+    epochs: int = key(1, "Passes over the dataset.", low=1, affects_numbers=False)
+    max_steps: int = key(0, "Stop after this many steps in all; 0: all epochs.", low=0, affects_numbers=False)
+    chunk_size: int = key(1, "Prompts in one rollout chunk of one worker.", low=1)
+    num_rollouts: int = key(1, "Rollout chunks per step and worker.", low=1)
+    num_generations: int = key(8, "Completions of each prompt: the group of GRPO.", low=2)
+    num_iterations: int = key(1, "Optimizer steps on the experience of one step.", low=1)
+    batch_size: int = key(1, "Samples in one forward and backward pass; gradients are accumulated.", low=1)
+    beta: float = key(0.01, "Weight of the KL divergence to the reference (k3 estimate).", low=0)
+    epsilon_low: float = key(0.2, "The ratio is clipped below at 1 - epsilon_low.", low=0, high=1)
+    epsilon_high: float = key(0.2, "The ratio is clipped above at 1 + epsilon_high.", low=0)
+    advantage_std: bool = key(
+        True, "Divide advantages by the standard deviation of their group (GRPO); false: do not (Dr. GRPO)."
+    )
+    loss_aggregation: str = key(
+        "token_mean",
+        "token_mean: every token of the step weighs the same; sequence_mean: every completion does.",
+        choices=("token_mean", "sequence_mean"),
+    )
+    seq_length: int = key(
+        0,
+        "Limit on max_prompt_length + max_tokens, checked when the run starts; 0: none.",
+        low=0,
+        affects_numbers=False,
+    )
+    save_ckpt_interval: int = key(
+        5, "Steps between checkpoints; 0: only the final one.", low=0, affects_numbers=False
+    )
+    save_max_ckpt_num: int = key(5, "Newest checkpoints that are kept.", low=1, affects_numbers=False)
+    save_ckpt_format: str = key(
+        "safetensors", "The format of new checkpoints.", choices=("safetensors",), affects_numbers=False
+    )
+    load_ckpt_format: str = key(
+        "safetensors",
+        "The format of files in a folder that MindRLHF or MindFormers wrote; our own are recognised.",
+        choices=("safetensors", "ckpt"),
+        affects_numbers=False,
+    )
+    save_strategy_dir: str = key(
+        "", "Where strategy_<rank>.ckpt goes; `<root>/strategy` when left out.", affects_numbers=False
+    )
+    enable_compile_cache: bool = key(
+        True,
+        "Keep compiled graphs in the run's folder, so that a restart need not compile.",
+        affects_numbers=False,
+    )
+    tensorboard: bool = key(False, "Write TensorBoard event files.", affects_numbers=False)
+    tensorboard_dir: str = key(
+        "", "Where they go; `tensorboard/` in the run's folder when left out.", affects_numbers=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with decoupled weight decay."""
+
+    type: str = key("adamw", "The optimizer.", choices=("adamw",))
+    adam_beta1: float = key(0.9, "Decay of the first moment.", low=0, high=1)
+    adam_beta2: float = key(0.95, "Decay of the second moment.", low=0, high=1)
+    eps: float = key(1e-8, "Added to the root of the second moment.", low=0)
+    weight_decay: float = key(0.0, "Decoupled weight decay.", low=0)
+    max_grad_norm: float = key(1.0, "The gradient's L2 norm is clipped to this; 0: not clipped.", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate: linear warm-up, then a cosine from `lr` to `min_lr`."""
+
+    lr_decay_style: str = key("cosine", "The shape of the decay.", choices=("cosine",))
+    lr: float = key(1e-6, "The rate after warm-up.", low=0)
+    min_lr: float = key(0.0, "The rate at the end of the decay.", low=0)
+    warmup_step: int = key(0, "Optimizer steps of linear warm-up.", low=0)
+    decay_steps: int = key(0, "Optimizer steps until `min_lr`, warm-up included; 0: the whole run.", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """The policy and how it is trained."""
+
+    load: str = key(
+        "", "Hugging Face folder to start from; the same as --actor_checkpoint_path.", affects_numbers=False
+    )
+    save: str = key("", "Where new checkpoints go; the same as --save_checkpoint_dir.", affects_numbers=False)
+    model_config: str = key(
+        "",
+        "config.json of the model, for a checkpoint folder that does not carry one (MindRLHF's).",
+        affects_numbers=False,
+    )
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefConfig:
+    """The reference model of the KL term."""
+
+    load: str = key(
+        "",
+        "Hugging Face folder; the same as --ref_checkpoint_path; the actor's when left out.",
+        affects_numbers=False,
+    )
+    sync_ref_model: bool = key(False, "Make the reference a copy of the policy every ref_model_sync_steps.")
+    ref_model_sync_steps: int = key(50, "Steps between two such copies.", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """What a completion is worth: the weighted sum of its verifiers' rewards."""
+
+    verifier_function: tuple[str, ...] = key(
+        ("accuracy_reward",),
+        "accuracy_reward, format_reward, reasoning_gym_score, or a function of yours as `module:function`.",
+    )
+    verifier_weight: tuple[float, ...] = key((), "One weight for each verifier; 1.0 each when left out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How completions are drawn."""
+
+    max_tokens: int = key(512, "Longest completion, in tokens.", low=1)
+    temperature: float = key(1.0, "Softmax temperature; 0: greedy.", low=0)
+    top_k: int = key(0, "Draw from the k likeliest tokens; 0 or -1: from all.", low=-1)
+    top_p: float = key(
+        1.0, "Draw from the likeliest tokens that together have this probability.", low=0, high=1
+    )
+    eos_token_id: tuple[int, ...] | None = key(
+        None, "Tokens that end a completion; the model folder's when left out.", low=0
+    )
+    pad_token_id: int | None = key(
+        None, "Fills up prompts and completions; the tokenizer's when left out.", low=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Generation."""
+
+    max_prompt_length: int = key(512, "Longest prompt, in tokens; prompts are padded to it.", low=1)
+    infer_model_batch_size: int = key(
+        0, "Samples that are decoded together; 0: one whole chunk (chunk_size x num_generations).", low=0
+    )
+    sampling_config: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextConfig:
+    """The device."""
+
+    device_target: str = key("CPU", "What MindSpore computes on.", choices=("CPU", "Ascend"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that a YAML file can say."""
+
+    rl_config: RlConfig = field(default_factory=RlConfig)
+    actor_config: ActorConfig = field(default_factory=ActorConfig)
+    ref_config: RefConfig = field(default_factory=RefConfig)
+    reward_config: RewardConfig = field(default_factory=RewardConfig)
+    generate_config: GenerateConfig = field(default_factory=GenerateConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+
+    @property
+    def verifier_weights(self) -> tuple[float, ...]:
+        """One weight for each verifier."""
+        reward = self.reward_config
+        return reward.verifier_weight or (1.0,) * len(reward.verifier_function)
+
+    @property
+    def samples_per_chunk(self) -> int:
+        """Completions in one rollout chunk."""
+        return self.rl_config.chunk_size * self.rl_config.num_generations
+
+    @property
+    def samples_per_generation(self) -> int:
+        """Completions that are decoded together."""
+        return self.generate_config.infer_model_batch_size or self.samples_per_chunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A configuration, and which of its keys were accepted although they mean nothing here."""
+
+    config: Config
+    ignored: tuple[str, ...]
+
+
+def load(file: str | None, overrides: Sequence[tuple[str, Any]] = ()) -> Loaded:
+    """Read a YAML file (None: all defaults) and put `overrides`, (dotted key, value), over it.
+
+    Raises ConfigError with every problem found, of the file and of the overrides.
+    """
+    tree, lines = _read(file) if file is not None else ({}, {})
+    for path, value in overrides:
+        _put(tree, path, value)
+    given = frozenset(path for path, _value in overrides)
+    problems = Problems(source=file or "command line", lines=lines, overridden=given)
+    config = parse(Config, tree, problems, ignored=is_ignored)
+    _check_together(config, problems)
+    problems.raise_any()
+    return Loaded(config=config, ignored=tuple(path for path in _paths(tree) if is_ignored(path)))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`section.key=value`, the value read as YAML; ConfigError when it is not of that form."""
+    path, equals, value = text.partition("=")
+    if not equals or "." not in path:
+        raise ConfigError(
+            f"--set {text}: expected section.key=value",
+            hint="write it as in --set rl_config.seed=7",
+        )
+    try:
+        return path.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+
+
+def what_affects_numbers(config: Config) -> dict[str, Any]:
+    """Dotted key -> value, of the keys that influence the weights a run ends with."""
+    found: dict[str, Any] = {}
+    tree = asdict(config)
+    for path, declared, _kind in walk(Config):
+        if meaning_of(declared).affects_numbers:
+            value: Any = tree
+            for part in path.split("."):
+                value = value[part]
+            found[path] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """XXH3-128, in hexadecimal, of facts that influence the numbers; independent of their order."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return xxhash.xxh3_128(text.encode()).hexdigest()
+
+
+def _check_together(config: Config, problems: Problems) -> None:
+    """Rules that span several keys."""
+    reward, schedule = config.reward_config, config.actor_config.lr_schedule
+    names, weights = reward.verifier_function, reward.verifier_weight
+    if not names:
+        problems.add("reward_config.verifier_function", "name at least one verifier")
+    if weights and len(weights) != len(names):
+        problems.add(
+            "reward_config.verifier_weight",
+            f"{len(weights)} weights for {len(names)} verifiers ({', '.join(names)})",
+            "give one weight for each verifier, or leave the weights out",
+        )
+    if schedule.decay_steps and schedule.decay_steps <= schedule.warmup_step:
+        problems.add(
+            "actor_config.lr_schedule.decay_steps",
+            f"must be greater than warmup_step ({schedule.warmup_step}); it is {schedule.decay_steps}",
+        )
+    if schedule.min_lr > schedule.lr:
+        problems.add(
+            "actor_config.lr_schedule.min_lr",
+            f"must not be greater than lr ({schedule.lr:g}); it is {schedule.min_lr:g}",
+        )
+    generate, limit = config.generate_config, config.rl_config.seq_length
+    needed = generate.max_prompt_length + generate.sampling_config.max_tokens
+    if limit and needed > limit:
+        problems.add(
+            "rl_config.seq_length",
+            f"is {limit}, but max_prompt_length {generate.max_prompt_length} + max_tokens "
+            f"{generate.sampling_config.max_tokens} = {needed}",
+            "raise seq_length, or lower one of the two",
+        )
+    if generate.sampling_config.top_p == 0:
+        problems.add("generate_config.sampling_config.top_p", "must be greater than 0")
+
+
+def _read(file: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The mapping in a YAML file, and the line of each dotted key."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file", hint="give the configuration with --config FILE") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{file}: expected sections such as rl_config at the top, got {type(tree).__name__}"
+        )
+    lines: dict[str, int] = {}
+    _note_lines(root, "", file, lines)
+    return tree, lines
+
+
+def _note_lines(node: yaml.Node, prefix: str, file: str, lines: dict[str, int]) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for name, value in node.value:
+        path = f"{prefix}{name.value}"
+        line = name.start_mark.line + 1
+        if path in lines:
+            # YAML would keep the last one and say nothing.
+            raise ConfigError(f"{file}:{line}: {path}: given twice, first on line {lines[path]}")
+        lines[path] = line
+        _note_lines(value, f"{path}.", file, lines)
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, name = path.split(".")
+    for part in sections:
+        below = tree.get(part)
+        if not isinstance(below, dict):
+            below = tree[part] = {}
+        tree = below
+    tree[name] = value
+
+
+def _paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of a tree, as deep as they are keys of ours; an ignored section counts as one."""
+    found: list[str] = []
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value and not is_ignored(path):
+            found.extend(_paths(value, f"{path}."))
+        else:
+            found.append(path)
+    return found

@@ -1,0 +1,244 @@
+"""Nested mappings, as YAML gives them, into frozen dataclasses: typed, range-checked, all errors at once.
+
+The room knows nothing of what the keys mean. A dataclass declares each of its keys with `key`
+(default, what it means, what values it may have); `parse` walks a mapping beside the
+declarations and gathers every problem instead of stopping at the first, so that a file with
+five mistakes is mended in one go.
+
+Left out: references between keys, includes, environment variables. A configuration is data.
+"""
+
+import difflib
+import math
+import types
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from rollforward.errors import ConfigError
+
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """What a key means and which values it may have."""
+
+    doc: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    affects_numbers: bool = True
+    """Whether two runs that differ here may end with different weights."""
+
+
+def key(
+    default: Any,
+    doc: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: tuple[str, ...] = (),
+    affects_numbers: bool = True,
+) -> Any:
+    """Declare a key of a section: a dataclass field with its meaning attached."""
+    meaning = Meaning(doc=doc, low=low, high=high, choices=choices, affects_numbers=affects_numbers)
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass
+class Problems:
+    """What is wrong with one source of keys, gathered while it is read."""
+
+    source: str
+    """The file, as the user named it."""
+    lines: Mapping[str, int]
+    """Dotted key -> line of the file, counted from 1."""
+    overridden: Container[str] = ()
+    """Dotted keys that the command line gave."""
+    found: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+    def add(self, path: str, text: str, hint: str | None = None) -> None:
+        """Note a problem with the key at the dotted `path`."""
+        line = self.lines.get(path)
+        where = f"{self.source}:{line}" if line is not None else self.source
+        if path in self.overridden:
+            where = "command line"
+        self.found.append(f"{where}: {path}: {text}" if path else f"{where}: {text}")
+        if hint and hint not in self.hints:
+            self.hints.append(hint)
+
+    def raise_any(self) -> None:
+        """ConfigError with everything gathered, if there is anything."""
+        if not self.found:
+            return
+        if len(self.found) == 1:
+            message = self.found[0]
+        else:
+            message = f"{len(self.found)} problems in the configuration:\n" + "\n".join(
+                f"  {text}" for text in self.found
+            )
+        raise ConfigError(message, hint="; ".join(self.hints) or "mend the value and start again")
+
+
+def meaning_of(declared: "Field[Any]") -> Meaning:
+    """The meaning that `key` attached."""
+    found: Meaning = declared.metadata["meaning"]
+    return found
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name most like `name`, or None when none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def walk(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, "Field[Any]", Any]]:
+    """Every leaf key below a section class: (dotted path, field, type), in the order of declaration."""
+    hints = get_type_hints(cls)
+    for declared in fields(cls):
+        path = f"{prefix}{declared.name}"
+        kind = hints[declared.name]
+        if is_dataclass(kind):
+            yield from walk(kind, f"{path}.")  # type: ignore[arg-type]
+        else:
+            yield path, declared, kind
+
+
+def default_of(declared: "Field[Any]") -> Any:
+    """The default of a leaf key."""
+    if declared.default is not MISSING:
+        return declared.default
+    raise TypeError(f"{declared.name} is declared without a default")
+
+
+def parse(
+    cls: type[Section],
+    given: Any,
+    problems: Problems,
+    *,
+    path: str = "",
+    ignored: Callable[[str], bool] = lambda _: False,
+) -> Section:
+    """Build a section from a mapping; problems are gathered, and the defaults stand in for what is wrong.
+
+    `ignored` tells, of a dotted path, whether that key is accepted although it means nothing here.
+    """
+    if given is None:
+        given = {}
+    if not isinstance(given, Mapping):
+        problems.add(path, f"expected keys below this section, got {_written(given)}")
+        given = {}
+    hints = get_type_hints(cls)
+    declared = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        here = f"{path}.{name}" if path else str(name)
+        if name in declared:
+            kind = hints[name]
+            if is_dataclass(kind):
+                values[name] = parse(kind, value, problems, path=here, ignored=ignored)  # type: ignore[arg-type]
+            else:
+                values.update(_leaf(name, declared[name], kind, value, here, problems))
+        elif not ignored(here):
+            near = nearest(str(name), list(declared))
+            where = f"the keys of {path}" if path else "the sections"
+            told = f"the nearest known key is {near!r}" if near else f"{where} are {', '.join(declared)}"
+            problems.add(here, f"unknown key; {told}")
+    return cls(**values)
+
+
+def _leaf(
+    name: str, declared: "Field[Any]", kind: Any, value: Any, path: str, problems: Problems
+) -> dict[str, Any]:
+    try:
+        converted = _convert(kind, value)
+    except TypeError:
+        problems.add(path, f"expected {kind_name(kind)}, got {_written(value)}")
+        return {}
+    complaint = _range_complaint(meaning_of(declared), converted)
+    if complaint:
+        problems.add(path, complaint)
+        return {}
+    return {name: converted}
+
+
+def _range_complaint(meaning: Meaning, value: Any) -> str | None:
+    if meaning.choices and value not in meaning.choices:
+        return f"must be one of {', '.join(meaning.choices)}; it is {value!r}"
+    numbers = value if isinstance(value, tuple) else (value,)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        if not meaning.low <= number <= meaning.high:
+            if meaning.high == math.inf:
+                return f"must be at least {meaning.low:g}; it is {number}"
+            return f"must be between {meaning.low:g} and {meaning.high:g}; it is {number}"
+    return None
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    """The value as `kind`; TypeError when it is of another type."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        options = [option for option in get_args(kind) if option is not type(None)]
+        return None if value is None else _convert(options[0], value)
+    if origin is tuple:
+        (item, *_rest) = get_args(kind)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_convert(item, each) for each in values)
+    if kind is bool:
+        return _boolean(value)
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError
+        return value
+    if kind is float:
+        return _number(value)
+    if kind is str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+    raise TypeError
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _number(value: Any) -> float:
+    # YAML 1.1 reads 5e-7 (without a point) as text: people mean the number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise TypeError from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise TypeError
+    return float(value)
+
+
+def kind_name(kind: Any) -> str:
+    """What the type of a key is called to a person."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        options = [option for option in get_args(kind) if option is not type(None)]
+        return f"{kind_name(options[0])} or null"
+    if origin is tuple:
+        return f"a list, each item {kind_name(get_args(kind)[0])}"
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return names[kind]
+
+
+def _written(value: Any) -> str:
+    names = {bool: "true/false", int: "the whole number", float: "the number", str: "the text"}
+    if value is None:
+        return "nothing (null)"
+    if isinstance(value, Mapping):
+        return "keys below it"
+    if isinstance(value, (list, tuple)):
+        return f"the list {list(value)!r}"
+    return f"{names.get(type(value), type(value).__name__)} {value!r}"
