@@ -1,0 +1,1 @@
+"""What computes: one package for each framework, behind `grpo.ports.Engine`."""

@@ -1,0 +1,127 @@
+"""The workers of a run, over MindSpore's communication library.
+
+Data-parallel only: every worker holds the whole model, and what passes between them is a sum of
+gradients (`learning`) and small values in JSON (`Group.all_gather`). `connect` finds out whether
+this process was started by `msrun`; a process that was not is a group of one, and no
+communication library is started for it.
+
+Left out: model-parallel layouts. On the CPU neither ReduceScatter nor semi-automatic parallelism
+exists, so they would have to be built from explicit collectives.
+"""
+
+import json
+import os
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from mindspore import communication as comm
+from numpy.typing import NDArray
+
+from rollforward.errors import EngineError
+from rollforward.grpo.ports import Group
+from rollforward.grpo.types import Ints
+
+FRAME_WORDS = 1024
+"""int32 words of the first frame of an exchange, its length word included: 4 KiB hold most values."""
+
+
+class SingleProcess:
+    """A group of one. `grpo.ports.Group` without any communication."""
+
+    rank = 0
+    world_size = 1
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The value, through JSON, so that one worker sees what many would."""
+        return [json.loads(_encode(value))]
+
+
+class MsrunGroup:
+    """The workers that `msrun` started. Made by `connect`, which starts the communication library."""
+
+    def __init__(self) -> None:
+        self.rank: int = comm.get_rank()
+        self.world_size: int = comm.get_group_size()
+        self._gather = _Gather()
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Each rank's value, in rank order. EngineError for a value that JSON cannot hold.
+
+        Every rank sends a frame of FRAME_WORDS words that opens with the length of its message in
+        bytes. When a message is longer than that, the rest follows in a second exchange as long
+        as the longest rest. Sizes are rounded up to powers of two, since each size is a graph to
+        compile.
+        """
+        payload = _encode(value)
+        room = (FRAME_WORDS - 1) * 4
+        first = np.zeros(FRAME_WORDS, dtype=np.int32)
+        first[0] = len(payload)
+        first[1:] = _words(payload[:room], FRAME_WORDS - 1)
+        frames = self._exchange(first)
+        lengths = [int(frame[0]) for frame in frames]
+        messages = [frame[1:].tobytes() for frame in frames]
+        longest_rest = max(lengths) - room
+        if longest_rest > 0:
+            words = 1 << (-(-longest_rest // 4) - 1).bit_length()
+            rests = self._exchange(_words(payload[room:], max(words, FRAME_WORDS)))
+            messages = [head + rest.tobytes() for head, rest in zip(messages, rests, strict=True)]
+        return [json.loads(message[:length]) for message, length in zip(messages, lengths, strict=True)]
+
+    def _exchange(self, words: Ints) -> NDArray[np.int32]:
+        gathered: NDArray[np.int32] = self._gather(ms.Tensor(words)).asnumpy()
+        return gathered.reshape(self.world_size, -1)
+
+
+class _Gather(nn.Cell):
+    """AllGather along the first axis.
+
+    As a graph, because the CPU build of MindSpore 2.10 has no kernel for it outside of one
+    ("InnerCommAllGather unregistered"); of int32, because it has none for bytes or int64.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_gather = ops.AllGather()
+
+    def construct(self, words: ms.Tensor) -> ms.Tensor:
+        return self.all_gather(words)
+
+
+def started_by_msrun() -> bool:
+    """Whether this process is one of several workers that `msrun` started."""
+    return os.environ.get("MS_ROLE") == "MS_WORKER" and int(os.environ.get("MS_WORKER_NUM", "1")) > 1
+
+
+def connect(device_target: str = "CPU") -> Group:
+    """The group this process belongs to. Collective under `msrun`: returns when all workers are there.
+
+    EngineError when the other workers do not come.
+    """
+    if not started_by_msrun():
+        return SingleProcess()
+    ms.set_context(mode=ms.GRAPH_MODE, device_target=device_target)
+    try:
+        comm.init()
+    except RuntimeError as error:
+        address = f"{os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}"
+        raise EngineError(
+            f"worker {os.environ.get('RANK_ID', '?')} could not join its group at {address}: "
+            f"{str(error).strip().splitlines()[0]}",
+            hint="look for the first error in the other workers' logs; see that the port is free "
+            "(msrun --master_port)",
+        ) from error
+    return MsrunGroup()
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=True).encode()
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"workers exchange JSON values, and this is none: {error}") from error
+
+
+def _words(payload: bytes, words: int) -> Ints:
+    """The bytes as int32 words, zeros after them."""
+    return np.frombuffer(payload.ljust(words * 4, b"\0"), dtype=np.int32)
