@@ -1,0 +1,133 @@
+"""Who may import whom: the walls of the house, as in ARCHITECTURE.md."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rollforward
+
+ROOT = Path(rollforward.__file__).parent
+EVERYONE = {"rollforward", "rollforward.errors", "rollforward.position"}
+FRAMEWORKS = {"mindspore", "torch", "transformers", "tensorflow", "jax"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "position": set(),
+    "storage": set(),
+    "store": {"storage"},
+    "grpo": set(),
+    "verifiers": {"grpo.types", "grpo.ports"},
+    "engines": {"grpo.types", "grpo.ports"},
+    "run": {"storage", "store", "grpo", "verifiers", "engines"},
+    "cli": {"run", "store"},
+}
+
+LIBRARIES: dict[str, set[str]] = {
+    "errors": set(),
+    "position": set(),
+    "storage": set(),
+    "store": {"numpy", "xxhash"},
+    "grpo": {"numpy"},
+    "verifiers": {"numpy", "math_verify", "reasoning_gym"},
+    "engines": {"numpy", "mindspore", "google"},
+    "run": {"numpy", "yaml", "rich", "tokenizers", "jinja2", "tensorboardX", "reasoning_gym", "xxhash", "psutil"},
+    "cli": {"rich"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, wherever in it the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides which room it reaches into"
+            assert node.module is not None
+            names.add(node.module)
+    return names
+
+
+def ours(name: str) -> bool:
+    return name.split(".")[0] == "rollforward"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_reaches_only_into_the_rooms_it_may(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        assert not any(ours(name) for name in imported(path))
+        return
+    for name in filter(ours, imported(path)):
+        if name in EVERYONE or name.split(".")[1] == here:
+            continue
+        target = name.removeprefix("rollforward.")
+        allowed = any(target == door or target.startswith(door + ".") for door in MAY_IMPORT[here])
+        assert allowed, f"{path.relative_to(ROOT)} imports {name}; {here} may import {MAY_IMPORT[here] or 'nothing'}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_uses_only_the_libraries_it_may(path: Path) -> None:
+    here = room(path)
+    standard = sys.stdlib_module_names
+    for name in imported(path):
+        top = name.split(".")[0]
+        if top not in standard and top != "rollforward":
+            assert top in LIBRARIES.get(here, set()), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_engines_never_reach_into_each_other() -> None:
+    engines = [folder for folder in (ROOT / "engines").iterdir() if (folder / "__init__.py").exists()]
+    assert engines
+    for engine in engines:
+        for path in engine.rglob("*.py"):
+            for name in imported(path):
+                if name.startswith("rollforward.engines."):
+                    assert name.split(".")[2] == engine.name, f"{path} imports {name}"
+
+
+def test_the_run_loads_an_engine_late_and_by_name() -> None:
+    """Whoever looks at a run must not wait for a framework to start."""
+    for path in [*(ROOT / "run").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        for node in top:
+            text = ast.unparse(node)
+            assert "engines" not in text, f"{path} loads an engine when it is imported: {text}"
+
+
+@pytest.mark.parametrize(
+    "module", ["store", "storage", "grpo", "grpo.trainer", "verifiers", "run.config", "run.recovery", "cli.main"]
+)
+def test_importing_it_loads_no_framework(module: str) -> None:
+    program = f"import sys, rollforward.{module}; print(' '.join({FRAMEWORKS!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_only_the_storage_room_renames_and_syncs() -> None:
+    """One durable-write primitive, used by all."""
+    for path in modules():
+        if room(path) == "storage":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                assert node.attr not in {"rename", "replace", "fsync"}, f"{path}:{node.lineno}: os.{node.attr}"
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    """Data is only data."""
+    for path in modules():
+        loaded = {name.split(".")[0] for name in imported(path)}
+        assert not loaded & {"pickle", "cPickle", "dill", "shelve", "marshal"}, path
