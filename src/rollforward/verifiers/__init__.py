@@ -1,0 +1,15 @@
+"""What completions are worth: reward functions, one a file, and the registry that names them.
+
+A reward function is called with keyword arguments: `prompts`, `completions` and `answer`, lists
+of B strings, and every other column of the dataset as a list of length B. It returns B numbers.
+One that does not need all of them may take fewer, or swallow the rest in `**columns`.
+
+`resolve` turns the names of a configuration into verifiers, `score` calls them and checks what
+they return. Weights are applied by the trainer; the journal keeps the unweighted rewards.
+Left out: learned reward models, and asynchronous or remote scoring.
+"""
+
+from rollforward.verifiers.registry import BUILT_IN, resolve
+from rollforward.verifiers.scoring import score
+
+__all__ = ["BUILT_IN", "resolve", "score"]
