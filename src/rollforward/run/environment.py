@@ -1,0 +1,46 @@
+"""Which process this is, and the environment that MindSpore wants before it is imported.
+
+`msrun` starts one script several times: once as the scheduler, which brings the workers
+together, and once for each worker. Environment variables say which is which.
+"""
+
+import os
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+LAUNCHED = "ROLLFORWARD_WORKER_FILES"
+"""Set for workers that `run.launch` started: the folder where they say that they live, and how they ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """This process among those of a run."""
+
+    role: Literal["alone", "worker", "scheduler"]
+    rank: int
+    world_size: int
+
+
+def this_process(environment: Mapping[str, str] = os.environ) -> Process:
+    """What `msrun`'s variables say of this process; alone when it was not started by `msrun`."""
+    workers = int(environment.get("MS_WORKER_NUM", "1"))
+    role = environment.get("MS_ROLE")
+    if role == "MS_SCHED":
+        return Process(role="scheduler", rank=-1, world_size=workers)
+    if role == "MS_WORKER" and workers > 1:
+        return Process(role="worker", rank=int(environment.get("RANK_ID", "0")), world_size=workers)
+    return Process(role="alone", rank=0, world_size=1)
+
+
+def prepare(*, compile_cache: Path | None, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what MindSpore reads when it is imported. What the user has set stays.
+
+    `compile_cache`: where compiled graphs are kept; None: nowhere.
+    """
+    # MindSpore logs warnings of its own to standard error, many at each start.
+    environment.setdefault("GLOG_v", "3")
+    if compile_cache is not None:
+        environment.setdefault("MS_COMPILER_CACHE_ENABLE", "1")
+        environment.setdefault("MS_COMPILER_CACHE_PATH", str(compile_cache))
