@@ -134,7 +134,8 @@ class Observer(Protocol):
     """Who watches. Nothing that an observer does changes the run."""
 
     def phase(self, position: Position, name: str) -> None:
-        """The run enters a phase: `generate`, `verify`, `reference`, `update`, `checkpoint`."""
+        """The run enters a phase: `generate`, `verify`, `reference`,
+        `log`, `update` or `checkpoint`."""
         ...
 
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:

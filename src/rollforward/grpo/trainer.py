@@ -18,7 +18,7 @@ step), which would trade exactness for throughput.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -100,41 +100,42 @@ class Trainer:
 
     def run(self, start: Position, end: Position) -> None:
         """Run every step from `start` up to, not including, `end`; the state at `end` is saved."""
+        clock = PhaseClock(self.observer)
         position = start
         while position < end:
-            position = self._step(position, end)
+            self._step(position, clock)
+            position = position.following(self.schedule.steps_per_epoch)
+            done = position.global_step(self.schedule.steps_per_epoch)
+            if position >= end or done % self.settings.save_ckpt_interval == 0:
+                clock.enter(position, "checkpoint")
+                self.checkpoints.begin(position, done)
         self.checkpoints.close()
+        clock.stop()
 
-    def _step(self, position: Position, end: Position) -> Position:
-        """Run one step, save the state after it when that is due, and return the next position."""
-        clock = PhaseClock(self.observer, position)
+    def _step(self, position: Position, clock: "PhaseClock") -> None:
         experience = [self._chunk(position, chunk, clock) for chunk in range(self.schedule.chunks_per_step)]
         rollouts = concatenate(experience)
         rewards = rollouts.rewards @ np.asarray(self.settings.verifier_weights, dtype=np.float32)
         batch = self._training_batch(rollouts, rewards)
 
-        clock.enter("update")
+        clock.enter(position, "update")
         self.checkpoints.before_update()
         outcomes = self._update(position, batch)
-        following = position.following(self.schedule.steps_per_epoch)
-        done = following.global_step(self.schedule.steps_per_epoch)
+        done = position.global_step(self.schedule.steps_per_epoch) + 1
         if self.settings.ref_model_sync_steps and done % self.settings.ref_model_sync_steps == 0:
             self.engine.sync_reference()
 
-        clock.enter("checkpoint")
+        clock.enter(position, "checkpoint")
         self.checkpoints.boundary()
-        if following >= end or done % self.settings.save_ckpt_interval == 0:
-            self.checkpoints.begin(following, done)
-        clock.stop()
-        self._report(position, rollouts, rewards, outcomes, clock)
-        return following
+        # Before the next checkpoint begins: a step that a checkpoint holds is never run, or told, again.
+        self._report(position, rollouts, rewards, outcomes, clock.take())
 
     def _chunk(self, position: Position, chunk: int, clock: "PhaseClock") -> RolloutChunk:
         """One chunk of experience: from the log when it is there, else generated, scored and logged."""
         finished = self.log.find(position, chunk)
         if finished is not None:
             return finished
-        clock.enter("generate")
+        clock.enter(position, "generate")
         settings = self.settings
         prompts = [
             prompt for prompt in self.schedule.chunk(position, chunk) for _ in range(settings.num_generations)
@@ -154,13 +155,13 @@ class Trainer:
             completion_ids=generation.completion_ids,
             completion_mask=columns[None, :] < generation.lengths[:, None],
         )
-        clock.enter("verify")
+        clock.enter(position, "verify")
         texts = [
             self.decode(ids[:length].tolist())
             for ids, length in zip(generation.completion_ids, generation.lengths, strict=True)
         ]
         rewards = self.score(prompts, texts)
-        clock.enter("reference")
+        clock.enter(position, "reference")
         rollouts = RolloutChunk(
             prompt_indices=np.array([prompt.index for prompt in prompts], dtype=np.int32),
             tokens=tokens,
@@ -168,7 +169,7 @@ class Trainer:
             rewards=rewards,
             reference_logprobs=self.engine.reference_logprobs(tokens),
         )
-        clock.enter("log")
+        clock.enter(position, "log")
         self.log.append(position, chunk, rollouts)
         return rollouts
 
@@ -213,7 +214,7 @@ class Trainer:
         rollouts: RolloutChunk,
         rewards: Floats,
         outcomes: Sequence[UpdateOutcome],
-        clock: "PhaseClock",
+        seconds: Mapping[str, float],
     ) -> None:
         """Gather the step's figures from all workers and hand them to the observer."""
         lengths = rollouts.tokens.completion_mask.sum(axis=1)
@@ -246,32 +247,38 @@ class Trainer:
         }
         for index, name in enumerate(self.settings.verifier_names):
             metrics[f"reward/{name}"] = math.fsum(part["verifiers"][index] for part in parts) / samples
-        seconds = {f"seconds/{name}": value for name, value in clock.seconds.items()}
-        self.observer.step(position, metrics | seconds)
+        self.observer.step(
+            position, metrics | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
+        )
 
 
 class PhaseClock:
-    """Tells the observer which phase a step is in, and adds up the seconds of each."""
+    """Tells the observer which phase the run is in, and adds up the seconds of each."""
 
-    def __init__(self, observer: Observer, position: Position) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._position = position
+        self._seconds: dict[str, float] = {}
         self._phase: str | None = None
         self._since = 0.0
 
-    def enter(self, phase: str) -> None:
+    def enter(self, position: Position, phase: str) -> None:
         """The phase that was under way ends, this one begins."""
         self.stop()
-        self._observer.phase(self._position, phase)
+        self._observer.phase(position, phase)
         self._phase, self._since = phase, time.perf_counter()
 
     def stop(self) -> None:
         """The phase that is under way ends."""
         if self._phase is not None:
             spent = time.perf_counter() - self._since
-            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + spent
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + spent
         self._phase = None
+
+    def take(self) -> dict[str, float]:
+        """End the phase; the seconds of each phase since they were last taken."""
+        self.stop()
+        taken, self._seconds = self._seconds, {}
+        return taken
 
 
 def left_pad(prompts: Sequence[Prompt], length: int, pad_token_id: int) -> tuple[Ints, Bools]:
