@@ -1,0 +1,278 @@
+"""A decoder-only language model in fp32, built from a `ModelConfig`: Llama, Qwen2 and Qwen3.
+
+Parameters carry Hugging Face names (`model.layers.0.self_attn.q_proj.weight`), behind a prefix
+where two models live in one graph. Cells work on tokens laid out flat, `[B * L, features]`, so
+that every projection is one matrix product; only attention looks at `[B, heads, L, head_dim]`.
+
+`Decoder.hidden` ends at the final norm and does not touch the vocabulary: whoever needs logits
+multiplies with `head_weight`, in slices if it must. What generation needs besides (projection
+and attention apart, to put a cache between them) is public on `Attention`.
+
+Left out: dropout, which the supported families do not train with; and half precision.
+"""
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from rollforward.engines.mindspore.config import ModelConfig
+from rollforward.engines.mindspore.rope import RopeConfig, inverse_frequencies
+
+__all__ = ["Attention", "Decoder", "Layer", "ModelConfig", "attention_mask", "initialise", "positions_of"]
+
+MASKED = -1e9
+"""Added to the scores of keys that must not be seen. Finite, so that a row of only padding is no NaN."""
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """int32 [B, L]: each token's place among its row's real tokens; 0 on padding. `mask` is bool [B, L]."""
+    counted = ops.cumsum(mask.astype(ms.int32), 1)
+    return ops.maximum(counted - 1, 0) * mask.astype(ms.int32)
+
+
+def attention_mask(mask: Tensor) -> Tensor:
+    """float32 [B, 1, L, L], to be added to scores: 0 where a query may see a key, `MASKED` elsewhere.
+
+    A query sees the real tokens at and before its own column. `mask` is bool [B, L].
+    """
+    length = mask.shape[1]
+    causal = Tensor(np.tril(np.ones((1, 1, length, length), np.float32)))
+    seen = causal * mask.astype(ms.float32).reshape(mask.shape[0], 1, 1, length)
+    return (1.0 - seen) * MASKED
+
+
+class RMSNorm(nn.Cell):
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.ones(size, np.float32)), name="weight")
+        self.eps = eps
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Same shape as `x`."""
+        return x * ops.rsqrt((x * x).mean(-1, keep_dims=True) + self.eps) * self.weight
+
+
+class Linear(nn.Cell):
+    """`x @ weight.T + bias`; weight is [outputs, inputs] as in Hugging Face files."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.zeros((outputs, inputs), np.float32)), name="weight")
+        self.has_bias = bias
+        if bias:
+            self.bias = Parameter(Tensor(np.zeros(outputs, np.float32)), name="bias")
+        self.product = ops.MatMul(transpose_b=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """[N, inputs] -> [N, outputs]."""
+        y = self.product(x, self.weight)
+        if self.has_bias:
+            y = y + self.bias
+        return y
+
+
+class Embedding(nn.Cell):
+    """Rows of a table; weight is [vocabulary, hidden]."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.zeros((vocab_size, hidden_size), np.float32)), name="weight")
+        self.gather = ops.Gather()
+
+    def construct(self, ids: Tensor) -> Tensor:
+        """int32 [...] -> float32 [..., hidden]."""
+        return self.gather(self.weight, ids, 0)
+
+
+class Rotary(nn.Cell):
+    """Cosines and sines of the angles at given positions.
+
+    With `dynamic` scaling the angles of a row depend on the row's own last position, and on
+    nothing else in the batch.
+    """
+
+    def __init__(self, rope: RopeConfig, head_dim: int) -> None:
+        super().__init__()
+        self.frequencies = Tensor(inverse_frequencies(rope, head_dim).reshape(1, 1, -1))
+        self.scale = rope.attention_factor
+        self.dynamic = rope.kind == "dynamic"
+        self.factor = rope.factor
+        self.limit = float(rope.max_positions)
+        # theta' = theta * growth ** (d / (d - 2)), and frequency[i] = theta' ** (-2 i / d).
+        exponents = -np.arange(0, head_dim, 2, dtype=np.float64) / max(head_dim - 2, 1)
+        self.growth_exponents = Tensor(exponents.astype(np.float32).reshape(1, 1, -1))
+
+    def construct(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """int32 [B, L] -> two of float32 [B, L, head_dim / 2]."""
+        places = positions.astype(ms.float32)
+        frequencies = self.frequencies
+        if self.dynamic:
+            length = ops.maximum(places.max(axis=1, keepdims=True) + 1.0, self.limit)
+            growth = self.factor * length / self.limit - (self.factor - 1.0)
+            frequencies = frequencies * ops.pow(growth.expand_dims(-1), self.growth_exponents)
+        angles = places.expand_dims(-1) * frequencies
+        return ops.cos(angles) * self.scale, ops.sin(angles) * self.scale
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair `(i, i + D/2)` of `x` [B, L, heads, D] by the angles [B, L, D/2]."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = cos.expand_dims(2), sin.expand_dims(2)
+    return ops.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+class Attention(nn.Cell):
+    """Grouped-query attention (Ainslie et al., 2023), in steps that generation can take one by one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.o_proj = Linear(width, config.hidden_size, bias=config.output_bias)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+        self.scale = 1.0 / math.sqrt(self.head_dim)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+        self.softmax = ops.Softmax(-1)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B * L, hidden] -> queries [B, heads, L, D], keys and values [B, kv_heads, L, D], rotated."""
+        batch, length = cos.shape[0], cos.shape[1]
+        q = self.q_proj(x).reshape(batch, length, self.heads, self.head_dim)
+        k = self.k_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
+        v = self.v_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Mix values by softmaxed scores and project: -> [B * L, hidden].
+
+        q [B, heads, L, D]; k, v [B, kv_heads, S, D]; mask [B, 1, L, S], added to the scores.
+        """
+        batch, length, seen = q.shape[0], q.shape[2], k.shape[2]
+        # The queries that share a key-value head are stacked, so that keys are never repeated in memory.
+        q = q.reshape(batch * self.kv_heads, -1, self.head_dim)
+        scores = self.scores(q * self.scale, k.reshape(batch * self.kv_heads, seen, self.head_dim))
+        scores = scores.reshape(batch, self.heads, length, seen) + mask
+        weights = self.softmax(scores).reshape(batch * self.kv_heads, -1, seen)
+        mixed = self.mix(weights, v.reshape(batch * self.kv_heads, seen, self.head_dim))
+        mixed = mixed.reshape(batch, self.heads, length, self.head_dim).transpose(0, 2, 1, 3)
+        return self.o_proj(mixed.reshape(batch * length, self.heads * self.head_dim))
+
+    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        """[B * L, hidden] -> [B * L, hidden]."""
+        q, k, v = self.project(x, cos, sin)
+        return self.attend(q, k, v, mask)
+
+
+class MLP(nn.Cell):
+    """The gated MLP: `down(silu(gate(x)) * up(x))` (Shazeer, "GLU Variants", 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate, bias=config.mlp_bias)
+        self.up_proj = Linear(config.hidden_size, config.intermediate, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate, config.hidden_size, bias=config.mlp_bias)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """[N, hidden] -> [N, hidden]."""
+        return self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Cell):
+    """Attention and MLP, each behind its norm and beside its residual."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        """[B * L, hidden] -> [B * L, hidden]."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class _Body(nn.Cell):
+    """What stands under `model.` in Hugging Face's names. The steps over it are the Decoder's."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.CellList([Layer(config) for _ in range(config.layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Decoder(nn.Cell):
+    """The model without its loss. Parameters start at zero (norms at one): load or `initialise` them."""
+
+    def __init__(self, config: ModelConfig, prefix: str = "") -> None:
+        super().__init__()
+        self.config = config
+        self.model = _Body(config)
+        self.rotary = Rotary(config.rope, config.head_dim)
+        if not config.tied:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._named = dict(self.parameters_and_names())
+        for name, parameter in self._named.items():
+            parameter.name = prefix + name
+
+    @property
+    def head_weight(self) -> Parameter:
+        """[vocabulary, hidden]; the embedding's own parameter where they are tied."""
+        return self.model.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    def named_parameters(self) -> dict[str, Parameter]:
+        """Hugging Face name -> parameter, without the prefix. A tied head is not listed."""
+        return dict(self._named)
+
+    def update_parameters_name(self, prefix: str = "", recurse: bool = True) -> None:
+        """Keep the names: MindSpore would put the attribute path of a cell around this one before them."""
+
+    def hidden(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """The final-normed hidden states, float32 [B, L, hidden].
+
+        ids and positions int32 [B, L] (see `positions_of`); mask float32 [B, 1, L, L] (see
+        `attention_mask`). May be called from another cell's `construct`.
+        """
+        batch, length = ids.shape
+        cos, sin = self.rotary(positions)
+        x = self.model.embed_tokens(ids.reshape(-1))
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, mask)
+        return self.model.norm(x).reshape(batch, length, -1)
+
+    def construct(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """`hidden`."""
+        return self.hidden(ids, positions, mask)
+
+
+def initialise(decoder: Decoder, seed: int, deviation: float = 0.02) -> None:
+    """Draw fresh weights, as a new model starts: normal with the given deviation; biases 0, norms 1.
+
+    A function of (seed, name): NumPy's Philox, one stream for each parameter in the order of its name.
+    """
+    for number, (name, parameter) in enumerate(sorted(decoder.named_parameters().items())):
+        values = parameter.asnumpy()
+        if name.endswith("bias"):
+            values[...] = 0.0
+        elif "norm" in name:
+            values[...] = 1.0
+        else:
+            stream = np.random.Generator(np.random.Philox(key=(seed, number)))
+            values[...] = stream.standard_normal(values.shape, np.float32) * np.float32(deviation)
