@@ -1,0 +1,183 @@
+"""What the store needs from a disk, in two small protocols.
+
+`Storage` is what the store is written against: whole files, made durable before they are
+visible, named by paths relative to one folder. `FileOps` is what a storage is written
+against: one method a system call. It exists so that tests can put a simulated disk under
+the very code that runs in production, record each operation, and crash between any two.
+
+Paths of a `Storage` are relative, `/`-separated and checked (`check_path`): no name read
+from a disk can lead out of the folder. Left out: appending (the journal has its own room),
+permissions, and every kind of link; a symbolic link below the root is refused.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol
+
+from rollforward.errors import StorageError
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name in a folder."""
+
+    name: str
+    kind: Literal["file", "folder", "link", "other"]
+    size: int
+    """Bytes of a file; 0 for everything else."""
+
+
+class ReadHandle(Protocol):
+    """An open file. `size` was taken when it was opened."""
+
+    size: int
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the whole buffer from `offset`; StorageError when the file ends before that."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
+
+    def __enter__(self) -> "ReadHandle": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Storage(Protocol):
+    """A folder of files, each complete and durable from the moment it has its name.
+
+    Every method raises StorageError, with operation, path, cause and what to try.
+    """
+
+    def write(self, path: str, buffers: Iterable[Buffer]) -> int:
+        """Write a file; returns its size.
+
+        When this returns, the content, the name and the folders above it survive a crash.
+        Until then, and after an error, a file that had the name before is unchanged, unless the
+        error came from the very last step (the sync of the folder): then the new content is
+        whole and visible, only not known to survive.
+        """
+        ...
+
+    def open(self, path: str) -> ReadHandle:
+        """Open a file to read."""
+        ...
+
+    def stat(self, path: str) -> Entry | None:
+        """What has this name; None when nothing has."""
+        ...
+
+    def scan(self, folder: str) -> list[Entry]:
+        """What is in a folder (`""` is the root), by name; empty when there is no such folder."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file; no error when it is gone already. Durable after `sync_folder`."""
+        ...
+
+    def remove_folder(self, path: str) -> None:
+        """Remove an empty folder."""
+        ...
+
+    def sync_folder(self, path: str) -> None:
+        """Make durable which names the folder holds."""
+        ...
+
+
+class FileOps(Protocol):
+    """System calls, with absolute paths; each raises OSError as the system does."""
+
+    def create(self, path: str) -> int:
+        """A new file, open for writing; FileExistsError when the name is taken."""
+        ...
+
+    def open_read(self, path: str) -> int:
+        """An existing file, open for reading; never through a symbolic link."""
+        ...
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """Write at the end; returns how many bytes were taken, which may be fewer than given."""
+        ...
+
+    def pread(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """Read into the buffer; returns how many bytes came, 0 at the end of the file."""
+        ...
+
+    def size(self, fd: int) -> int:
+        """Bytes in an open file."""
+        ...
+
+    def fsync(self, fd: int) -> None:
+        """Make the file's content durable."""
+        ...
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        ...
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name in the same folder, replacing what had it."""
+        ...
+
+    def unlink(self, path: str) -> None:
+        """Remove a file's name."""
+        ...
+
+    def mkdir(self, path: str) -> None:
+        """Make one folder."""
+        ...
+
+    def rmdir(self, path: str) -> None:
+        """Remove one empty folder."""
+        ...
+
+    def fsync_folder(self, path: str) -> None:
+        """Make a folder's names durable."""
+        ...
+
+    def lstat(self, path: str) -> Entry:
+        """What has this name, links not followed."""
+        ...
+
+    def scan(self, path: str) -> list[Entry]:
+        """What is in a folder."""
+        ...
+
+
+def check_path(path: str) -> str:
+    """Return the path when it is relative and stays inside; ValueError says why it is not."""
+    if not path:
+        raise ValueError("an empty path")
+    if path.startswith("/"):
+        raise ValueError(f"{path!r} is an absolute path")
+    for part in path.split("/"):
+        if part in ("", ".", ".."):
+            raise ValueError(f"{path!r} has a component {part!r}")
+        if len(part.encode("utf-8", "surrogatepass")) > 255:
+            raise ValueError(f"{path[:40]!r}... has a component longer than 255 bytes")
+    if "\\" in path or any(ord(character) < 32 or ord(character) == 127 for character in path):
+        raise ValueError(f"{path!r} holds a backslash or a control character")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in path):
+        raise ValueError(f"{path!r} cannot be written in UTF-8")
+    return path
+
+
+def read_small(storage: Storage, path: str, *, limit: int) -> bytes:
+    """A whole file that is expected to be small; StorageError when it is larger than `limit` bytes."""
+    with storage.open(path) as handle:
+        if handle.size > limit:
+            raise StorageError(
+                f"reading {path}: {handle.size} bytes, where at most {limit} are expected",
+                hint="this is not the kind of file that its name says; look at what wrote it",
+            )
+        content = bytearray(handle.size)
+        if handle.size:
+            handle.read_into(memoryview(content), 0)
+    return bytes(content)

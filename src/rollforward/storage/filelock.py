@@ -1,0 +1,76 @@
+"""One file that one process holds, with a few words inside that say who.
+
+The lock is `flock(2)`: the kernel lets go of it when the process ends, however it ends, so a
+stale lock cannot outlive its owner and a paused owner keeps it. The content is written in
+place (a rename would leave the lock on a file that no longer has the name), always 512 bytes
+at offset 0, so that a crash leaves the old words or the new ones: a disk writes a sector whole.
+
+Left out: file systems where `flock` works on one machine only. There the caller's fencing
+(it reads the content again before it commits) is what keeps an older writer out.
+"""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from rollforward.storage.local import storage_error
+
+RECORD_BYTES = 512
+
+
+class FileLock:
+    """A held lock. Made by `acquire`; let go by `release` or by the end of the process."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def acquire(cls, path: Path) -> "FileLock | None":
+        """Hold the file, making it when it is missing; None when another process holds it.
+
+        The folder must exist. StorageError when the file cannot be opened.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise storage_error("opening", str(path), error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return None
+            raise storage_error("locking", str(path), error) from error
+        return cls(path, fd)
+
+    def read(self) -> bytes:
+        """What the file holds now, trailing spaces removed."""
+        try:
+            return os.pread(self._fd, RECORD_BYTES, 0).rstrip(b" \n\0")
+        except OSError as error:
+            raise storage_error("reading", str(self.path), error) from error
+
+    def write(self, record: bytes) -> None:
+        """Replace the content, durably. At most 511 bytes."""
+        if len(record) >= RECORD_BYTES:
+            raise ValueError(
+                f"a lock record of {len(record)} bytes; at most {RECORD_BYTES - 1} fit one sector"
+            )
+        try:
+            os.pwrite(self._fd, record.ljust(RECORD_BYTES - 1) + b"\n", 0)
+            os.fsync(self._fd)
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise storage_error("writing", str(self.path), error) from error
+
+    def release(self) -> None:
+        """Let go; releasing twice does nothing."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)

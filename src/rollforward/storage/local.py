@@ -1,0 +1,365 @@
+"""Files of a POSIX file system, and the one durable-write primitive.
+
+`LocalStorage.write` is the only place of the product that makes a file durable, and the
+order of its calls is the promise: make a temporary file in the same folder, write, fsync
+it, rename it to its name, fsync the folder. The folders above are synced in their parents
+the first time that this process uses them, even where they exist already: an earlier
+process may have made them and died before they were durable.
+
+A failed fsync is never tried again. The kernel marks the pages clean when it reports the
+error, so a second fsync on the same descriptor succeeds without having written anything.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from rollforward.errors import StorageError
+from rollforward.storage.base import Buffer, Entry, FileOps, ReadHandle, check_path
+
+_HINTS = {
+    errno.ENOSPC: "the disk is full: free some space, lower save_max_ckpt_num, or save to another disk",
+    errno.EDQUOT: "the disk quota is used up: free some space, ask for more, or save to another disk",
+    errno.EROFS: "the file system is read-only, often after a disk error: see dmesg, or save elsewhere",
+    errno.EIO: "the disk failed to read or write: see dmesg, and save to another disk",
+    errno.EACCES: "this user may not: change the folder's owner or mode, or save elsewhere",
+    errno.EPERM: "this user may not: change the folder's owner or mode, or save elsewhere",
+    errno.ENOENT: "check that the path exists and is spelled as it is on disk",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it away",
+    errno.ELOOP: "a symbolic link stands where a real file is needed: put the file itself there",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENAMETOOLONG: "the path is too long: save to a folder with a shorter path",
+}
+
+
+def storage_error(operation: str, path: str, error: OSError) -> StorageError:
+    """A StorageError that says which operation failed, on what, why, and what to try."""
+    cause = error.strerror or str(error)
+    name = errno.errorcode.get(error.errno or 0, "no errno")
+    hint = _HINTS.get(error.errno or 0, "see dmesg for what the system says about the disk")
+    return StorageError(f"{operation} {path}: {cause} ({name})", hint=hint)
+
+
+class OsFiles:
+    """`FileOps` of the operating system."""
+
+    def create(self, path: str) -> int:
+        """O_EXCL: never into a file that is there already."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def open_read(self, path: str) -> int:
+        """O_NONBLOCK: a named pipe that someone put there must not hang us."""
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """At the descriptor's place, which is the end."""
+        return os.write(fd, data)
+
+    def pread(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """Straight into the caller's memory."""
+        return os.preadv(fd, [buffer], offset)
+
+    def size(self, fd: int) -> int:
+        """Regular files only: anything else is reported as an invalid argument."""
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return status.st_size
+
+    def fsync(self, fd: int) -> None:
+        """Content and size."""
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        """Close."""
+        os.close(fd)
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomic within a file system."""
+        os.rename(source, target)  # noqa: PTH104 - one system call a method
+
+    def unlink(self, path: str) -> None:
+        """Remove a name."""
+        os.unlink(path)  # noqa: PTH108 - one system call a method
+
+    def mkdir(self, path: str) -> None:
+        """Make one folder."""
+        os.mkdir(path, 0o777)  # noqa: PTH102 - one system call a method
+
+    def rmdir(self, path: str) -> None:
+        """Remove one empty folder."""
+        os.rmdir(path)  # noqa: PTH106 - one system call a method
+
+    def fsync_folder(self, path: str) -> None:
+        """A folder has a descriptor like a file."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def lstat(self, path: str) -> Entry:
+        """Links not followed."""
+        return _entry(path.rpartition("/")[2], os.lstat(path))
+
+    def scan(self, path: str) -> list[Entry]:
+        """A name that goes away meanwhile is left out."""
+        found = []
+        with os.scandir(path) as entries:
+            for entry in entries:
+                try:
+                    found.append(_entry(entry.name, entry.stat(follow_symlinks=False)))
+                except FileNotFoundError:
+                    continue
+        return found
+
+
+def _entry(name: str, status: os.stat_result) -> Entry:
+    if stat.S_ISREG(status.st_mode):
+        return Entry(name, "file", status.st_size)
+    if stat.S_ISDIR(status.st_mode):
+        return Entry(name, "folder", 0)
+    return Entry(name, "link" if stat.S_ISLNK(status.st_mode) else "other", 0)
+
+
+class LocalStorage:
+    """`Storage` in a folder of a POSIX file system. The folder is made by the first write."""
+
+    def __init__(self, root: str | Path, ops: FileOps | None = None) -> None:
+        self.root = str(Path(root).absolute())
+        self._ops: FileOps = ops if ops is not None else OsFiles()
+        self._durable_folders: set[str] = set()
+        self._temporary = secrets.token_hex(4)
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({self.root!r})"
+
+    def write(self, path: str, buffers: Iterable[Buffer]) -> int:
+        """See `Storage.write`; the order of the calls below is the promise."""
+        target = self._full(path)
+        folder, _, name = target.rpartition("/")
+        self._make_durable_folder(folder)
+        temporary = f"{folder}/.{name[:200]}.{self._temporary}.tmp"
+        operation = "creating"
+        try:
+            fd = self._create(temporary)
+            try:
+                operation = "writing"
+                size = self._write_all(fd, buffers)
+                operation = "syncing"
+                self._ops.fsync(fd)
+            finally:
+                self._ops.close(fd)
+            operation = "renaming"
+            self._ops.rename(temporary, target)
+        except BaseException as error:
+            self._discard(temporary)
+            if isinstance(error, OSError):
+                raise storage_error(operation, target, error) from error
+            raise
+        self._sync(folder)
+        return size
+
+    def make_root(self) -> None:
+        """Make the root folder, durably, where it is missing."""
+        self._make_durable_folder(self.root)
+
+    def open(self, path: str) -> ReadHandle:
+        """See `Storage.open`. No component below the root may be a symbolic link."""
+        target = self._full(path)
+        self._refuse_links(path)
+        fd = -1
+        try:
+            fd = self._ops.open_read(target)
+            return _LocalHandle(self._ops, fd, self._ops.size(fd), target)
+        except OSError as error:
+            if fd >= 0:
+                self._ops.close(fd)
+            raise storage_error("opening", target, error) from error
+
+    def stat(self, path: str) -> Entry | None:
+        """See `Storage.stat`."""
+        target = self._full(path)
+        try:
+            return self._ops.lstat(target)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise storage_error("looking at", target, error) from error
+
+    def scan(self, folder: str) -> list[Entry]:
+        """See `Storage.scan`."""
+        target = self._full(folder) if folder else self.root
+        try:
+            return sorted(self._ops.scan(target), key=lambda entry: entry.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise storage_error("listing", target, error) from error
+
+    def remove(self, path: str) -> None:
+        """See `Storage.remove`."""
+        target = self._full(path)
+        try:
+            self._ops.unlink(target)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise storage_error("removing", target, error) from error
+
+    def remove_folder(self, path: str) -> None:
+        """See `Storage.remove_folder`."""
+        target = self._full(path)
+        self._durable_folders = {
+            known for known in self._durable_folders if known != target and not known.startswith(target + "/")
+        }
+        try:
+            self._ops.rmdir(target)
+        except OSError as error:
+            raise storage_error("removing folder", target, error) from error
+
+    def sync_folder(self, path: str) -> None:
+        """See `Storage.sync_folder`."""
+        self._sync(self._full(path) if path else self.root)
+
+    def _full(self, path: str) -> str:
+        try:
+            return f"{self.root}/{check_path(path)}"
+        except ValueError as error:
+            raise StorageError(
+                f"refusing a path that leaves {self.root}: {error}",
+                hint="a file of this run was edited or is damaged: names in it must stay inside the folder",
+            ) from error
+
+    def _refuse_links(self, path: str) -> None:
+        parts = path.split("/")
+        for count in range(1, len(parts)):
+            folder = "/".join(parts[:count])
+            entry = self.stat(folder)
+            if entry is not None and entry.kind == "link":
+                raise storage_error(
+                    "opening", self._full(path), OSError(errno.ELOOP, f"{folder} is a symbolic link")
+                )
+
+    def _create(self, temporary: str) -> int:
+        try:
+            return self._ops.create(temporary)
+        except FileExistsError:
+            # The same name twice: an earlier write of this very object failed and could not clean up.
+            self._ops.unlink(temporary)
+            return self._ops.create(temporary)
+
+    def _write_all(self, fd: int, buffers: Iterable[Buffer]) -> int:
+        size = 0
+        for buffer in buffers:
+            left = memoryview(buffer).cast("B")
+            while left.nbytes:
+                count = self._ops.write(fd, left)
+                if count <= 0:
+                    raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
+                size += count
+                left = left[count:]
+        return size
+
+    def _discard(self, temporary: str) -> None:
+        try:
+            self._ops.unlink(temporary)
+        except OSError:
+            # Whatever stopped the write may stop this too. The next save's cleaning tries again.
+            return
+
+    def _make_durable_folder(self, folder: str) -> None:
+        """Make the folder and those above it, and sync each in its parent."""
+        if folder in self._durable_folders:
+            return
+        parent = folder.rpartition("/")[0]
+        # Above the root only folders that are missing are made and synced: those that exist are not ours.
+        if folder.startswith(self.root + "/"):
+            self._make_durable_folder(parent)
+        made = self._make_folder(folder)
+        if made or folder.startswith(self.root + "/"):
+            self._sync(parent)
+        elif folder == self.root:
+            self._sync_foreign(parent or "/")
+        self._durable_folders.add(folder)
+
+    def _sync_foreign(self, folder: str) -> None:
+        """The folder that holds a root which someone else made: they may not have let us read it."""
+        try:
+            self._ops.fsync_folder(folder)
+        except PermissionError:
+            return
+        except OSError as error:
+            raise storage_error("syncing folder", folder, error) from error
+
+    def _make_folder(self, folder: str) -> bool:
+        try:
+            entry = self._ops.lstat(folder)
+        except FileNotFoundError:
+            parent = folder.rpartition("/")[0]
+            if parent and parent not in self._durable_folders:
+                self._make_durable_folder(parent)
+            try:
+                self._ops.mkdir(folder)
+            except FileExistsError:
+                return False  # another rank was faster
+            except OSError as error:
+                raise storage_error("making folder", folder, error) from error
+            return True
+        except OSError as error:
+            raise storage_error("looking at", folder, error) from error
+        inside = folder.startswith(self.root + "/")
+        if entry.kind == "file" or entry.kind == "other" or (entry.kind == "link" and inside):
+            code = errno.ELOOP if entry.kind == "link" else errno.ENOTDIR
+            raise storage_error("making folder", folder, OSError(code, f"a {entry.kind} is in the way"))
+        return False
+
+    def _sync(self, folder: str) -> None:
+        try:
+            self._ops.fsync_folder(folder)
+        except OSError as error:
+            raise storage_error("syncing folder", folder, error) from error
+
+
+class _LocalHandle:
+    """`ReadHandle` on a descriptor."""
+
+    def __init__(self, ops: FileOps, fd: int, size: int, path: str) -> None:
+        self.size = size
+        self._ops = ops
+        self._fd = fd
+        self._path = path
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See `ReadHandle.read_into`."""
+        left = buffer.cast("B")
+        while left.nbytes:
+            try:
+                count = self._ops.pread(self._fd, left, offset)
+            except OSError as error:
+                raise storage_error("reading", self._path, error) from error
+            if count == 0:
+                raise StorageError(
+                    f"reading {self._path}: the file ends at byte {offset}, {left.nbytes} bytes too early",
+                    hint="the file was cut short; an older checkpoint may still be whole",
+                )
+            offset += count
+            left = left[count:]
+
+    def close(self) -> None:
+        """See `ReadHandle.close`; closing twice does nothing."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._ops.close(fd)
+
+    def __enter__(self) -> "_LocalHandle":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

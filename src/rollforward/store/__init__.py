@@ -1,0 +1,60 @@
+"""What survives: checkpoints on disk, format version 1.
+
+    save_ckpt/                                     the run's folder
+    ├── train/rank_0/policy_model_rank_0-0_20.safetensors, meta.json
+    ├── optimizer/rank_0/optimizer_rank_0-0_20.safetensors, meta.json
+    ├── ref/rank_0/ref_rank_0-0_20.safetensors, meta.json
+    ├── model/config.json, tokenizer.json ...      small files the run needs to start: attachments
+    ├── commits/0_20.json                          the manifest: the checkpoint exists when this does
+    ├── journal/rank_0/...                         the redo log
+    └── run.lock                                   who trains here: 512 bytes, JSON padded with spaces
+
+A **tensor file** is plain safetensors: eight bytes with the header's length (little-endian),
+the header (JSON, padded with spaces so that the data begins on a multiple of 4,096), the data
+without gaps, tensors with larger elements first. Each tensor has a digest, XXH3-128 of its
+bytes. The file's digest is XXH3-128 over the 16-byte digest of everything before the data
+followed by the 16-byte digests of its tensors in file order: it covers every byte, and one
+pass over the data checks it and each tensor.
+
+Each rank has one file a role. A tensor that is the same on all ranks is written by one of
+them, balanced by size, so a rank's file may hold few tensors or none. `meta.json` beside it
+has the three keys `last_epoch`, `last_step`, `last_ckpt_file` and names the rank's newest
+committed file of that role. It is derived from the manifest; the manifest is the truth.
+
+A **manifest** is JSON, one entry a line; its last 46 bytes are `,"digest":"` + 32 hexadecimal
+digits + `"}` + newline, and the digits are XXH3-128 of every byte before. It begins with
+`{"format":"rollforward checkpoint","version":1,"incarnation":N,` so that checkpoints can be
+put in order without reading whole manifests. Checkpoints are ordered by (incarnation,
+position): a later start of the run that went on from an earlier position is newer.
+
+**Rules.** A file that any manifest names is never replaced: a second checkpoint of the same
+position puts `.1` behind the prefix (`policy_model.1_rank_0-0_20.safetensors`). A manifest is
+published after every file it names is durable, by rename. Removing goes the other way round:
+the manifest first, the folder synced, then the files that no other manifest names. What has
+none of our names is never touched.
+
+Nothing here imports a framework, and nothing here is pickled.
+"""
+
+from rollforward.store.checkpoints import CheckpointStore, Saved
+from rollforward.store.finding import CheckpointInfo, Found, find, list_checkpoints, load_manifest
+from rollforward.store.lock import RunLock
+from rollforward.store.manifest import Manifest
+from rollforward.store.restoring import check_layout, read_attachments, read_tensors
+from rollforward.store.retention import Retention
+
+__all__ = [
+    "CheckpointInfo",
+    "CheckpointStore",
+    "Found",
+    "Manifest",
+    "Retention",
+    "RunLock",
+    "Saved",
+    "check_layout",
+    "find",
+    "list_checkpoints",
+    "load_manifest",
+    "read_attachments",
+    "read_tensors",
+]

@@ -1,0 +1,371 @@
+"""Saving a checkpoint, by all ranks together.
+
+    rank 0: plan ──exchange──> every rank: write its part, durably ──exchange──>
+    rank 0: publish the manifest, remove what is too old ──exchange──> every rank: meta.json, clean up
+
+Promises: a checkpoint exists when its manifest does, and the manifest is published after every
+byte it names is durable. A failure on any rank reaches all of them through the exchange that
+follows: all raise, none hangs, what was written for the attempt is removed, and the checkpoint
+before stands. What happens after the manifest is published (meta.json, removing old files)
+can no longer fail the save: it gives warnings.
+
+Left out: threads, and when to save. `exchange` is an all-gather of small JSON values.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rollforward.errors import StorageError
+from rollforward.position import Position
+from rollforward.storage import LocalStorage, Storage
+from rollforward.store import cleaning, strictjson
+from rollforward.store import manifest as manifests
+from rollforward.store.attachments import write_attachments
+from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, manifest_path, meta_path
+from rollforward.store.manifest import Attachment, FileRecord, Manifest, StoredTensor, tensors_of
+from rollforward.store.meta import write_meta
+from rollforward.store.parts import (
+    Previous,
+    Sources,
+    assign,
+    copy_part,
+    nbytes,
+    part_from_json,
+    part_to_json,
+    write_part,
+)
+from rollforward.store.retention import Retention
+from rollforward.store.tensorfile import ArraySource, WrittenFile
+
+Exchange = Callable[[Any], list[Any]]
+Tensors = Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A committed checkpoint, and what saving it took on this rank."""
+
+    manifest: Manifest
+    bytes_written: int
+    """Tensor bytes written by this rank; what did not change was not written."""
+    seconds: float
+    warnings: tuple[str, ...]
+    """What went wrong after the checkpoint was committed; one line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a checkpoint says besides its tensors; the same on all ranks."""
+
+    position: Position
+    global_step: int
+    run_id: str
+    incarnation: int
+    state: Mapping[str, Any]
+    fingerprint: str
+    versions: Mapping[str, str]
+    attachments: Mapping[str, bytes]
+
+
+@dataclass
+class Attempt:
+    """A save under way on one rank."""
+
+    description: Description
+    number: int
+    """Behind the file prefix, when this position had a checkpoint before."""
+    created: str
+    roles: list[str]
+    shares: Mapping[str, list[list[str]]]
+    """role -> rank -> names, as `parts.assign` says."""
+    sources: Sources
+    started: float
+    written: dict[str, WrittenFile | None]
+    """role -> what this rank wrote; None where nothing changed."""
+
+    def target(self, role: str, rank: int) -> TensorFileName:
+        """The file of a role and rank."""
+        return TensorFileName(role, rank, self.description.position, self.number)
+
+
+class CheckpointStore:
+    """The checkpoints of one run's folder, as one of its ranks sees them.
+
+    `previous` is the checkpoint *of this folder* that was restored just now, every byte of it
+    verified: roles that did not change since are not written again. Without it the first save
+    writes everything. `fence` is called by rank 0 before it publishes, and raises when this
+    process no longer owns the folder.
+    """
+
+    def __init__(
+        self,
+        root: Storage | str | Path,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        exchange: Exchange = lambda value: [value],
+        retention: Retention = Retention(),  # noqa: B008 - frozen
+        previous: Manifest | None = None,
+        fence: Callable[[], None] = lambda: None,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+    ) -> None:
+        self.storage: Storage = LocalStorage(root) if isinstance(root, str | Path) else root
+        self.previous = previous
+        self._rank = rank
+        self._world_size = world_size
+        self._exchange = exchange
+        self._retention = retention
+        self._fence = fence
+        self._now = now
+        self._inventory: cleaning.Inventory | None = None
+
+    def save(
+        self,
+        position: Position,
+        tensors: Tensors,
+        *,
+        global_step: int,
+        run_id: str,
+        incarnation: int,
+        state: Mapping[str, Any],
+        fingerprint: str = "",
+        versions: Mapping[str, str] | None = None,
+        attachments: Mapping[str, bytes] | None = None,
+    ) -> Saved:
+        """Save and commit a checkpoint; returns when it is durable. Collective.
+
+        `tensors` is role -> name -> array, the same on every rank; each is read by one rank only.
+        `state` and `versions` must be what JSON can hold; `attachments` is file name -> content,
+        kept in the run's `model/` folder. Raises StorageError naming the ranks that failed.
+        """
+        description = Description(
+            position=position,
+            global_step=global_step,
+            run_id=run_id,
+            incarnation=incarnation,
+            state=state,
+            fingerprint=fingerprint,
+            versions=versions or {},
+            attachments=attachments or {},
+        )
+        sources = {
+            role: {name: ArraySource(array) for name, array in named.items()}
+            for role, named in tensors.items()
+        }
+        attempt = self.plan(description, sources)
+        error = None
+        try:
+            self.write(attempt)
+        except Exception as caught:
+            error = caught
+        return self.finish(self.commit(attempt, error), attempt)
+
+    def plan(self, description: Description, sources: Sources) -> Attempt:
+        """Agree on the names of the files. Collective; nothing is written. The first part of `save`."""
+        started = time.perf_counter()
+        unknown = sources.keys() - ROLE_FOLDERS.keys()
+        if unknown:
+            raise ValueError(f"unknown roles {sorted(unknown)}; there are {', '.join(ROLE_FOLDERS)}")
+        sizes = {
+            role: {name: nbytes(source) for name, source in named.items()} for role, named in sources.items()
+        }
+
+        def agree() -> Any:
+            if self._rank != 0:
+                return None
+            self._fence()
+            if self._inventory is None:
+                self._inventory = cleaning.Inventory(self.storage)
+            number = self._inventory.free_attempt(sources, description.position)
+            created = self._now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            return {"number": number, "created": created}
+
+        planned = self._together(description.position, "planning", agree)[0]
+        return Attempt(
+            description=description,
+            number=planned["number"],
+            created=planned["created"],
+            roles=[role for role in ROLE_FOLDERS if role in sources],
+            shares=assign(sizes, self._world_size),
+            sources=sources,
+            started=started,
+            written={},
+        )
+
+    def write(self, attempt: Attempt) -> None:
+        """Write this rank's part, durably. Not collective, so it may run on another thread."""
+        previous = Previous.of(self.previous, self._rank, self._world_size)
+        for role in attempt.roles:
+            names = attempt.shares[role][self._rank]
+            mine = {name: attempt.sources[role][name] for name in names}
+            attempt.written[role] = write_part(self.storage, attempt.target(role, self._rank), mine, previous)
+
+    def commit(self, attempt: Attempt, error: Exception | None = None) -> Manifest:
+        """Publish the checkpoint when all ranks have written their part. Collective.
+
+        `error` is what `write` raised on this rank, if it did: then every rank raises.
+        """
+        position = attempt.description.position
+        try:
+            parts = self._together(position, "writing", lambda: self._report(attempt, error))
+            parts = self._settle_roles(attempt, parts)
+        except Exception:
+            self._withdraw(attempt)
+            raise
+        manifest = self._build(attempt, parts)
+        try:
+            verdict = self._together(position, "publishing", lambda: self._publish(attempt, manifest))[0]
+        except Exception:
+            # The manifest may be visible although it is not known to be durable: then its files must stay.
+            self._inventory = None
+            if self.storage.stat(manifest_path(position)) is None:
+                self._withdraw(attempt)
+            raise
+        self._verdict = verdict
+        attachments = tuple(Attachment(path, size, found) for path, size, found in verdict["attachments"])
+        self.previous = replace(manifest, attachments=attachments, digest=verdict["digest"])
+        return self.previous
+
+    def finish(self, manifest: Manifest, attempt: Attempt) -> Saved:
+        """Derive meta.json and remove old files of this rank. Not collective; never fails the save."""
+        kept = cleaning.Kept(
+            frozenset(
+                (role, Position.parse(text), number) for role, text, number in self._verdict["generations"]
+            ),
+            frozenset(Position.parse(text) for text in self._verdict["unreadable"]),
+        )
+        warnings: list[str] = list(self._verdict["warnings"]) if self._rank == 0 else []
+        for file in manifest.files:
+            name = TensorFileName.parse(file.path)
+            if name is not None and name.rank == self._rank:
+                try:
+                    write_meta(self.storage, meta_path(name.role, name.rank), name)
+                except StorageError as error:
+                    warnings.append(f"meta.json of {name.role} could not be written: {error.message}")
+        ranks = [self._rank]
+        if self._rank == 0:
+            ranks += cleaning.stray_ranks(self.storage, self._world_size)
+            warnings += cleaning.remove_temporaries(self.storage)
+        warnings += cleaning.remove_files(self.storage, kept, ranks)
+        written = sum(file.size for file in attempt.written.values() if file is not None)
+        return Saved(manifest, written, time.perf_counter() - attempt.started, tuple(warnings))
+
+    def _report(self, attempt: Attempt, error: Exception | None) -> Any:
+        if error is not None:
+            raise error
+        return {role: part_to_json(attempt.written[role]) for role in attempt.roles}
+
+    def _settle_roles(self, attempt: Attempt, parts: list[Any]) -> list[Any]:
+        """A role is reused on all ranks or on none: who skipped one that others wrote writes it now."""
+        mixed = [role for role in attempt.roles if len({part[role] is None for part in parts}) > 1]
+        if not mixed:
+            return parts
+
+        def fill() -> Any:
+            previous = Previous.of(self.previous, self._rank, self._world_size)
+            for role in mixed:
+                if attempt.written[role] is None:
+                    attempt.written[role] = copy_part(
+                        self.storage, attempt.target(role, self._rank), previous
+                    )
+            return self._report(attempt, None)
+
+        return self._together(attempt.description.position, "writing", fill)
+
+    def _build(self, attempt: Attempt, parts: list[Any]) -> Manifest:
+        """The manifest, the same on every rank, from what all of them wrote."""
+        files: list[FileRecord] = []
+        tensors: list[StoredTensor] = []
+        for role in attempt.roles:
+            for part in parts:
+                written = part_from_json(part[role])
+                if written is not None:
+                    files.append(FileRecord(written.path, written.size, written.digest))
+                    tensors += tensors_of(role, written)
+            if parts[0][role] is None and self.previous is not None:
+                paths = {file.path for file in self.previous.files if _role_of(file) == role}
+                files += [file for file in self.previous.files if file.path in paths]
+                tensors += [tensor for tensor in self.previous.tensors if tensor.file in paths]
+        about = attempt.description
+        return Manifest(
+            incarnation=about.incarnation,
+            position=about.position,
+            run_id=about.run_id,
+            global_step=about.global_step,
+            created=attempt.created,
+            world_size=self._world_size,
+            fingerprint=about.fingerprint,
+            versions=dict(about.versions),
+            state=dict(about.state),
+            files=tuple(files),
+            tensors=tuple(tensors),
+        )
+
+    def _publish(self, attempt: Attempt, manifest: Manifest) -> Any:
+        """Rank 0 makes the checkpoint exist, then takes back those that are too old."""
+        if self._rank != 0 or self._inventory is None:
+            return None
+        named = self._inventory.attachments()
+        attachments = write_attachments(self.storage, attempt.description.attachments, named)
+        manifest = replace(manifest, attachments=attachments)
+        content = manifests.dump(manifest)
+        self._fence()
+        self.storage.write(manifest_path(manifest.position), [content])
+        self._inventory.add(manifest)
+        warnings = cleaning.remove_manifests(self.storage, self._inventory, self._retention)
+        kept = self._inventory.kept()
+        return {
+            "digest": manifests.own_digest(content),
+            "attachments": [[item.path, item.size, item.digest] for item in attachments],
+            "generations": [
+                [role, str(position), number] for role, position, number in sorted(kept.generations)
+            ],
+            "unreadable": [str(position) for position in sorted(kept.unreadable)],
+            "warnings": warnings,
+        }
+
+    def _withdraw(self, attempt: Attempt) -> None:
+        """Give back the space of an attempt that failed."""
+        for role in attempt.roles:
+            try:
+                self.storage.remove(attempt.target(role, self._rank).path)
+            except StorageError:
+                continue  # the next save's cleaning tries again
+
+    def _together(self, position: Position, doing: str, work: Callable[[], Any]) -> list[Any]:
+        """Do this rank's work, then learn how the others fared; all raise when one failed."""
+        value: Any = None
+        own: Exception | None = None
+        try:
+            value = work()
+            strictjson.dump(value)
+        except Exception as error:
+            own = error
+        message = (
+            {"value": value} if own is None else {"error": str(own).partition("\n")[0], "hint": _hint(own)}
+        )
+        answers = self._exchange(message)
+        failed = [(rank, answer) for rank, answer in enumerate(answers) if "error" in answer]
+        if own is not None and not isinstance(own, StorageError):
+            raise own
+        if failed:
+            told = "; ".join(f"rank {rank}: {answer['error']}" for rank, answer in failed[:8])
+            raise StorageError(
+                f"checkpoint {position} was not saved, {doing} it failed on {told}", hint=failed[0][1]["hint"]
+            ) from own
+        return [answer["value"] for answer in answers]
+
+
+def _role_of(file: FileRecord) -> str | None:
+    name = TensorFileName.parse(file.path)
+    return name.role if name else None
+
+
+def _hint(error: Exception) -> str | None:
+    return getattr(error, "hint", None)

@@ -1,0 +1,179 @@
+"""Removing what no longer counts, in the order that a crash cannot turn into a loss.
+
+Manifests go first and their folder is synced; only then the files that no other manifest
+names. What a name of ours does not fit is never touched. Every function returns warnings
+instead of raising: by then the new checkpoint is committed, and a file too many harms nobody.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from rollforward.errors import CheckpointInvalid, StorageError
+from rollforward.position import Position
+from rollforward.storage import Storage
+from rollforward.store.finding import check_files, load_manifest, positions
+from rollforward.store.layout import (
+    COMMITS,
+    MODEL,
+    ROLE_FOLDERS,
+    TensorFileName,
+    is_temporary,
+    manifest_path,
+    parse_rank,
+    rank_folder,
+)
+from rollforward.store.manifest import Generation, Manifest
+from rollforward.store.retention import Candidate, Retention, keep_mask
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What must stay; everything of ours that is not here may go."""
+
+    generations: frozenset[Generation]
+    unreadable: frozenset[Position]
+    """Positions whose manifest cannot be read: their own files stay as long as it does."""
+
+    def keeps(self, name: TensorFileName) -> bool:
+        """Whether a tensor file must stay."""
+        return (
+            name.role,
+            name.position,
+            name.attempt,
+        ) in self.generations or name.position in self.unreadable
+
+
+class Inventory:
+    """All manifests of a folder, in short. One rank keeps it, from its first save on."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._manifests: dict[Position, Manifest | None] = {}
+        self._valid: dict[Position, bool] = {}
+        for position in positions(storage):
+            try:
+                manifest = load_manifest(storage, position)
+            except CheckpointInvalid:
+                self._manifests[position], self._valid[position] = None, False
+                continue
+            try:
+                check_files(storage, manifest)
+                self.add(manifest)
+            except CheckpointInvalid:
+                self._manifests[position], self._valid[position] = manifest, False
+
+    def add(self, manifest: Manifest) -> None:
+        """A checkpoint was committed."""
+        self._manifests[manifest.position] = manifest
+        self._valid[manifest.position] = True
+
+    def remove(self, position: Position) -> None:
+        """A checkpoint's manifest was removed."""
+        del self._manifests[position], self._valid[position]
+
+    def kept(self) -> Kept:
+        """What the manifests name."""
+        readable = [manifest for manifest in self._manifests.values() if manifest is not None]
+        unreadable = frozenset(position for position, manifest in self._manifests.items() if manifest is None)
+        return Kept(frozenset(name for manifest in readable for name in manifest.generations()), unreadable)
+
+    def attachments(self) -> dict[str, str]:
+        """Path -> digest of every attachment that a manifest names."""
+        return {
+            item.path: item.digest
+            for manifest in self._manifests.values()
+            if manifest is not None
+            for item in manifest.attachments
+        }
+
+    def free_attempt(self, roles: Iterable[str], position: Position) -> int:
+        """The least attempt number under which no committed file of this position would be replaced."""
+        kept = self.kept()
+        attempt = 1 if position in kept.unreadable else 0
+        while any((role, position, attempt) in kept.generations for role in roles):
+            attempt += 1
+        return attempt
+
+    def removable(self, retention: Retention) -> list[tuple[Position, Manifest | None]]:
+        """The checkpoints that the policy lets go."""
+        order = list(self._manifests)
+        found = [self._candidate(position) for position in order]
+        mask = keep_mask(found, retention)
+        return [
+            (position, self._manifests[position])
+            for position, keep in zip(order, mask, strict=True)
+            if not keep
+        ]
+
+    def _candidate(self, position: Position) -> Candidate:
+        manifest = self._manifests[position]
+        if manifest is None:
+            return Candidate(incarnation=0, position=position, valid=False)
+        metric = manifest.state.get("metric")
+        return Candidate(
+            incarnation=manifest.incarnation,
+            position=position,
+            global_step=manifest.global_step,
+            valid=self._valid[position],
+            metric=float(metric) if isinstance(metric, int | float) else None,
+        )
+
+
+def remove_manifests(storage: Storage, inventory: Inventory, retention: Retention) -> list[str]:
+    """Take back the checkpoints that the policy lets go, durably, and their attachments."""
+    doomed = inventory.removable(retention)
+    if not doomed:
+        return []
+    try:
+        for position, _ in doomed:
+            storage.remove(manifest_path(position))
+        storage.sync_folder(COMMITS)
+        # Only now may their files go. After an error they stay listed, and the next save tries again.
+        for position, _ in doomed:
+            inventory.remove(position)
+        removed = {item.path for _, manifest in doomed if manifest for item in manifest.attachments}
+        for path in removed - inventory.attachments().keys():
+            storage.remove(path)
+    except StorageError as error:
+        return [f"an old checkpoint could not be removed: {error.message}"]
+    return []
+
+
+def remove_files(storage: Storage, kept: Kept, ranks: Collection[int]) -> list[str]:
+    """Remove tensor files of these ranks that no manifest names, and what unfinished writes left."""
+    warnings: list[str] = []
+    for role in ROLE_FOLDERS:
+        for rank in ranks:
+            folder = rank_folder(role, rank)
+            try:
+                for entry in storage.scan(folder):
+                    path = f"{folder}/{entry.name}"
+                    name = TensorFileName.parse(path)
+                    if entry.kind == "file" and (is_temporary(entry.name) or (name and not kept.keeps(name))):
+                        storage.remove(path)
+            except StorageError as error:
+                warnings.append(f"an old file could not be removed: {error.message}")
+    return warnings
+
+
+def remove_temporaries(storage: Storage) -> list[str]:
+    """Remove what unfinished writes left in the folders that all ranks share."""
+    try:
+        folders = [
+            COMMITS,
+            *(entry.name for entry in storage.scan("") if entry.name.partition(".")[0] == MODEL),
+        ]
+        for folder in folders:
+            for entry in storage.scan(folder):
+                if entry.kind == "file" and is_temporary(entry.name):
+                    storage.remove(f"{folder}/{entry.name}")
+    except StorageError as error:
+        return [f"a temporary file could not be removed: {error.message}"]
+    return []
+
+
+def stray_ranks(storage: Storage, world_size: int) -> list[int]:
+    """Ranks that have folders but no worker any more: an earlier start had more workers."""
+    found: set[int] = set()
+    for folder in ROLE_FOLDERS.values():
+        found.update(rank for entry in storage.scan(folder) if (rank := parse_rank(entry.name)) is not None)
+    return sorted(rank for rank in found if rank >= world_size)

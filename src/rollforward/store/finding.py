@@ -1,0 +1,180 @@
+"""Finding checkpoints: what there is, newest first, and why something does not count.
+
+Nothing is changed on disk and no rank is needed. A checkpoint is looked at in two depths:
+`check_files` sees that every file is there with its size (a thousand ranks take milliseconds),
+`verify` reads and digests every byte. Restoring verifies every byte anyway, so `find` does
+the first only.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from rollforward.errors import CheckpointInvalid, NothingToResume, StorageError
+from rollforward.position import Position
+from rollforward.storage import Storage, read_small
+from rollforward.store import manifest as manifests
+from rollforward.store.layout import COMMITS, ROLE_FOLDERS, manifest_path, parse_manifest_name, parse_rank
+from rollforward.store.manifest import FileRecord, Manifest
+
+_PEEK_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A checkpoint that does not count."""
+
+    position: Position
+    reason: str
+    """One line."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that counts, and the newer ones that do not."""
+
+    manifest: Manifest
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One line of a listing."""
+
+    position: Position
+    created: str
+    """UTC; empty when the manifest cannot be read."""
+    size: int
+    """Bytes of all its files, those shared with other checkpoints included."""
+    valid: bool
+    reason: str
+    """Why it is not valid; empty when it is."""
+    manifest: Manifest | None
+
+
+def positions(storage: Storage) -> list[Position]:
+    """The positions of all manifests, whole or not, newest first."""
+    found = peek_incarnations(storage)
+    return sorted(found, key=lambda position: (found[position], position), reverse=True)
+
+
+def peek_incarnations(storage: Storage) -> dict[Position, int]:
+    """The incarnation that each manifest claims to be of; nothing is verified."""
+    named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
+    return {position: _peek(storage, position) for position in named if position is not None}
+
+
+def _peek(storage: Storage, position: Position) -> int:
+    try:
+        with storage.open(manifest_path(position)) as handle:
+            front = bytearray(min(handle.size, _PEEK_BYTES))
+            handle.read_into(memoryview(front), 0)
+    except StorageError:
+        return 0
+    return manifests.peek_incarnation(bytes(front))
+
+
+def load_manifest(storage: Storage, position: Position) -> Manifest:
+    """The manifest of a position; CheckpointInvalid when it cannot be read or does not prove intact."""
+    path = manifest_path(position)
+    try:
+        content = read_small(storage, path, limit=manifests.MAX_MANIFEST_BYTES)
+    except StorageError as error:
+        raise CheckpointInvalid(f"manifest {position}: {error.message}") from error
+    return manifests.parse(content, path.rpartition("/")[2])
+
+
+def check_files(storage: Storage, manifest: Manifest) -> None:
+    """CheckpointInvalid unless every file of the checkpoint is there with its size."""
+    files: list[FileRecord] = [*manifest.files, *manifest.attachments]
+    for file in files:
+        try:
+            entry = storage.stat(file.path)
+        except StorageError as error:
+            raise CheckpointInvalid(f"checkpoint {manifest.position}: {error.message}") from error
+        if entry is None:
+            raise CheckpointInvalid(f"checkpoint {manifest.position}: {file.path} is missing")
+        if entry.kind != "file":
+            raise CheckpointInvalid(
+                f"checkpoint {manifest.position}: {file.path} is a {entry.kind}, not a file"
+            )
+        if entry.size != file.size:
+            raise CheckpointInvalid(
+                f"checkpoint {manifest.position}: {file.path} has {entry.size} bytes instead of {file.size}"
+            )
+
+
+def candidates(storage: Storage) -> Iterator[Manifest | Rejected]:
+    """Every checkpoint, newest first: its manifest when its files are there, else why not."""
+    for position in positions(storage):
+        try:
+            manifest = load_manifest(storage, position)
+            check_files(storage, manifest)
+        except CheckpointInvalid as error:
+            yield Rejected(position, error.message)
+        else:
+            yield manifest
+
+
+def find(storage: Storage, *, skip: Collection[Position] = ()) -> Found:
+    """The newest checkpoint whose manifest proves intact and whose files are all there.
+
+    `skip` names positions that the caller has rejected already, because reading them failed.
+    Raises NothingToResume, which says what was looked for and what is there.
+    """
+    rejected: list[Rejected] = []
+    for candidate in candidates(storage):
+        if isinstance(candidate, Rejected):
+            rejected.append(candidate)
+        elif candidate.position in skip:
+            rejected.append(
+                Rejected(candidate.position, f"checkpoint {candidate.position}: rejected when it was read")
+            )
+        else:
+            return Found(candidate, tuple(rejected))
+    lines = [f"no checkpoint to resume from in {storage}: looked for {COMMITS}/<epoch>_<step>.json"]
+    lines += [f"  {item.reason}" for item in rejected] or [f"  there is no manifest in {COMMITS}/"]
+    lines += [f"  {line}" for line in describe(storage)]
+    raise NothingToResume(
+        "\n".join(lines),
+        hint="check the path; without --resume_training a new run is started",
+    )
+
+
+def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[CheckpointInfo]:
+    """Every checkpoint, newest first; `deep` reads and digests every byte of each."""
+    # Imported here: restoring is built on this module.
+    from rollforward.store.restoring import verify
+
+    found = []
+    for position in positions(storage):
+        manifest = None
+        reason = ""
+        try:
+            manifest = load_manifest(storage, position)
+            check_files(storage, manifest)
+            if deep:
+                verify(storage, manifest)
+        except CheckpointInvalid as error:
+            reason = error.message
+        created = manifest.created if manifest else ""
+        size = manifest.size if manifest else 0
+        found.append(CheckpointInfo(position, created, size, not reason, reason, manifest))
+    return found
+
+
+def describe(storage: Storage) -> list[str]:
+    """What lies in the role folders, a line for each rank, for error messages."""
+    lines = []
+    for folder in ROLE_FOLDERS.values():
+        ranks = sorted(
+            rank
+            for entry in storage.scan(folder)
+            if (rank := parse_rank(entry.name)) is not None and entry.kind == "folder"
+        )
+        if not ranks:
+            lines.append(f"{folder}/: no rank folders")
+        for rank in ranks:
+            names = [entry.name for entry in storage.scan(f"{folder}/rank_{rank}")]
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            lines.append(f"{folder}/rank_{rank}: {shown or 'empty'}")
+    return lines

@@ -1,0 +1,96 @@
+"""Names and folders of a run, and nothing else: pure functions between names and what they mean.
+
+What cannot be read back by the functions here is not ours, and is never removed.
+"""
+
+import re
+from dataclasses import dataclass
+
+from rollforward.position import Position
+
+ROLE_FOLDERS = {"policy_model": "train", "optimizer": "optimizer", "ref": "ref"}
+"""role -> folder; the roles are the file prefixes too."""
+
+COMMITS = "commits"
+LOCK = "run.lock"
+META = "meta.json"
+MODEL = "model"
+
+_NUMBER = r"(?:0|[1-9]\d{0,17})"
+_TENSOR_FILE = re.compile(
+    rf"(?P<prefix>[a-z_]+?)(?:\.(?P<attempt>[1-9]\d{{0,5}}))?_rank_(?P<rank>{_NUMBER})"
+    rf"-(?P<position>{_NUMBER}_{_NUMBER})\.safetensors",
+    re.ASCII,
+)
+_MANIFEST = re.compile(rf"({_NUMBER}_{_NUMBER})\.json", re.ASCII)
+_RANK = re.compile(rf"rank_({_NUMBER})", re.ASCII)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
+_FOLDER_ROLES = {folder: role for role, folder in ROLE_FOLDERS.items()}
+
+
+@dataclass(frozen=True)
+class TensorFileName:
+    """What the name of a tensor file says."""
+
+    role: str
+    rank: int
+    position: Position
+    attempt: int = 0
+    """How many committed files of this role, rank and position there were before."""
+
+    @property
+    def name(self) -> str:
+        """The bare file name."""
+        again = f".{self.attempt}" if self.attempt else ""
+        return f"{self.role}{again}_rank_{self.rank}-{self.position}.safetensors"
+
+    @property
+    def path(self) -> str:
+        """Relative to the run's folder."""
+        return f"{rank_folder(self.role, self.rank)}/{self.name}"
+
+    @classmethod
+    def parse(cls, path: str) -> "TensorFileName | None":
+        """Read a path relative to the run's folder; None when it is not a tensor file of ours."""
+        parts = path.split("/")
+        if len(parts) != 3 or parts[0] not in _FOLDER_ROLES:
+            return None
+        match = _TENSOR_FILE.fullmatch(parts[2])
+        if match is None:
+            return None
+        role = _FOLDER_ROLES[parts[0]]
+        position = Position.parse(match["position"])
+        parsed = cls(role, int(match["rank"]), position, int(match["attempt"] or 0))
+        return parsed if parsed.path == path else None
+
+
+def rank_folder(role: str, rank: int) -> str:
+    """`train/rank_0` and the like."""
+    return f"{ROLE_FOLDERS[role]}/rank_{rank}"
+
+
+def meta_path(role: str, rank: int) -> str:
+    """Where a rank's `meta.json` of a role is."""
+    return f"{rank_folder(role, rank)}/{META}"
+
+
+def manifest_path(position: Position) -> str:
+    """`commits/0_20.json`."""
+    return f"{COMMITS}/{position}.json"
+
+
+def parse_manifest_name(name: str) -> Position | None:
+    """The position that a file in `commits/` is for; None when it is not a manifest."""
+    match = _MANIFEST.fullmatch(name)
+    return Position.parse(match[1]) if match else None
+
+
+def parse_rank(name: str) -> int | None:
+    """The rank that a folder is for; None when it is not a rank's folder."""
+    match = _RANK.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that an unfinished durable write leaves behind."""
+    return _TEMPORARY.fullmatch(name) is not None

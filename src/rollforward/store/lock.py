@@ -1,0 +1,152 @@
+"""Who trains here: one live trainer to a run's folder, and a number for each start.
+
+`run.lock` is held with `flock`, so it is free the moment its owner ends, however it ends, and
+stays held while the owner is merely paused. Its content says who holds it and the incarnation:
+one greater than any number seen in the lock, in a manifest or in the name of a journal segment.
+
+`check` is the fence: rank 0 calls it just before it publishes a manifest. Where the file
+system does not carry `flock` between machines, a second trainer may take the lock over, and
+the first finds another incarnation in the file and cannot commit any more.
+"""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rollforward.errors import RunLocked, StorageError
+from rollforward.storage import LocalStorage, Storage, read_small
+from rollforward.storage.filelock import RECORD_BYTES, FileLock
+from rollforward.store import strictjson
+from rollforward.store.finding import peek_incarnations
+from rollforward.store.layout import LOCK
+
+_SEGMENT = re.compile(r"(\d{1,18})-.*\.journal", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What `run.lock` says."""
+
+    incarnation: int
+    host: str
+    pid: int
+    since: str
+    """UTC."""
+    held: bool = True
+    """False when the owner let go of it in good order."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}, incarnation {self.incarnation}"
+
+
+class RunLock:
+    """A held run folder. Use it as a context manager, or call `release`."""
+
+    def __init__(self, storage: LocalStorage, file: FileLock, owner: Owner, taken_over: Owner | None) -> None:
+        self.owner = owner
+        self.taken_over = taken_over
+        """The owner before, when it ended without letting go."""
+        self._storage = storage
+        self._file = file
+
+    @property
+    def incarnation(self) -> int:
+        """The number of this start."""
+        return self.owner.incarnation
+
+    @classmethod
+    def acquire(
+        cls, root: str | Path, *, now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
+    ) -> "RunLock":
+        """Hold the folder, making it when it is missing. RunLocked says who holds it already."""
+        storage = LocalStorage(root)
+        storage.make_root()
+        file = FileLock.acquire(Path(storage.root) / LOCK)
+        if file is None:
+            raise _locked(storage)
+        try:
+            before = _parse(file.read())
+            owner = Owner(
+                incarnation=next_incarnation(storage, before),
+                host=socket.gethostname()[:64],
+                pid=os.getpid(),
+                since=now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            )
+            file.write(json.dumps(asdict(owner)).encode())
+        except BaseException:
+            file.release()
+            raise
+        return cls(storage, file, owner, before if before is not None and before.held else None)
+
+    def check(self) -> None:
+        """RunLocked when the folder is no longer ours."""
+        found = read_owner(self._storage)
+        if found != self.owner:
+            raise RunLocked(
+                f"{self._storage.root} was taken over by {found or 'someone unknown'}: this process "
+                f"(incarnation {self.incarnation}) must not commit any more",
+                hint="end this process; the other one goes on",
+            )
+
+    def release(self) -> None:
+        """Let go, and say in the file that it was in good order."""
+        try:
+            if read_owner(self._storage) == self.owner:
+                self._file.write(json.dumps(asdict(self.owner) | {"held": False}).encode())
+        finally:
+            self._file.release()
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def read_owner(storage: Storage) -> Owner | None:
+    """Who holds, or last held, the folder; None when that cannot be told."""
+    try:
+        return _parse(read_small(storage, LOCK, limit=RECORD_BYTES).rstrip(b" \n\0"))
+    except StorageError:
+        return None
+
+
+def next_incarnation(storage: Storage, before: Owner | None) -> int:
+    """One greater than any number seen."""
+    seen = [before.incarnation if before else 0, *peek_incarnations(storage).values()]
+    for rank in storage.scan("journal"):
+        for entry in storage.scan(f"journal/{rank.name}"):
+            match = _SEGMENT.fullmatch(entry.name)
+            seen += [int(match[1])] if match else []
+    return max(seen) + 1
+
+
+def _parse(content: bytes) -> Owner | None:
+    try:
+        value = strictjson.parse(content)
+        owner = Owner(**value)
+    except (ValueError, TypeError):
+        return None
+    kinds = (type(owner.incarnation), type(owner.host), type(owner.pid), type(owner.since), type(owner.held))
+    return owner if kinds == (int, str, int, str, bool) and 0 <= owner.incarnation < 10**18 else None
+
+
+def _locked(storage: LocalStorage) -> RunLocked:
+    owner = read_owner(storage)
+    hint = "wait for it to end, end it, or save to another folder"
+    if (
+        owner is not None
+        and owner.host == socket.gethostname()[:64]
+        and not Path(f"/proc/{owner.pid}").exists()
+    ):
+        hint = (
+            f"process {owner.pid} has ended, but one that it started still runs: end that one (lsof run.lock)"
+        )
+    return RunLocked(
+        f"{storage.root} is held by {owner or 'a trainer that could not be identified'}", hint=hint
+    )

@@ -1,0 +1,317 @@
+"""The manifest: the file that makes a checkpoint exist, and the one truth about it.
+
+Promises: `parse(dump(m)) == m`; a manifest that was edited, cut or hit by a flipped bit is
+rejected by its own digest; one that is whole but names a path outside the run's folder, a
+byte range outside a file, or the same thing twice, is rejected too. Reading one allocates
+in proportion to its size on disk and no more. The format is in the docstring of
+`rollforward.store`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rollforward.errors import CheckpointInvalid
+from rollforward.position import Position
+from rollforward.storage.base import check_path
+from rollforward.store import strictjson
+from rollforward.store.digests import DIGEST_HEX, digest
+from rollforward.store.layout import MODEL, ROLE_FOLDERS, TensorFileName, parse_manifest_name
+from rollforward.store.tensorfile import TensorRecord, WrittenFile, check_span, is_count, parse_shape
+
+FORMAT = "rollforward checkpoint"
+VERSION = 1
+MAX_MANIFEST_BYTES = 1 << 30
+_TAIL = len(',"digest":""}\n') + DIGEST_HEX
+_KEYS = frozenset(
+    {"format", "version", "incarnation", "position", "run_id", "global_step", "created", "world_size"}
+    | {"fingerprint", "journal", "versions", "state", "roles", "attachments", "files", "tensors", "digest"}
+)
+
+Generation = tuple[str, Position, int]
+"""(role, position, attempt): the files of a role that were written together, one on each rank."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A tensor file that a checkpoint is made of."""
+
+    path: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Attachment(FileRecord):
+    """A small file that a run needs to start, such as the model's `config.json`."""
+
+    @property
+    def name(self) -> str:
+        """The file's name, without its folder."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint and where its bytes are."""
+
+    role: str
+    file: str
+    """Path of the file that holds it."""
+    record: TensorRecord
+    layout: str = "replicated"
+    """How it lies over the ranks: `replicated` (the same on every rank) is the only way of version 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All there is to know about one checkpoint."""
+
+    incarnation: int
+    position: Position
+    run_id: str
+    global_step: int
+    created: str
+    """UTC, as in 2026-01-31T12:00:00.000000Z."""
+    world_size: int
+    fingerprint: str
+    """Of the configuration."""
+    versions: Mapping[str, str]
+    state: Mapping[str, Any]
+    """The trainer's own: a small JSON object."""
+    files: tuple[FileRecord, ...]
+    tensors: tuple[StoredTensor, ...]
+    attachments: tuple[Attachment, ...] = ()
+    journal: Any = None
+    """Where the journal stood; null when there is none."""
+    digest: str = field(default="", compare=False)
+    """Of the manifest itself: set by `parse` and by the store, not by hand."""
+
+    @property
+    def order(self) -> tuple[int, Position]:
+        """Newer checkpoints have greater values."""
+        return self.incarnation, self.position
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files that it names, shared ones included."""
+        return sum(file.size for file in self.files) + sum(file.size for file in self.attachments)
+
+    def role_digests(self) -> dict[str, str]:
+        """One digest a role, over its tensors by name; independent of world size and files."""
+        lines: dict[str, list[str]] = {}
+        for tensor in sorted(self.tensors, key=lambda tensor: (tensor.role, tensor.record.name)):
+            record = tensor.record
+            line = strictjson.dump([record.name, record.dtype, list(record.shape), record.digest])
+            lines.setdefault(tensor.role, []).append(line)
+        return {role: digest("\n".join(found).encode()) for role, found in lines.items()}
+
+    def generations(self) -> set[Generation]:
+        """Which files it needs, said once for all ranks: the role and the position they were written at."""
+        parsed = [TensorFileName.parse(file.path) for file in self.files]
+        return {(name.role, name.position, name.attempt) for name in parsed if name is not None}
+
+    def paths(self) -> set[str]:
+        """Every file that must stay for this checkpoint to be whole."""
+        return {file.path for file in self.files} | {file.path for file in self.attachments}
+
+
+def tensors_of(role: str, written: WrittenFile) -> list[StoredTensor]:
+    """What a manifest says of the tensors in a file that was just written."""
+    return [StoredTensor(role, written.path, record) for record in written.tensors]
+
+
+def dump(manifest: Manifest) -> bytes:
+    """The manifest's bytes, its own digest at the end; ValueError for a state that JSON cannot hold."""
+    index = {file.path: number for number, file in enumerate(manifest.files)}
+    files = [[file.path, file.size, file.digest] for file in manifest.files]
+    attachments = [[file.path, file.size, file.digest] for file in manifest.attachments]
+    tensors = [
+        [
+            tensor.role,
+            tensor.record.name,
+            tensor.record.dtype,
+            list(tensor.record.shape),
+            tensor.layout,
+            index[tensor.file],
+            tensor.record.begin,
+            tensor.record.end,
+            tensor.record.digest,
+        ]
+        for tensor in manifest.tensors
+    ]
+    head = {"format": FORMAT, "version": VERSION, "incarnation": manifest.incarnation}
+    middle = {
+        "position": str(manifest.position),
+        "run_id": manifest.run_id,
+        "global_step": manifest.global_step,
+        "created": manifest.created,
+        "world_size": manifest.world_size,
+        "fingerprint": manifest.fingerprint,
+        "journal": manifest.journal,
+        "versions": dict(manifest.versions),
+        "state": dict(manifest.state),
+        "roles": manifest.role_digests(),
+    }
+    lines = [strictjson.dump(head)[:-1]]
+    lines += [f'"{key}":{strictjson.dump(value)}' for key, value in middle.items()]
+    lines += [f'"attachments":{_dump_lines(attachments)}', f'"files":{_dump_lines(files)}']
+    lines += [f'"tensors":{_dump_lines(tensors)}']
+    body = ",\n".join(lines).encode()
+    return body + f',"digest":"{digest(body)}"}}\n'.encode()
+
+
+def _dump_lines(entries: list[list[Any]]) -> str:
+    return "[\n" + ",\n".join(map(strictjson.dump, entries)) + "\n]"
+
+
+def own_digest(content: bytes) -> str:
+    """The digest that a dumped manifest ends with."""
+    return content[-_TAIL:][11 : 11 + DIGEST_HEX].decode()
+
+
+def peek_incarnation(front: bytes) -> int:
+    """The incarnation that a manifest's first bytes claim, to put manifests in order; 0 when unreadable."""
+    prefix = f'{{"format":"{FORMAT}","version":{VERSION},"incarnation":'.encode()
+    number = front[len(prefix) : len(prefix) + 20].partition(b",")[0]
+    return int(number) if front.startswith(prefix) and number.isdigit() and len(number) < 19 else 0
+
+
+def parse(content: bytes, name: str) -> Manifest:
+    """Read the manifest that the file `commits/<name>` holds; CheckpointInvalid says why it is none."""
+    try:
+        own = _check_own_digest(content)
+        value = strictjson.parse(content)
+        return _parse(value, name, own)
+    except ValueError as error:
+        raise CheckpointInvalid(f"manifest {name}: {error}") from None
+
+
+def _check_own_digest(content: bytes) -> str:
+    body, tail = content[:-_TAIL], content[-_TAIL:]
+    if not (tail.startswith(b',"digest":"') and tail.endswith(b'"}\n')):
+        raise ValueError("cut short or overwritten: it does not end with its digest")
+    own = tail[11 : 11 + DIGEST_HEX].decode("ascii", "replace")
+    if own != digest(body):
+        raise ValueError("edited or damaged: it does not have the digest that it ends with")
+    return own
+
+
+def _parse(value: Any, name: str, own: str) -> Manifest:
+    _need(isinstance(value, dict), "not a JSON object")
+    _need(value.get("format") == FORMAT, f"its format is not {FORMAT!r}")
+    version = value.get("version")
+    _need(version == VERSION, f"its version is {str(version)[:20]}; this program reads version {VERSION}")
+    _need(set(value) == _KEYS, f"unexpected or missing keys: {sorted(set(value) ^ _KEYS)[:5]}")
+    position = Position.parse(_text(value["position"], "position"))
+    _need(parse_manifest_name(name) == position, f"it is about {position}, not what its file name says")
+    for key in ("incarnation", "global_step", "world_size"):
+        _need(is_count(value[key]), f"{key} is not a count")
+    _need(value["world_size"] >= 1, "a world size of 0")
+    versions, state = value["versions"], value["state"]
+    _need(isinstance(versions, dict) and isinstance(state, dict), "versions or state is not an object")
+    files = tuple(FileRecord(*_file_entry(entry)) for entry in _list(value["files"], "files"))
+    attachments = tuple(
+        Attachment(*_file_entry(entry)) for entry in _list(value["attachments"], "attachments")
+    )
+    tensors = tuple(_tensor_entry(entry, files) for entry in _list(value["tensors"], "tensors"))
+    _check_files(files, attachments, value["world_size"])
+    _check_tensors(tensors)
+    manifest = Manifest(
+        incarnation=value["incarnation"],
+        position=position,
+        run_id=_text(value["run_id"], "run_id"),
+        global_step=value["global_step"],
+        created=_text(value["created"], "created"),
+        world_size=value["world_size"],
+        fingerprint=_text(value["fingerprint"], "fingerprint"),
+        versions={str(key): _text(item, "a version") for key, item in versions.items()},
+        state=state,
+        files=files,
+        tensors=tensors,
+        attachments=attachments,
+        journal=value["journal"],
+        digest=own,
+    )
+    _need(value["roles"] == manifest.role_digests(), "the digests of its roles are not those of its tensors")
+    return manifest
+
+
+def _need(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _text(value: Any, what: str) -> str:
+    _need(isinstance(value, str), f"{what} is not a text")
+    return str(value)
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    _need(isinstance(value, list), f"{what} is not a list")
+    return list(value)
+
+
+def _digest(value: Any) -> str:
+    good = isinstance(value, str) and len(value) == DIGEST_HEX and set(value) <= set("0123456789abcdef")
+    _need(good, "a digest is malformed")
+    return str(value)
+
+
+def _file_entry(entry: Any) -> tuple[str, int, str]:
+    _need(isinstance(entry, list) and len(entry) == 3, "an entry of its files is malformed")
+    path, size, found = entry
+    _need(is_count(size), "the size of a file is malformed")
+    return check_path(_text(path, "a path")), size, _digest(found)
+
+
+def _tensor_entry(entry: Any, files: tuple[FileRecord, ...]) -> StoredTensor:
+    _need(isinstance(entry, list) and len(entry) == 9, "an entry of its tensors is malformed")
+    role, name, dtype, shape, layout, number, begin, end, found = entry
+    name = _text(name, "a tensor's name")
+    _need(isinstance(role, str) and role in ROLE_FOLDERS, f"{name[:60]!r} has an unknown role")
+    _need(layout == "replicated", f"{name[:60]!r} has an unknown layout")
+    _need(is_count(number) and number < len(files), f"{name[:60]!r} is in a file that is not listed")
+    _need(is_count(begin) and is_count(end) and begin <= end, f"{name[:60]!r} has a malformed byte range")
+    parsed = parse_shape(shape, name)
+    check_span(name, dtype, parsed, begin, end)
+    _need(end <= files[number].size, f"{name[:60]!r} lies beyond the end of its file")
+    return StoredTensor(
+        role, files[number].path, TensorRecord(name, dtype, parsed, begin, end, _digest(found)), layout
+    )
+
+
+def _check_files(files: Iterable[FileRecord], attachments: Iterable[Attachment], world_size: int) -> None:
+    ranks: dict[Generation, set[int]] = {}
+    for file in files:
+        parsed = TensorFileName.parse(file.path)
+        if parsed is None or parsed.rank >= world_size:
+            raise ValueError(f"{file.path[:80]!r} is not a tensor file of this run")
+        found = ranks.setdefault((parsed.role, parsed.position, parsed.attempt), set())
+        _need(parsed.rank not in found, f"{file.path[:80]!r} is listed twice")
+        found.add(parsed.rank)
+    for (role, position, _), found in ranks.items():
+        _need(
+            len(found) == world_size, f"{role} of {position} is listed for {len(found)} of {world_size} ranks"
+        )
+    _need(len({key[0] for key in ranks}) == len(ranks), "a role is listed from two positions")
+    paths: set[str] = set()
+    for attachment in attachments:
+        folder, _, name = attachment.path.partition("/")
+        ours = folder.partition(".")[0] == MODEL and name and "/" not in name
+        _need(bool(ours), f"{attachment.path[:80]!r} is not an attachment of this run")
+        _need(attachment.path not in paths, f"{attachment.path[:80]!r} is listed twice")
+        paths.add(attachment.path)
+
+
+def _check_tensors(tensors: tuple[StoredTensor, ...]) -> None:
+    names: set[tuple[str, str]] = set()
+    for tensor in tensors:
+        key = (tensor.role, tensor.record.name)
+        _need(key not in names, f"the tensor {tensor.record.name[:60]!r} is listed twice")
+        names.add(key)
+        parsed = TensorFileName.parse(tensor.file)
+        _need(
+            parsed is not None and parsed.role == tensor.role,
+            f"{tensor.record.name[:60]!r} is in another role's file",
+        )

@@ -1,0 +1,161 @@
+"""One rank's part of a checkpoint: which tensors it writes, and writing them.
+
+`assign` is a pure function, so that every rank knows without asking what each of the others
+writes. A role whose tensors are, byte for byte, those of the checkpoint before is not written
+again; whether that holds is known only when every rank has looked at its part, so a rank that
+skipped a role may be asked to write it after all (`copy_part`).
+"""
+
+import heapq
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+
+from rollforward.errors import StorageError
+from rollforward.storage import ReadHandle, Storage
+from rollforward.store.layout import TensorFileName
+from rollforward.store.manifest import FileRecord, Manifest
+from rollforward.store.tensorfile import (
+    CHUNK_BYTES,
+    DTYPES,
+    TensorRecord,
+    TensorSource,
+    WrittenFile,
+    write_tensors,
+)
+
+Sources = Mapping[str, Mapping[str, TensorSource]]
+"""role -> tensor name -> where its bytes come from."""
+
+
+def nbytes(source: TensorSource) -> int:
+    """Bytes that a tensor takes in a file."""
+    return math.prod(source.shape) * DTYPES[source.dtype].itemsize
+
+
+def assign(sizes: Mapping[str, Mapping[str, int]], world_size: int) -> dict[str, list[list[str]]]:
+    """Who writes what: role -> rank -> names, for tensors that are the same on all ranks.
+
+    `sizes` is role -> name -> bytes. Largest first, each to the rank that has the least of this
+    role so far, then the least of all: no rank gets more than the average plus one tensor.
+    """
+    totals = [0] * world_size
+    assigned: dict[str, list[list[str]]] = {}
+    for role in sorted(sizes):
+        names: list[list[str]] = [[] for _ in range(world_size)]
+        heap = [(0, totals[rank], rank) for rank in range(world_size)]
+        heapq.heapify(heap)
+        for name in sorted(sizes[role], key=lambda name: (-sizes[role][name], name)):
+            of_role, total, rank = heap[0]
+            size = sizes[role][name]
+            heapq.heapreplace(heap, (of_role + size, total + size, rank))
+            names[rank].append(name)
+            totals[rank] += size
+        assigned[role] = names
+    return assigned
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The checkpoint before, as one rank needs it to see what did not change."""
+
+    files: Mapping[str, FileRecord]
+    """role -> this rank's file."""
+    tensors: Mapping[str, Mapping[str, TensorRecord]]
+    """role -> name -> what this rank wrote then."""
+
+    @classmethod
+    def of(cls, manifest: Manifest | None, rank: int, world_size: int) -> "Previous":
+        """From the manifest; empty when there is none or it was saved by another number of ranks."""
+        if manifest is None or manifest.world_size != world_size:
+            return cls({}, {})
+        files: dict[str, FileRecord] = {}
+        for file in manifest.files:
+            name = TensorFileName.parse(file.path)
+            if name is not None and name.rank == rank:
+                files[name.role] = file
+        tensors: dict[str, dict[str, TensorRecord]] = {role: {} for role in files}
+        for tensor in manifest.tensors:
+            if tensor.role in files and files[tensor.role].path == tensor.file:
+                tensors[tensor.role][tensor.record.name] = tensor.record
+        return cls(files, tensors)
+
+    def unchanged(self, role: str, sources: Mapping[str, TensorSource]) -> bool:
+        """Whether these tensors are the ones written then; stops at the first that differs."""
+        known = self.tensors.get(role)
+        if known is None or known.keys() != sources.keys():
+            return False
+        for name in sorted(sources, key=lambda name: known[name].size):
+            source, record = sources[name], known[name]
+            if (source.dtype, source.shape) != (record.dtype, record.shape):
+                return False
+            hasher = xxhash.xxh3_128()
+            for chunk in source.chunks():
+                hasher.update(chunk)
+            if hasher.hexdigest() != record.digest:
+                return False
+        return True
+
+
+def write_part(
+    storage: Storage, target: TensorFileName, sources: Mapping[str, TensorSource], previous: Previous
+) -> WrittenFile | None:
+    """Write one role of this rank; None when nothing changed and nothing was written."""
+    if previous.unchanged(target.role, sources):
+        return None
+    return write_tensors(storage, target.path, sources)
+
+
+def copy_part(storage: Storage, target: TensorFileName, previous: Previous) -> WrittenFile:
+    """Write the role as it was in the checkpoint before, from its file there."""
+    file = previous.files[target.role]
+    records = previous.tensors[target.role]
+    with storage.open(file.path) as handle:
+        sources = {name: _StoredSource(handle, record) for name, record in records.items()}
+        written = write_tensors(storage, target.path, sources)
+    for record in written.tensors:
+        if record.digest != records[record.name].digest:
+            raise StorageError(
+                f"copying {file.path}: tensor {record.name!r} does not have its recorded digest",
+                hint="the older checkpoint is damaged; its disk may be failing",
+            )
+    return written
+
+
+class _StoredSource:
+    """A tensor that lies in a file."""
+
+    def __init__(self, handle: ReadHandle, record: TensorRecord) -> None:
+        self.dtype = record.dtype
+        self.shape = record.shape
+        self._handle = handle
+        self._record = record
+
+    def chunks(self) -> Iterator[memoryview]:
+        for begin in range(self._record.begin, self._record.end, CHUNK_BYTES):
+            chunk = memoryview(bytearray(min(CHUNK_BYTES, self._record.end - begin)))
+            self._handle.read_into(chunk, begin)
+            yield chunk
+
+
+def part_to_json(written: WrittenFile | None) -> Any:
+    """What a rank tells the others of one role."""
+    if written is None:
+        return None
+    tensors = [
+        [item.name, item.dtype, list(item.shape), item.begin, item.end, item.digest]
+        for item in written.tensors
+    ]
+    return [written.path, written.size, written.digest, tensors]
+
+
+def part_from_json(value: Any) -> WrittenFile | None:
+    """What another rank told of one role."""
+    if value is None:
+        return None
+    path, size, digest, tensors = value
+    records = tuple(TensorRecord(n, d, tuple(s), begin, end, found) for n, d, s, begin, end, found in tensors)
+    return WrittenFile(path, size, digest, records)

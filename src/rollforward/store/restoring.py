@@ -1,0 +1,146 @@
+"""Reading a checkpoint back: every byte is verified before it is handed out.
+
+Each file is first held against the manifest (size, header, digests of its tensors), then each
+tensor is read and digested on the way. CheckpointInvalid says, in one line, what does not
+prove intact; what was yielded before that was intact.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rollforward.errors import CheckpointInvalid, CheckpointMismatch, StorageError
+from rollforward.storage import ReadHandle, Storage, read_small
+from rollforward.store.digests import digest
+from rollforward.store.layout import TensorFileName
+from rollforward.store.manifest import FileRecord, Manifest
+from rollforward.store.tensorfile import (
+    TensorRecord,
+    dtype_code,
+    file_digest,
+    new_array,
+    read_header,
+    read_verified,
+)
+
+MAX_ATTACHMENT_BYTES = 1 << 30
+
+
+def read_tensors(
+    storage: Storage, manifest: Manifest, roles: Collection[str] | None = None
+) -> Iterator[tuple[str, str, NDArray[Any]]]:
+    """Yield (role, name, array) of every tensor of the roles (None: all), each verified before.
+
+    BF16 and FP8 tensors come as their raw bits (uint16, uint8); the manifest names their dtype.
+    """
+    for file, role, records in _by_file(manifest, roles):
+        with open_checked(storage, file, records) as handle:
+            for record in records:
+                array, data = new_array(record)
+                read_verified(handle, record, file.path, data)
+                yield role, record.name, array
+
+
+def verify(storage: Storage, manifest: Manifest) -> None:
+    """Read and digest every byte of a checkpoint; CheckpointInvalid for the first that is wrong."""
+    for _ in read_tensors(storage, manifest):
+        pass
+    for name in (attachment.name for attachment in manifest.attachments):
+        read_attachment(storage, manifest, name)
+
+
+def read_attachments(storage: Storage, manifest: Manifest) -> dict[str, bytes]:
+    """File name -> content of every attachment, verified."""
+    return {item.name: read_attachment(storage, manifest, item.name) for item in manifest.attachments}
+
+
+def read_attachment(storage: Storage, manifest: Manifest, name: str) -> bytes:
+    """The content of one attachment, verified; CheckpointInvalid when it is not intact or not there."""
+    for attachment in manifest.attachments:
+        if attachment.name == name:
+            break
+    else:
+        raise CheckpointInvalid(f"checkpoint {manifest.position} has no attachment {name}")
+    try:
+        content = read_small(storage, attachment.path, limit=min(attachment.size, MAX_ATTACHMENT_BYTES))
+    except StorageError as error:
+        raise CheckpointInvalid(f"checkpoint {manifest.position}: {error.message}") from error
+    if digest(content) != attachment.digest:
+        raise CheckpointInvalid(f"{attachment.path} does not have its recorded digest")
+    return content
+
+
+def check_layout(
+    manifest: Manifest, tensors: Mapping[str, Mapping[str, NDArray[Any]]], *, world_size: int
+) -> None:
+    """CheckpointMismatch unless the checkpoint is of these tensors and this many workers.
+
+    `tensors` is role -> name -> array; only dtypes and shapes are looked at.
+    """
+    if manifest.world_size != world_size:
+        raise CheckpointMismatch(
+            f"checkpoint {manifest.position} was saved by {manifest.world_size} workers and this run has "
+            f"{world_size}: resuming on another number of workers is not supported yet",
+            hint=f"start with --workers {manifest.world_size}",
+        )
+    stored = {(item.role, item.record.name): item.record for item in manifest.tensors}
+    wanted = {(role, name): array for role, named in tensors.items() for name, array in named.items()}
+    lines = [
+        f"  not in the checkpoint: {role} {name}" for role, name in sorted(wanted.keys() - stored.keys())
+    ]
+    lines += [
+        f"  only in the checkpoint: {role} {name}" for role, name in sorted(stored.keys() - wanted.keys())
+    ]
+    for key in sorted(stored.keys() & wanted.keys()):
+        record, array = stored[key], wanted[key]
+        if (record.dtype, record.shape) != (dtype_code(array.dtype), tuple(array.shape)):
+            lines.append(
+                f"  {key[0]} {key[1]}: {record.dtype} {list(record.shape)} in the checkpoint, "
+                f"{dtype_code(array.dtype)} {list(array.shape)} in the model"
+            )
+    if lines:
+        more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []
+        raise CheckpointMismatch(
+            "\n".join([f"checkpoint {manifest.position} is of another model:", *lines[:20], *more]),
+            hint="resume with the model that the run was started with",
+        )
+
+
+def _by_file(
+    manifest: Manifest, roles: Collection[str] | None
+) -> Iterator[tuple[FileRecord, str, list[TensorRecord]]]:
+    grouped: dict[str, list[TensorRecord]] = {file.path: [] for file in manifest.files}
+    for tensor in manifest.tensors:
+        grouped[tensor.file].append(tensor.record)
+    for file in manifest.files:
+        parsed = TensorFileName.parse(file.path)
+        if parsed is not None and (roles is None or parsed.role in roles):
+            yield file, parsed.role, sorted(grouped[file.path], key=lambda record: record.place)
+
+
+def open_checked(storage: Storage, file: FileRecord, records: list[TensorRecord]) -> ReadHandle:
+    """Open a tensor file that holds just what the manifest says, by its header; the data is not read yet.
+
+    `records` are the manifest's tensors of the file in the order of their data.
+    """
+    try:
+        handle = storage.open(file.path)
+    except StorageError as error:
+        raise CheckpointInvalid(error.message) from error
+    try:
+        if handle.size != file.size:
+            raise CheckpointInvalid(f"{file.path}: {handle.size} bytes instead of {file.size}")
+        header = read_header(handle, file.path)
+        if file_digest(header.digest, tuple(records)) != file.digest:
+            raise CheckpointInvalid(f"{file.path}: its header does not have its recorded digest")
+        found = [(item.name, item.dtype, item.shape, item.begin, item.end) for item in header.tensors]
+        if found != [(item.name, item.dtype, item.shape, item.begin, item.end) for item in records]:
+            raise CheckpointInvalid(f"{file.path}: its header does not agree with the manifest")
+    except StorageError as error:
+        handle.close()
+        raise CheckpointInvalid(error.message) from error
+    except CheckpointInvalid:
+        handle.close()
+        raise
+    return handle

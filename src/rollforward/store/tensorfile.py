@@ -1,0 +1,301 @@
+"""Tensor files: safetensors, written straight from live arrays and verified as they are read.
+
+Promises: no copy on the way out (non-contiguous arrays excepted), a digest of each tensor
+computed while it is written, data that begins on a page. On the way in nothing is believed:
+the header's length is bounded by the file's size before memory is taken, and each entry is
+checked against the data region. Format: the docstring of `rollforward.store`, and
+https://github.com/huggingface/safetensors#format.
+
+Left out: memory mapping, which would hand out bytes before they are verified.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from rollforward.errors import CheckpointInvalid, StorageError
+from rollforward.storage import Buffer, ReadHandle, Storage
+from rollforward.store import strictjson
+from rollforward.store.digests import digest, digest_of_digests
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "C64": np.dtype("<c8"),
+    # NumPy has no such numbers: the raw bits are handed out, and `TensorRecord.dtype` says what they are.
+    "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
+}
+"""The names that safetensors gives to element types, and the NumPy type that holds their bits."""
+
+_RAW = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+_CODES = {dtype: code for code, dtype in reversed(DTYPES.items())}
+
+CHUNK_BYTES = 4 << 20
+"""Small enough that a chunk is still in the cache when it is copied after it was digested."""
+
+ALIGNMENT = 4096
+MAX_HEADER_BYTES = 100_000_000
+"""The bound that the safetensors library sets too."""
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor in a file."""
+
+    name: str
+    dtype: str
+    """A key of `DTYPES`."""
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the beginning of the file."""
+    end: int
+    digest: str = ""
+    """XXH3-128 of its bytes; empty when read from a header, which holds none."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.begin
+
+    @property
+    def place(self) -> tuple[int, int, str]:
+        """Sorts tensors in the order of their data; empty ones at the same place by name."""
+        return self.begin, self.end, self.name
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """What `write_tensors` wrote, and what a manifest says of it."""
+
+    path: str
+    size: int
+    digest: str
+    tensors: tuple[TensorRecord, ...]
+    """In the order of their data."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The front of a tensor file."""
+
+    metadata: Mapping[str, str]
+    tensors: tuple[TensorRecord, ...]
+    """In the order of their data."""
+    digest: str
+    """Of every byte before the data."""
+
+
+class TensorSource(Protocol):
+    """Where a tensor's bytes come from, at the moment when they are written."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes in order. A chunk may change after the next one was asked for."""
+        ...
+
+
+class ArraySource:
+    """A NumPy array, read where it lies."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.dtype = dtype_code(array.dtype)
+        self.shape = tuple(array.shape)
+        self._array = array
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Views; a copy only where the array is not C-contiguous or not little-endian."""
+        data = as_bytes(self._array).data
+        for begin in range(0, data.nbytes, CHUNK_BYTES):
+            yield data[begin : begin + CHUNK_BYTES]
+
+
+def dtype_code(dtype: np.dtype[Any]) -> str:
+    """The safetensors name of an element type; ValueError where there is none."""
+    code = _RAW.get(dtype.name) or _CODES.get(dtype.newbyteorder("<"))
+    if code is None:
+        raise ValueError(f"tensors of dtype {dtype} cannot be stored; safetensors has {', '.join(DTYPES)}")
+    return code
+
+
+def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The array's bytes, little-endian, in C order: a view wherever possible."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSource]) -> WrittenFile:
+    """Write a tensor file durably and digest it on the way. StorageError from the storage."""
+    header, planned = _plan(tensors)
+    digests: list[str] = []
+
+    def content() -> Iterator[Buffer]:
+        yield header
+        for record in planned:
+            hasher = xxhash.xxh3_128()
+            written = 0
+            for chunk in tensors[record.name].chunks():
+                hasher.update(chunk)
+                written += chunk.nbytes
+                yield chunk
+            if written != record.size:
+                raise ValueError(
+                    f"tensor {record.name!r} gave {written} bytes where {record.size} were planned"
+                )
+            digests.append(hasher.hexdigest())
+
+    size = storage.write(path, content())
+    pairs = zip(planned, digests, strict=True)
+    records = tuple(
+        sorted((replace(record, digest=found) for record, found in pairs), key=lambda record: record.place)
+    )
+    return WrittenFile(path, size, file_digest(digest(header), records), records)
+
+
+def file_digest(header_digest: str, tensors: tuple[TensorRecord, ...]) -> str:
+    """The digest of a whole file, from its parts; tensors in the order of their data."""
+    return digest_of_digests([header_digest, *(record.digest for record in tensors)])
+
+
+def _plan(tensors: Mapping[str, TensorSource]) -> tuple[bytes, list[TensorRecord]]:
+    """Lay the tensors out: larger elements first, so that each is aligned to its own size."""
+    order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].itemsize, name))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    spans: list[tuple[str, int, int]] = []
+    offset = 0
+    for name in order:
+        if name == "__metadata__":
+            raise ValueError("a tensor cannot be named __metadata__")
+        source = tensors[name]
+        end = offset + math.prod(source.shape) * DTYPES[source.dtype].itemsize
+        entries[name] = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": [offset, end]}
+        spans.append((name, offset, end))
+        offset = end
+    text = strictjson.dump(entries).encode()
+    padded = text.ljust(-(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8)
+    start = 8 + len(padded)
+    records = [
+        TensorRecord(name, tensors[name].dtype, tensors[name].shape, start + begin, start + end)
+        for name, begin, end in spans
+    ]
+    return len(padded).to_bytes(8, "little") + padded, records
+
+
+def read_header(handle: ReadHandle, path: str) -> Header:
+    """Read and check the front of a tensor file; CheckpointInvalid says what is wrong with it."""
+    if handle.size < 8:
+        raise CheckpointInvalid(f"{path}: {handle.size} bytes, too short for a tensor file")
+    length_bytes = bytearray(8)
+    handle.read_into(memoryview(length_bytes), 0)
+    length = int.from_bytes(length_bytes, "little")
+    if length > min(handle.size - 8, MAX_HEADER_BYTES):
+        raise CheckpointInvalid(f"{path}: claims a header of {length} bytes in a file of {handle.size}")
+    text = bytearray(length)
+    if length:
+        handle.read_into(memoryview(text), 8)
+    try:
+        entries = strictjson.parse(bytes(text))
+        if not isinstance(entries, dict):
+            raise ValueError("the header is not a JSON object")
+        metadata = _parse_metadata(entries.pop("__metadata__", {}))
+        records = [_parse_entry(name, entry, 8 + length) for name, entry in entries.items()]
+        records.sort(key=lambda record: record.place)
+        _check_cover(records, 8 + length, handle.size)
+    except ValueError as error:
+        raise CheckpointInvalid(f"{path}: {error}") from None
+    return Header(metadata, tuple(records), digest(bytes(length_bytes) + bytes(text)))
+
+
+def _parse_metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ValueError("the header's metadata is not an object of strings")
+    return value
+
+
+def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorRecord:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the header's entry of {name[:60]!r} is malformed")
+    offsets = entry["data_offsets"]
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_count(value) for value in offsets):
+        raise ValueError(f"the offsets of {name[:60]!r} are malformed")
+    shape = parse_shape(entry["shape"], name)
+    begin, end = offsets
+    check_span(name, entry["dtype"], shape, begin, end)
+    return TensorRecord(name, entry["dtype"], shape, data_begin + begin, data_begin + end)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a JSON value is an integer of at least 0 that fits 63 bits."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def parse_shape(value: Any, name: str) -> tuple[int, ...]:
+    """A shape from JSON; ValueError when it is not one."""
+    if not isinstance(value, list) or len(value) > 32 or not all(is_count(size) for size in value):
+        raise ValueError(f"the shape of {name[:60]!r} is malformed")
+    return tuple(value)
+
+
+def check_span(name: str, dtype: Any, shape: tuple[int, ...], begin: int, end: int) -> None:
+    """ValueError unless the byte range has just the size that dtype and shape ask for."""
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"the dtype of {name[:60]!r} is {str(dtype)[:20]!r}, which is not known")
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(
+            f"{name[:60]!r} has {end - begin} bytes, which is not what {dtype} {list(shape)} takes"
+        )
+
+
+def _check_cover(records: list[TensorRecord], begin: int, size: int) -> None:
+    for record in records:
+        if record.begin != begin:
+            raise ValueError(f"a gap or an overlap before {record.name[:60]!r}")
+        begin = record.end
+    if begin != size:
+        raise ValueError(f"{size} bytes where the header describes {begin}")
+
+
+def read_verified(handle: ReadHandle, record: TensorRecord, path: str, into: NDArray[np.uint8]) -> None:
+    """Read a tensor's bytes into `into` (uint8 [record.size]) and verify them.
+
+    CheckpointInvalid when they cannot be read or do not have the recorded digest: then `into`
+    holds bytes that must not be used.
+    """
+    hasher = xxhash.xxh3_128()
+    view = into.data
+    for begin in range(0, record.size, CHUNK_BYTES):
+        chunk = view[begin : begin + CHUNK_BYTES]
+        try:
+            handle.read_into(chunk, record.begin + begin)
+        except StorageError as error:
+            raise CheckpointInvalid(
+                f"{path}: tensor {record.name!r} cannot be read: {error.message}"
+            ) from error
+        hasher.update(chunk)
+    if hasher.hexdigest() != record.digest:
+        raise CheckpointInvalid(f"{path}: tensor {record.name!r} does not have its recorded digest")
+
+
+def new_array(record: TensorRecord) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """An empty array for a tensor, and its bytes."""
+    data = np.empty(record.size, np.uint8)
+    return data.view(DTYPES[record.dtype]).reshape(record.shape), data
