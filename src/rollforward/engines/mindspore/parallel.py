@@ -15,8 +15,8 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
 from mindspore import communication as comm
+from mindspore import nn, ops
 from numpy.typing import NDArray
 
 from rollforward.errors import EngineError

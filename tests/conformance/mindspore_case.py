@@ -1,0 +1,21 @@
+"""The MindSpore engine on a model small enough to compile in seconds."""
+
+from rollforward.engines.mindspore.engine import create
+
+__all__ = ["MODEL", "create"]
+
+MODEL = {
+    "model_type": "qwen2",
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+"""A parsed `config.json`: grouped queries, biases, tied embeddings."""

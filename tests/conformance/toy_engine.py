@@ -1,0 +1,222 @@
+"""A whole engine in NumPy: small enough to check by eye, fast enough to be killed five hundred times.
+
+The policy knows the last token only. With embeddings E [V, H], head W [V, H] and bias b [V]:
+
+    logits(next | last) = W E[last] + b
+
+It passes the same conformance suite as the real engine and obeys the same contract: no
+randomness of its own, no memory besides `tensors()`, the same bits out for the same bits in.
+Gradients are written out by hand, from `grpo.objective`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.errors import EngineError, ModelError, NonFinite
+from rollforward.grpo.objective import token_terms
+from rollforward.grpo.ports import Group
+from rollforward.grpo.types import (
+    EngineSettings,
+    Floats,
+    Generation,
+    Ints,
+    SamplingSettings,
+    TokenBatch,
+    TrainingBatch,
+    UpdateOutcome,
+)
+
+HIDDEN = 6
+NAMES = ("embedding.weight", "head.weight", "head.bias")
+
+
+class OneWorker:
+    """A group of one."""
+
+    rank = 0
+    world_size = 1
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+def toy_model_config(vocab_size: int = 16) -> dict[str, Any]:
+    """What `EngineSettings.model_config` is for this engine."""
+    return {"model_type": "toy", "vocab_size": vocab_size}
+
+
+@dataclass
+class ToyEngine:
+    """`grpo.ports.Engine`; made by `create`."""
+
+    settings: EngineSettings
+    group: Group
+    roles: dict[str, dict[str, NDArray[Any]]]
+
+    def generate(self, prompt_ids: Ints, prompt_mask: np.ndarray, uniforms: Floats) -> Generation:
+        sampling = self.settings.sampling
+        table = _logits(self.roles["policy_model"])
+        ids = np.full((len(prompt_ids), sampling.max_tokens), sampling.pad_token_id, dtype=np.int32)
+        lengths = np.zeros(len(ids), dtype=np.int32)
+        stopped = np.zeros(len(ids), dtype=bool)
+        for row in range(len(ids)):
+            last = prompt_ids[row][prompt_mask[row]][-1]
+            for column in range(sampling.max_tokens):
+                last = _sample(table[last], sampling, uniforms[row, column])
+                ids[row, column] = last
+                lengths[row] = column + 1
+                if last in sampling.stop_token_ids:
+                    stopped[row] = True
+                    break
+        return Generation(completion_ids=ids, lengths=lengths, stopped=stopped)
+
+    def reference_logprobs(self, tokens: TokenBatch) -> Floats:
+        return _completion_logprobs(_logits(self.roles["ref"]), tokens)
+
+    def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
+        policy, optimizer = self.roles["policy_model"], self.roles["optimizer"]
+        logits = _logits(policy)
+        logprobs = _completion_logprobs(logits, batch.tokens)
+        old = logprobs if batch.old_logprobs is None else batch.old_logprobs
+        terms = token_terms(
+            logprobs, old, batch.reference_logprobs, batch.advantages, self.settings.objective
+        )
+        weights = batch.token_weights.astype(np.float64)
+        gradients = _gradients(policy, logits, batch.tokens, weights * terms.gradient)
+        sums = [float((weights * values).sum()) for values in (terms.loss, terms.kl, terms.clipped)]
+        bad = np.flatnonzero(~np.isfinite(terms.loss).all(axis=1)).tolist()
+        everyone = self.group.all_gather([sums, [gradient.ravel().tolist() for gradient in gradients], bad])
+        loss, kl, clip_fraction = np.sum([each[0] for each in everyone], axis=0).tolist()
+        totals = [
+            np.sum([np.array(each[1][i]) for each in everyone], axis=0).reshape(policy[name].shape)
+            for i, name in enumerate(NAMES)
+        ]
+        norm = float(np.sqrt(sum(float((total**2).sum()) for total in totals)))
+        if not np.isfinite([loss, norm]).all():
+            raise NonFinite(
+                f"loss {loss} and gradient norm {norm}; samples by worker: {[e[2] for e in everyone]}"
+            )
+        self._step(dict(zip(NAMES, totals, strict=True)), norm, learning_rate, policy, optimizer)
+        return UpdateOutcome(loss=loss, grad_norm=norm, kl=kl, clip_fraction=clip_fraction, logprobs=logprobs)
+
+    def _step(
+        self,
+        gradients: Mapping[str, NDArray[Any]],
+        norm: float,
+        learning_rate: float,
+        policy: Mapping[str, NDArray[Any]],
+        optimizer: Mapping[str, NDArray[Any]],
+    ) -> None:
+        settings = self.settings.optimizer
+        scale = settings.max_grad_norm / norm if 0 < settings.max_grad_norm < norm else 1.0
+        optimizer["global_step"] += 1
+        step = int(optimizer["global_step"][0])
+        for name, gradient in gradients.items():
+            first, second = optimizer[f"adam_m.{name}"], optimizer[f"adam_v.{name}"]
+            clipped = (gradient * scale).astype(np.float32)
+            first += (1 - settings.adam_beta1) * (clipped - first)
+            second += (1 - settings.adam_beta2) * (clipped**2 - second)
+            if policy[name].ndim >= 2:
+                policy[name][:] *= 1 - learning_rate * settings.weight_decay
+            corrected = np.sqrt(second / (1 - settings.adam_beta2**step)) + settings.eps
+            policy[name][:] -= learning_rate * (first / (1 - settings.adam_beta1**step)) / corrected
+
+    def sync_reference(self) -> None:
+        for name, array in self.roles["policy_model"].items():
+            self.roles["ref"][name][:] = array
+
+    def tensors(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+        return self.roles
+
+    def load(self, role: str, name: str, array: NDArray[Any]) -> None:
+        try:
+            target = self.roles[role][name]
+        except KeyError:
+            raise EngineError(f"there is no tensor {name!r} in {role!r}") from None
+        if target.shape != array.shape or target.dtype != array.dtype:
+            raise EngineError(
+                f"{role} {name} is {target.dtype}{target.shape}, not {array.dtype}{array.shape}"
+            )
+        target[:] = array
+
+
+def create(settings: EngineSettings, group: Group | None = None) -> ToyEngine:
+    """An engine whose weights are a function of the vocabulary's size; folders are not looked at."""
+    if settings.model_config.get("model_type") != "toy":
+        raise ModelError(f"the toy engine has no model {settings.model_config.get('model_type')!r}")
+    vocabulary = settings.model_config["vocab_size"]
+    source = np.random.Generator(np.random.Philox(key=vocabulary))
+    policy = {
+        "embedding.weight": source.standard_normal((vocabulary, HIDDEN), dtype=np.float32),
+        "head.weight": source.standard_normal((vocabulary, HIDDEN), dtype=np.float32),
+        "head.bias": np.zeros(vocabulary, dtype=np.float32),
+    }
+    optimizer: dict[str, NDArray[Any]] = {"global_step": np.zeros(1, dtype=np.int64)}
+    for name, array in policy.items():
+        optimizer[f"adam_m.{name}"] = np.zeros_like(array)
+        optimizer[f"adam_v.{name}"] = np.zeros_like(array)
+    reference = {name: array.copy() for name, array in policy.items()}
+    roles = {"policy_model": policy, "optimizer": optimizer, "ref": reference}
+    return ToyEngine(settings=settings, group=group or OneWorker(), roles=roles)
+
+
+def _logits(weights: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """[V, V]: row = last token, column = next token."""
+    embedding, head, bias = (weights[name].astype(np.float64) for name in NAMES)
+    return embedding @ head.T + bias
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _sample(logits: NDArray[np.float64], sampling: SamplingSettings, uniform: float) -> np.int32:
+    """One token, by inverting the cumulative distribution of what top-k and top-p leave."""
+    if sampling.temperature == 0:
+        return np.int32(logits.argmax())
+    logprobs = _log_softmax(logits / sampling.temperature)
+    order = np.argsort(-logprobs, kind="stable")
+    kept = len(order) if sampling.top_k == 0 else min(sampling.top_k, len(order))
+    probabilities = np.exp(logprobs[order])
+    if sampling.top_p < 1:
+        before = np.cumsum(probabilities) - probabilities
+        kept = min(kept, int((before / probabilities.sum() < sampling.top_p).sum()))
+    allowed = np.zeros(len(order), dtype=bool)
+    allowed[order[:kept]] = True
+    cumulative = np.cumsum(np.where(allowed, np.exp(logprobs), 0))
+    return np.int32(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+
+
+def _transitions(tokens: TokenBatch) -> tuple[Ints, Ints]:
+    """(last, next) of each completion token, [B, T] each."""
+    ends = [row[mask][-1] for row, mask in zip(tokens.prompt_ids, tokens.prompt_mask, strict=True)]
+    last = np.concatenate([np.array(ends, dtype=np.int32)[:, None], tokens.completion_ids[:, :-1]], axis=1)
+    return last, tokens.completion_ids
+
+
+def _completion_logprobs(logits: NDArray[np.float64], tokens: TokenBatch) -> Floats:
+    last, following = _transitions(tokens)
+    logprobs = _log_softmax(logits)[last, following]
+    return np.where(tokens.completion_mask, logprobs, 0).astype(np.float32)
+
+
+def _gradients(
+    policy: Mapping[str, NDArray[Any]],
+    logits: NDArray[np.float64],
+    tokens: TokenBatch,
+    logprob_gradient: NDArray[np.float64],
+) -> list[NDArray[np.float64]]:
+    """The gradients of NAMES, from d loss / d log-probability of each completion token, [B, T]."""
+    last, following = _transitions(tokens)
+    of_token = np.where(tokens.completion_mask, logprob_gradient, 0)
+    # d logprob / d logits = onehot - softmax, added up for each pair (last, next).
+    of_logits = np.zeros_like(logits)
+    np.add.at(of_logits, (last, following), of_token)
+    of_logits -= np.exp(_log_softmax(logits)) * of_logits.sum(axis=1, keepdims=True)
+    embedding, head = (policy[name].astype(np.float64) for name in NAMES[:2])
+    return [of_logits @ head, of_logits.T @ embedding, of_logits.sum(axis=0)]
