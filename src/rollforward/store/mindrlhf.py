@@ -1,0 +1,238 @@
+"""Folders that MindRLHF or MindFormers wrote: no manifests, `.ckpt` or `.safetensors`, `meta.json` per rank.
+
+    <role folder>/rank_0/meta.json
+    <role folder>/rank_0/<prefix>_rank_0-<epoch>_<step>.ckpt
+
+What can be promised here is less: there are no digests, so a file that was cut short at a
+multiple of its format's own framing looks whole. What is kept is MindFormers' rule: the newest
+position that is complete on every rank, where a file newer than what its `meta.json` names
+does not count (it is written in place, so it may be half a file). Policy and optimizer must
+stand at equal positions; the reference may be older.
+
+`.ckpt` files are read by a function that the caller brings, since only MindSpore reads them.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.errors import CheckpointInvalid, NothingToResume, RollforwardError, StorageError
+from rollforward.position import Position
+from rollforward.storage import LocalStorage
+from rollforward.store.layout import META, parse_rank
+from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
+from rollforward.store.tensorfile import new_array, read_header
+
+_FILE = re.compile(
+    r"(?P<prefix>.+)_rank_(?P<rank>\d{1,9})-(?P<epoch>\d{1,18})_(?P<step>\d{1,18})\.(ckpt|safetensors)"
+)
+
+LoadCkpt = Callable[[str], Mapping[str, NDArray[Any]]]
+"""Reads a `.ckpt` file: parameter name -> array."""
+
+
+@dataclass(frozen=True)
+class ForeignCheckpoint:
+    """A position that is complete in a folder without manifests."""
+
+    position: Position
+    files: Mapping[str, tuple[Path, ...]]
+    """role -> the file of each rank."""
+    warnings: tuple[str, ...]
+    """What a person should know; one line each."""
+
+
+@dataclass
+class _RankFolder:
+    """What one rank's folder of one role holds."""
+
+    path: Path
+    meta: Meta | None = None
+    problem: str = ""
+    """Why `meta.json` does not help."""
+    files: dict[Position, Path] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """One line for an error message."""
+        held = ", ".join(map(str, sorted(self.files))) or "no checkpoint files"
+        said = self.problem or (
+            f"meta.json names {self.meta.file} ({self.meta.position})" if self.meta else ""
+        )
+        return f"{self.path}: {said}; files of: {held}"
+
+
+def find_foreign(folders: Mapping[str, str | Path], *, world_size: int) -> ForeignCheckpoint:
+    """The newest position that is complete on every rank of every role.
+
+    `folders` is role -> the folder that holds `rank_<n>`; every role given must be there, `ref`
+    at that position or, failing that, at its newest older one. Raises NothingToResume, which
+    lists what each rank has.
+    """
+    found = {
+        role: [_look(Path(folder) / f"rank_{rank}", rank) for rank in range(world_size)]
+        for role, folder in folders.items()
+    }
+    complete = {role: _complete(ranks) for role, ranks in found.items()}
+    leading = [role for role in found if role != "ref"] or list(found)
+    common = set.intersection(*(complete[role] for role in leading)) if leading else set()
+    usable = [position for position in common if _reference_position(complete, position) is not None]
+    if not usable:
+        raise _nothing(folders, found, complete, world_size)
+    position = max(usable)
+    files: dict[str, tuple[Path, ...]] = {}
+    warnings = [f"{', '.join(map(str, folders.values()))}: no manifest, so nothing can be verified by digest"]
+    for role, ranks in found.items():
+        at = position if role in leading else _reference_position(complete, position)
+        assert at is not None  # it was asked for above
+        files[role] = tuple(rank.files[at] for rank in ranks)
+        warnings += [warning for rank in ranks for warning in rank.warnings]
+        if at != position:
+            warnings.append(
+                f"{folders[role]}: no complete {role} at {position}, its newest older one is {at}"
+            )
+        newer = max((found_at for rank in ranks for found_at in rank.files), default=at)
+        if newer > position:
+            warnings.append(f"{folders[role]}: {newer} is not complete everywhere; going back to {position}")
+    return ForeignCheckpoint(position, files, tuple(warnings))
+
+
+def read_foreign(
+    checkpoint: ForeignCheckpoint, rank: int, load_ckpt: LoadCkpt
+) -> Iterator[tuple[str, str, NDArray[Any]]]:
+    """Yield (role, name, array) of one rank's files, names as they are in the files.
+
+    BF16 is widened to float32, which loses nothing. CheckpointInvalid when a file cannot be read.
+    """
+    for role, paths in checkpoint.files.items():
+        path = paths[rank]
+        if path.suffix == ".safetensors":
+            for name, array in _read_safetensors(path):
+                yield role, name, array
+        else:
+            try:
+                loaded = load_ckpt(str(path))
+            except RollforwardError:
+                raise
+            except Exception as error:
+                told = str(error).strip().partition("\n")[0]
+                raise CheckpointInvalid(f"{path} cannot be read: {type(error).__name__}: {told}") from error
+            for name, array in loaded.items():
+                yield role, name, array
+
+
+def _look(folder: Path, rank: int) -> _RankFolder:
+    found = _RankFolder(folder)
+    if not folder.is_dir():
+        found.problem = "there is no such folder"
+        return found
+    try:
+        entries = sorted(folder.iterdir())
+        found.meta = _read_meta(found, entries)
+    except OSError as error:
+        found.problem = f"cannot be read: {error.strerror}"
+        return found
+    for entry in entries:
+        match = _FILE.fullmatch(entry.name)
+        if match is None or int(match["rank"]) != rank or not entry.is_file() or entry.stat().st_size == 0:
+            continue
+        position = Position(int(match["epoch"]), int(match["step"]))
+        held = found.files.get(position)
+        if held is None or _preference(found, entry) > _preference(found, held):
+            found.files[position] = entry
+    return found
+
+
+def _preference(found: _RankFolder, path: Path) -> tuple[bool, bool]:
+    """`meta.json`'s own choice first, then safetensors, whose entries can be checked."""
+    return found.meta is not None and path.name == found.meta.file, path.suffix == ".safetensors"
+
+
+def _read_meta(found: _RankFolder, entries: list[Path]) -> Meta | None:
+    path = found.path / META
+    if path not in entries:
+        names = [entry.name for entry in entries]
+        held = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        found.problem = f"no meta.json; it holds {held or 'nothing'}"
+        return None
+    with path.open("rb") as file:
+        content = file.read(MAX_META_BYTES + 1)
+    try:
+        meta = parse_meta(content)
+    except ValueError as error:
+        found.problem = f"meta.json: {error}"
+        return None
+    if meta.garbage:
+        found.warnings.append(
+            f"{path}: more follows after its JSON, as MindRLHF leaves it at the end of an epoch; ignored"
+        )
+    return meta
+
+
+def _complete(ranks: list[_RankFolder]) -> set[Position]:
+    """Positions that every rank has a file for, none newer than its `meta.json` says."""
+    vouched = [rank.meta.position for rank in ranks if rank.meta is not None]
+    if not ranks or len(vouched) < len(ranks):
+        return set()
+    return {
+        position
+        for position in set.intersection(*(set(rank.files) for rank in ranks))
+        if position <= min(vouched)
+    }
+
+
+def _reference_position(complete: Mapping[str, set[Position]], position: Position) -> Position | None:
+    """Where to take the reference from: the position itself or the newest before it."""
+    if "ref" not in complete:
+        return position
+    return max((found for found in complete["ref"] if found <= position), default=None)
+
+
+def _nothing(
+    folders: Mapping[str, str | Path],
+    found: Mapping[str, list[_RankFolder]],
+    complete: Mapping[str, set[Position]],
+    world_size: int,
+) -> NothingToResume:
+    lines = [f"nothing to resume from: no position is complete on all {world_size} ranks; looked for"]
+    lines += ["<folder>/rank_<n>/meta.json and <prefix>_rank_<n>-<epoch>_<step>.ckpt or .safetensors"]
+    for role, ranks in found.items():
+        positions = ", ".join(map(str, sorted(complete[role]))) or "none"
+        lines.append(f"  {role} in {folders[role]}: complete positions: {positions}")
+        lines += [f"    {rank.describe()}" for rank in ranks]
+        lines += [f"    {line}" for line in _more_ranks(Path(folders[role]), world_size)]
+    return NothingToResume(
+        "\n".join(lines),
+        hint="check --actor_checkpoint_path, --ref_checkpoint_path, and that as many workers start as saved",
+    )
+
+
+def _more_ranks(folder: Path, world_size: int) -> list[str]:
+    if not folder.is_dir():
+        return [f"{folder} does not exist"]
+    ranks = sorted(rank for entry in folder.iterdir() if (rank := parse_rank(entry.name)) is not None)
+    extra = [rank for rank in ranks if rank >= world_size]
+    return (
+        [f"there are also folders of ranks {extra[0]} to {extra[-1]}: saved by more workers"] if extra else []
+    )
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    # A user may have linked large files into place, and here no manifest says where they must lie.
+    path = path.resolve()
+    try:
+        with LocalStorage(path.parent).open(path.name) as handle:
+            for record in read_header(handle, str(path)).tensors:
+                array, data = new_array(record)
+                if record.size:
+                    handle.read_into(data.data, record.begin)
+                if record.dtype == "BF16":
+                    array = (array.astype(np.uint32) << 16).view(np.float32)
+                yield record.name, array
+    except StorageError as error:
+        raise CheckpointInvalid(f"{path}: {error.message}") from error
