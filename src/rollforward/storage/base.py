@@ -6,8 +6,8 @@ against: one method a system call. It exists so that tests can put a simulated d
 the very code that runs in production, record each operation, and crash between any two.
 
 Paths of a `Storage` are relative, `/`-separated and checked (`check_path`): no name read
-from a disk can lead out of the folder. Left out: appending (the journal has its own room),
-permissions, and every kind of link; a symbolic link below the root is refused.
+from a disk can lead out of the folder. Left out: changing what is
+written, permissions, and every kind of link; a symbolic link below the root is refused.
 """
 
 from collections.abc import Iterable
@@ -50,6 +50,21 @@ class ReadHandle(Protocol):
     ) -> None: ...
 
 
+class Appender(Protocol):
+    """A new file that grows at its end."""
+
+    size: int
+    """Bytes that are known to be durable."""
+
+    def append(self, buffers: Iterable[Buffer]) -> None:
+        """Add to the end, durably. After an error every further call raises StorageError."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file; what was appended stays."""
+        ...
+
+
 class Storage(Protocol):
     """A folder of files, each complete and durable from the moment it has its name.
 
@@ -68,6 +83,13 @@ class Storage(Protocol):
 
     def open(self, path: str) -> ReadHandle:
         """Open a file to read."""
+        ...
+
+    def appender(self, path: str) -> Appender:
+        """Make a new file that grows; StorageError when the name is taken.
+
+        The file itself is durable after the first `append`.
+        """
         ...
 
     def stat(self, path: str) -> Entry | None:

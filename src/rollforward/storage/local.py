@@ -19,29 +19,9 @@ from pathlib import Path
 from types import TracebackType
 
 from rollforward.errors import StorageError
-from rollforward.storage.base import Buffer, Entry, FileOps, ReadHandle, check_path
-
-_HINTS = {
-    errno.ENOSPC: "the disk is full: free some space, lower save_max_ckpt_num, or save to another disk",
-    errno.EDQUOT: "the disk quota is used up: free some space, ask for more, or save to another disk",
-    errno.EROFS: "the file system is read-only, often after a disk error: see dmesg, or save elsewhere",
-    errno.EIO: "the disk failed to read or write: see dmesg, and save to another disk",
-    errno.EACCES: "this user may not: change the folder's owner or mode, or save elsewhere",
-    errno.EPERM: "this user may not: change the folder's owner or mode, or save elsewhere",
-    errno.ENOENT: "check that the path exists and is spelled as it is on disk",
-    errno.ENOTDIR: "a file stands where a folder is needed: move it away",
-    errno.ELOOP: "a symbolic link stands where a real file is needed: put the file itself there",
-    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
-    errno.ENAMETOOLONG: "the path is too long: save to a folder with a shorter path",
-}
-
-
-def storage_error(operation: str, path: str, error: OSError) -> StorageError:
-    """A StorageError that says which operation failed, on what, why, and what to try."""
-    cause = error.strerror or str(error)
-    name = errno.errorcode.get(error.errno or 0, "no errno")
-    hint = _HINTS.get(error.errno or 0, "see dmesg for what the system says about the disk")
-    return StorageError(f"{operation} {path}: {cause} ({name})", hint=hint)
+from rollforward.storage.appending import FileAppender, write_all
+from rollforward.storage.base import Appender, Buffer, Entry, FileOps, ReadHandle, check_path
+from rollforward.storage.failures import storage_error as storage_error
 
 
 class OsFiles:
@@ -149,7 +129,7 @@ class LocalStorage:
             fd = self._create(temporary)
             try:
                 operation = "writing"
-                size = self._write_all(fd, buffers)
+                size = write_all(self._ops, fd, buffers)
                 operation = "syncing"
                 self._ops.fsync(fd)
             finally:
@@ -180,6 +160,12 @@ class LocalStorage:
             if fd >= 0:
                 self._ops.close(fd)
             raise storage_error("opening", target, error) from error
+
+    def appender(self, path: str) -> Appender:
+        """See `Storage.appender`."""
+        target = self._full(path)
+        self._make_durable_folder(target.rpartition("/")[0])
+        return FileAppender(self._ops, target)
 
     def stat(self, path: str) -> Entry | None:
         """See `Storage.stat`."""
@@ -252,18 +238,6 @@ class LocalStorage:
             # The same name twice: an earlier write of this very object failed and could not clean up.
             self._ops.unlink(temporary)
             return self._ops.create(temporary)
-
-    def _write_all(self, fd: int, buffers: Iterable[Buffer]) -> int:
-        size = 0
-        for buffer in buffers:
-            left = memoryview(buffer).cast("B")
-            while left.nbytes:
-                count = self._ops.write(fd, left)
-                if count <= 0:
-                    raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
-                size += count
-                left = left[count:]
-        return size
 
     def _discard(self, temporary: str) -> None:
         try:

@@ -1,0 +1,87 @@
+"""Files that grow: the second way in which bytes become durable, for the journal alone.
+
+An `Appender` makes a new file and adds to its end. When `append` returns, what it was given is
+on stable storage, and so are the file's name and the folders above it. Nothing that was appended
+is ever changed, so a crash can only cost bytes whose `append` had not returned: they may be
+there, partly there, or not, and whoever reads the file must be able to tell.
+
+An append that fails ends the appender. The file may then hold a part of the bytes, and after a
+failed fsync nobody knows which: going on behind them on the same descriptor could report bytes
+as durable that are not.
+"""
+
+import errno
+from collections.abc import Iterable
+
+from rollforward.errors import StorageError
+from rollforward.storage.base import Buffer, FileOps
+from rollforward.storage.failures import storage_error
+
+
+class FileAppender:
+    """`Appender` on a new file of a file system. The folder must exist and be durable."""
+
+    def __init__(self, ops: FileOps, path: str) -> None:
+        self.size = 0
+        self._ops = ops
+        self._path = path
+        self._named = False
+        try:
+            self._fd = ops.create(path)
+        except OSError as error:
+            raise storage_error("creating", path, error) from error
+
+    def append(self, buffers: Iterable[Buffer]) -> None:
+        """See `Appender.append`."""
+        if self._fd < 0:
+            raise StorageError(
+                f"appending to {self._path}: an earlier append failed or the file was closed",
+                hint="see the first error; resuming begins a new file",
+            )
+        operation = "appending to"
+        try:
+            written = write_all(self._ops, self._fd, buffers)
+            operation = "syncing"
+            self._ops.fsync(self._fd)
+            if not self._named:
+                operation = "syncing the folder of"
+                self._ops.fsync_folder(self._path.rpartition("/")[0])
+                self._named = True
+        except BaseException as error:
+            # An interrupt too may have left a part of the bytes behind.
+            self._abandon()
+            if isinstance(error, OSError):
+                raise storage_error(operation, self._path, error) from error
+            raise
+        self.size += written
+
+    def close(self) -> None:
+        """See `Appender.close`; closing twice does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                self._ops.close(fd)
+            except OSError as error:
+                raise storage_error("closing", self._path, error) from error
+
+    def _abandon(self) -> None:
+        fd, self._fd = self._fd, -1
+        try:
+            self._ops.close(fd)
+        except OSError:
+            # The first error says what happened; the descriptor is gone either way.
+            return
+
+
+def write_all(ops: FileOps, fd: int, buffers: Iterable[Buffer]) -> int:
+    """Write every byte at the descriptor's place, however few the system takes at once; returns how many."""
+    size = 0
+    for buffer in buffers:
+        left = memoryview(buffer).cast("B")
+        while left.nbytes:
+            count = ops.write(fd, left)
+            if count <= 0:
+                raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
+            size += count
+            left = left[count:]
+    return size

@@ -1,0 +1,27 @@
+"""What went wrong on the disk, in words: which operation, on what, why, and what to try."""
+
+import errno
+
+from rollforward.errors import StorageError
+
+_HINTS = {
+    errno.ENOSPC: "the disk is full: free some space, lower save_max_ckpt_num, or save to another disk",
+    errno.EDQUOT: "the disk quota is used up: free some space, ask for more, or save to another disk",
+    errno.EROFS: "the file system is read-only, often after a disk error: see dmesg, or save elsewhere",
+    errno.EIO: "the disk failed to read or write: see dmesg, and save to another disk",
+    errno.EACCES: "this user may not: change the folder's owner or mode, or save elsewhere",
+    errno.EPERM: "this user may not: change the folder's owner or mode, or save elsewhere",
+    errno.ENOENT: "check that the path exists and is spelled as it is on disk",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it away",
+    errno.ELOOP: "a symbolic link stands where a real file is needed: put the file itself there",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
+    errno.ENAMETOOLONG: "the path is too long: save to a folder with a shorter path",
+}
+
+
+def storage_error(operation: str, path: str, error: OSError) -> StorageError:
+    """A StorageError that says which operation failed, on what, why, and what to try."""
+    cause = error.strerror or str(error)
+    name = errno.errorcode.get(error.errno or 0, "no errno")
+    hint = _HINTS.get(error.errno or 0, "see dmesg for what the system says about the disk")
+    return StorageError(f"{operation} {path}: {cause} ({name})", hint=hint)
