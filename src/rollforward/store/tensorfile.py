@@ -145,7 +145,7 @@ def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSource]) -> WrittenFile:
     """Write a tensor file durably and digest it on the way. StorageError from the storage."""
-    header, planned = _plan(tensors)
+    header, planned = lay_out(tensors, metadata={"format": "pt"}, alignment=ALIGNMENT)
     digests: list[str] = []
 
     def content() -> Iterator[Buffer]:
@@ -176,10 +176,16 @@ def file_digest(header_digest: str, tensors: tuple[TensorRecord, ...]) -> str:
     return digest_of_digests([header_digest, *(record.digest for record in tensors)])
 
 
-def _plan(tensors: Mapping[str, TensorSource]) -> tuple[bytes, list[TensorRecord]]:
-    """Lay the tensors out: larger elements first, so that each is aligned to its own size."""
+def lay_out(
+    tensors: Mapping[str, TensorSource], *, metadata: Mapping[str, str], alignment: int
+) -> tuple[bytes, list[TensorRecord]]:
+    """The bytes in front of the data, and the tensors in the order of their data.
+
+    Larger elements come first, so that each is aligned to its own size; the data begins on a
+    multiple of `alignment`.
+    """
     order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].itemsize, name))
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     spans: list[tuple[str, int, int]] = []
     offset = 0
     for name in order:
@@ -191,7 +197,7 @@ def _plan(tensors: Mapping[str, TensorSource]) -> tuple[bytes, list[TensorRecord
         spans.append((name, offset, end))
         offset = end
     text = strictjson.dump(entries).encode()
-    padded = text.ljust(-(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8)
+    padded = text.ljust(-(-(8 + len(text)) // alignment) * alignment - 8)
     start = 8 + len(padded)
     records = [
         TensorRecord(name, tensors[name].dtype, tensors[name].shape, start + begin, start + end)
