@@ -333,7 +333,7 @@ def _read(file: str) -> tuple[dict[str, Any], dict[str, int]]:
     return tree, lines
 
 
-def _note_lines(node: yaml.Node, prefix: str, file: str, lines: dict[str, int]) -> None:
+def _note_lines(node: yaml.Node | None, prefix: str, file: str, lines: dict[str, int]) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
     for name, value in node.value:

@@ -1,0 +1,66 @@
+"""What all verbs share of argument parsing.
+
+Options are spelled with underscores, as the launcher that users come from spells them, and
+dashes are accepted everywhere: `--resume-training` is `--resume_training`.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help that shows each option in one spelling, at the same width on every terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        spelled, action.option_strings = action.option_strings, first_spellings(action.option_strings)
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = spelled
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes both spellings and names the nearest option to a wrong one."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(formatter_class=Formatter, allow_abbrev=False, **keywords)
+
+    def add_option(self, name: str, **keywords: Any) -> None:
+        """Add `--some_name`, which may be written `--some-name` too."""
+        dashed = "--" + name[2:].replace("_", "-")
+        spellings = [name] if dashed == name else [name, dashed]
+        self.add_argument(*spellings, **keywords)
+
+    def unknown(self, arguments: Sequence[str]) -> NoReturn:
+        """End with an error that names the nearest options."""
+        known = [option for action in self._actions for option in first_spellings(action.option_strings)]
+        lines = []
+        for argument in arguments:
+            spelled = argument.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+            close = difflib.get_close_matches(spelled, known, n=1)
+            lines.append(f"unknown argument {argument}" + (f"; did you mean {close[0]}?" if close else ""))
+        self.error("\n".join(lines))
+
+    def error(self, message: str) -> NoReturn:
+        """The message and where to read on, on standard error; exit code 2."""
+        sys.stderr.write(f"{message}\nTry: {self.prog} --help\n")
+        raise SystemExit(2)
+
+
+def first_spellings(spellings: Sequence[str]) -> list[str]:
+    """Of spellings that differ in dashes only, the first."""
+    seen: dict[str, str] = {}
+    for option in spellings:
+        seen.setdefault(option.replace("-", "_"), option)
+    return list(seen.values())
+
+
+def split_list(text: str) -> list[str]:
+    """`a,b` as a list."""
+    return [part.strip() for part in text.split(",") if part.strip()]

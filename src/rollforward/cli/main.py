@@ -1,0 +1,91 @@
+"""The command `rollforward VERB`: finds the verb, runs it, turns errors into messages and exit codes.
+
+    0    done
+    1    something failed: the disk, a verifier, a worker, the framework
+    2    what was asked for cannot be: a wrong option, key, file or folder; nothing was changed
+    130  stopped by Ctrl-C
+    143  stopped by SIGTERM
+
+An error is one message, what to try after it, and no traceback unless `--debug` is given.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rollforward.cli import inspect, train
+from rollforward.cli.arguments import Parser
+from rollforward.errors import RollforwardError
+from rollforward.run.environment import LAUNCHED, this_process
+from rollforward.run.launch import error_text, report
+
+VERBS = (train, inspect)
+
+
+class Stopped(BaseException):
+    """SIGTERM came. Not an Exception, so that nothing on the way takes it for an error to handle."""
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="rollforward", description="GRPO post-training on MindSpore that recovers like a database."
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for verb in VERBS:
+        below = verbs.add_parser(verb.NAME, help=verb.SUMMARY, description=verb.DESCRIPTION)
+        verb.add_arguments(below)
+        below.add_option("--debug", action="store_true", help="show the traceback of an error")
+        below.set_defaults(verb_parser=below, run=verb.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, unknown = build_parser().parse_known_args(given)
+    if unknown:
+        options.verb_parser.unknown(unknown)
+    signal.signal(signal.SIGTERM, _stop)
+    code, message = 0, None
+    try:
+        code = options.run(options, given)
+    except RollforwardError as error:
+        code, message = error.exit_code, error_text(error)
+        if options.debug:
+            traceback.print_exc()
+    except KeyboardInterrupt:
+        code, message = 130, "stopped by Ctrl-C; resume with --resume_training"
+    except Stopped:
+        code, message = 143, "stopped by SIGTERM; resume with --resume_training"
+    except BrokenPipeError:
+        # The reader of a pipe has left, `head` for one. Nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        code, message = 1, f"{error_text(error)}\nTry: --debug for where it happened"
+        if options.debug:
+            traceback.print_exc()
+    if message is not None:
+        sys.stderr.write(message + "\n")
+    _tell_launcher(code, message)
+    return code
+
+
+def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise Stopped
+
+
+def _tell_launcher(code: int, message: str | None) -> None:
+    """As a worker that `rollforward train --workers` started, say how it ended."""
+    folder, process = os.environ.get(LAUNCHED), this_process()
+    if folder and process.role == "worker":
+        report(Path(folder), process.rank, code=code, error=message)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""`rollforward train`: start a run, or go on with one."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rollforward.cli import worker
+from rollforward.cli.arguments import Parser, split_list
+from rollforward.errors import ConfigError
+from rollforward.run import config, launch
+from rollforward.run.engines import MindSpore
+from rollforward.run.environment import LAUNCHED, Process, this_process
+from rollforward.run.plan import Asked, prepare
+from rollforward.run.session import train
+
+NAME = "train"
+SUMMARY = "train a policy with GRPO, or resume a run"
+DESCRIPTION = """\
+Train a policy with GRPO, or resume a run.
+
+A new run starts from Hugging Face folders:
+  rollforward train --config grpo.yaml --actor_checkpoint_path MODEL --save_checkpoint_dir RUN
+A run that was killed goes on from its newest valid checkpoint:
+  rollforward train --config grpo.yaml --resume_training --actor_checkpoint_path RUN/train \\
+      --ref_checkpoint_path RUN/ref --save_checkpoint_dir RUN
+
+Options go before what the configuration says. Names may be written with dashes."""
+
+_OPTIONS = (
+    ("--dataset_file", "FILE", "rl_config.dataset_file", "JSON Lines, or reasoning_gym:NAME?parameter=value"),
+    ("--tokenizer_dir", "DIR", "rl_config.tokenizer_dir", "folder of the tokenizer (default: the actor's)"),
+    (
+        "--save_checkpoint_dir",
+        "DIR",
+        "actor_config.save",
+        "the run's folder: new checkpoints, metrics (default: save_ckpt in $LOCAL_DEFAULT_PATH or ./output)",
+    ),
+    (
+        "--save_strategy_dir",
+        "DIR",
+        "rl_config.save_strategy_dir",
+        "where strategy_<rank>.ckpt goes; old ones there are cleared (default: strategy, beside save_ckpt)",
+    ),
+    (
+        "--generate_checkpoint_path",
+        "DIR",
+        "generate_config.load",
+        "accepted and ignored: the policy that is trained is the one that generates",
+    ),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of `train`."""
+    parser.add_option("--config", metavar="FILE", help="YAML with MindRLHF's sections and keys")
+    parser.add_option("--resume_training", action="store_true", help="go on from the newest valid checkpoint")
+    parser.add_option(
+        "--actor_checkpoint_path",
+        metavar="DIR",
+        default="",
+        help="the policy: a Hugging Face folder; with --resume_training, the train/ folder of a run",
+    )
+    parser.add_option(
+        "--ref_checkpoint_path",
+        metavar="DIR",
+        default="",
+        help="the reference model (default: the actor's); with --resume_training, the ref/ folder of a run",
+    )
+    for name, metavar, path, text in _OPTIONS:
+        parser.add_option(name, metavar=metavar, dest=path, help=text)
+    parser.add_option(
+        "--verifier_function", metavar="A,B", type=split_list, help="reward functions, with commas between"
+    )
+    parser.add_option("--verifier_weight", metavar="X,Y", type=_numbers, help="a weight for each of them")
+    parser.add_option(
+        "--tensorboard",
+        metavar="DIR",
+        nargs="?",
+        const="",
+        help="write TensorBoard events (default: tensorboard/ in the run's folder)",
+    )
+    parser.add_option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="any key of the configuration; may be given many times",
+    )
+    parser.add_option("--workers", metavar="N", type=_count, default=1, help="processes on this machine")
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Run as whatever this process is: the only one, the parent of workers, a worker, msrun's scheduler."""
+    process, engines = this_process(), MindSpore()
+    _join_launcher(process)
+    loaded = config.load(options.config, overrides(options))
+    if process.role == "scheduler":
+        engines.serve_scheduler(loaded.config.context.device_target)
+        return 0
+    asked = Asked(
+        resume=options.resume_training,
+        actor_checkpoint_path=options.actor_checkpoint_path,
+        ref_checkpoint_path=options.ref_checkpoint_path,
+    )
+    several = process.role == "alone" and options.workers > 1
+    if process.role == "worker" and options.workers not in (1, process.world_size):
+        raise ConfigError(
+            f"--workers {options.workers}, but msrun started {process.world_size}", hint="leave --workers out"
+        )
+    plan = prepare(loaded, asked, engines, world_size=options.workers if several else process.world_size)
+    if several:
+        return launch.launch(
+            Path(worker.__file__),
+            arguments,
+            workers=options.workers,
+            log_folder=plan.outputs.log,
+            run_folder=plan.outputs.run,
+        )
+    train(plan, engines, process)
+    return 0
+
+
+def overrides(options: argparse.Namespace) -> list[tuple[str, Any]]:
+    """What options say, as (dotted key, value) for `config.load`; `--set` goes first."""
+    found = [config.parse_override(text) for text in options.overrides]
+    for _name, _metavar, path, _text in _OPTIONS:
+        value = getattr(options, path)
+        if value is not None:
+            found.append((path, value))
+    if options.verifier_function is not None:
+        found.append(("reward_config.verifier_function", options.verifier_function))
+        if options.verifier_weight is None:
+            # Weights of the file belong to the functions of the file.
+            found.append(("reward_config.verifier_weight", []))
+    if options.verifier_weight is not None:
+        found.append(("reward_config.verifier_weight", options.verifier_weight))
+    if options.tensorboard is not None:
+        found.append(("rl_config.tensorboard", True))
+        if options.tensorboard:
+            found.append(("rl_config.tensorboard_dir", options.tensorboard))
+    return found
+
+
+def _join_launcher(process: Process) -> None:
+    """As a process that `launch` started: end when it does, and say that we live."""
+    folder = os.environ.get(LAUNCHED)
+    if folder and process.role != "alone":
+        launch.die_with_parent()
+        if process.role == "worker":
+            launch.report(Path(folder), process.rank)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in split_list(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return value

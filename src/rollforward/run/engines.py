@@ -1,0 +1,68 @@
+"""The engine of a run, imported when it is needed: the only door between `run` and a framework.
+
+`vocab_size` is asked before anything slow is loaded; everything else loads the framework.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rollforward.grpo.ports import Engine, Group
+from rollforward.grpo.types import EngineSettings
+
+
+class EnginePackage(Protocol):
+    """What a run needs of an engine besides the engine itself."""
+
+    def vocab_size(self, model_config: Mapping[str, Any]) -> int:
+        """Ids that the model has; ModelError when the engine cannot be this model. Loads no framework."""
+        ...
+
+    def connect(self, device_target: str) -> Group:
+        """The workers that this process belongs to. Collective."""
+        ...
+
+    def create(self, settings: EngineSettings, group: Group) -> Engine:
+        """The engine, with the weights of the folders that the settings name."""
+        ...
+
+    def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
+        """`strategy_<rank>.ckpt` for tensors that every worker holds whole; None: the framework has none."""
+        ...
+
+    def serve_scheduler(self, device_target: str) -> None:
+        """Bring the workers together, as the process that `msrun` starts for it, until they are done."""
+        ...
+
+
+class MindSpore:
+    """`rollforward.engines.mindspore`."""
+
+    def vocab_size(self, model_config: Mapping[str, Any]) -> int:
+        """See `EnginePackage.vocab_size`."""
+        from rollforward.engines.mindspore.config import ModelConfig
+
+        return ModelConfig.parse(model_config).vocab_size
+
+    def connect(self, device_target: str) -> Group:
+        """See `EnginePackage.connect`."""
+        from rollforward.engines.mindspore.parallel import connect
+
+        return connect(device_target)
+
+    def create(self, settings: EngineSettings, group: Group) -> Engine:
+        """See `EnginePackage.create`."""
+        from rollforward.engines.mindspore.engine import create
+
+        return create(settings, group)
+
+    def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
+        """See `EnginePackage.strategy_file`."""
+        from rollforward.engines.mindspore.strategy import strategy_file
+
+        return strategy_file(shapes, world_size)
+
+    def serve_scheduler(self, device_target: str) -> None:
+        """See `EnginePackage.serve_scheduler`."""
+        from rollforward.engines.mindspore.parallel import serve_scheduler
+
+        serve_scheduler(device_target)

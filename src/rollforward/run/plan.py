@@ -1,0 +1,239 @@
+"""What a run is going to do, found out and checked before anything is written.
+
+`prepare` reads the configuration's files, the dataset, the model's folder or the checkpoint to
+resume from, and answers with a `Plan`, or with the error that a user can mend. It loads no
+framework and changes nothing on disk: the parent of several workers calls it for all of them.
+"""
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import rollforward
+from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume, RunExists
+from rollforward.grpo.ports import Verifier
+from rollforward.grpo.prompts import PromptSchedule
+from rollforward.grpo.types import Prompt
+from rollforward.position import Position
+from rollforward.run.config import Config, Loaded, fingerprint, what_affects_numbers
+from rollforward.run.dataset import load_dataset
+from rollforward.run.engines import EnginePackage
+from rollforward.run.folders import (
+    FromCheckpoint,
+    FromModel,
+    Outputs,
+    checkpoint_folders,
+    model_files,
+    model_folders,
+    outputs,
+    parse_model_config,
+)
+from rollforward.run.tokenizer import Tokenizer
+from rollforward.storage import LocalStorage
+from rollforward.store import Found, Manifest, find, list_checkpoints, read_attachments
+from rollforward.verifiers import resolve
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asks for besides the configuration."""
+
+    resume: bool
+    actor_checkpoint_path: str = ""
+    ref_checkpoint_path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that can be started."""
+
+    config: Config
+    ignored: tuple[str, ...]
+    outputs: Outputs
+    source: FromModel | FromCheckpoint
+    found: Found | None
+    """The checkpoint to resume from; None for a new run."""
+    model_config: Mapping[str, Any]
+    attachments: Mapping[str, bytes]
+    """Small files of model and tokenizer that checkpoints carry: name -> content."""
+    tokenizer: Tokenizer
+    prompts: Sequence[Prompt]
+    verifiers: Sequence[Verifier]
+    steps_per_epoch: int
+    start: Position
+    end: Position
+    world_size: int
+    facts: Mapping[str, Any]
+    """What influences the numbers: keys of the configuration, and digests of model and dataset."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, those before `start` included."""
+        return self.end.global_step(self.steps_per_epoch)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of `facts`."""
+        return fingerprint(self.facts)
+
+
+def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size: int) -> Plan:
+    """Find out all that a run needs; every InputError of the errors' tree can come from here."""
+    config = loaded.config
+    places = outputs(config)
+    source: FromModel | FromCheckpoint
+    found: Found | None
+    if asked.resume:
+        source, found, folder, files = _resumed(asked, places)
+    else:
+        source, found, folder, files = _new(config, asked, places)
+    model_config = parse_model_config(files[CONFIG_FILE], folder / CONFIG_FILE)
+    vocab_size = engines.vocab_size(model_config)
+    tokenizer = Tokenizer(Path(config.rl_config.tokenizer_dir or folder))
+    tokenizer.check_fits(vocab_size)
+    _check_token_ids(config, vocab_size)
+    verifiers = resolve(config.reward_config.verifier_function)
+    if not config.rl_config.dataset_file:
+        raise ConfigError(
+            "no dataset is named", hint="name one with --dataset_file or rl_config.dataset_file"
+        )
+    prompts = load_dataset(config.rl_config.dataset_file, tokenizer, config.generate_config.max_prompt_length)
+    steps_per_epoch = schedule_of(config, prompts, rank=0, world_size=world_size).steps_per_epoch
+    if found is not None:
+        _check_resumable(found.manifest, steps_per_epoch, world_size)
+    return Plan(
+        config=config,
+        ignored=loaded.ignored,
+        outputs=places,
+        source=source,
+        found=found,
+        model_config=model_config,
+        attachments=files,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        verifiers=verifiers,
+        steps_per_epoch=steps_per_epoch,
+        start=found.manifest.position if found is not None else Position(0, 0),
+        end=_end(config, steps_per_epoch),
+        world_size=world_size,
+        facts={
+            **what_affects_numbers(config),
+            "model": hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
+            "dataset": _dataset_digest(prompts),
+            "world_size": world_size,
+        },
+    )
+
+
+def schedule_of(config: Config, prompts: Sequence[Prompt], *, rank: int, world_size: int) -> PromptSchedule:
+    """Which prompts a worker sees; DataError when the dataset is too small for one step."""
+    return PromptSchedule(
+        prompts=prompts,
+        seed=config.rl_config.seed,
+        chunk_size=config.rl_config.chunk_size,
+        chunks_per_step=config.rl_config.num_rollouts,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def versions() -> dict[str, str]:
+    """What computes: exact repetition is promised on the same versions only."""
+    return {
+        "rollforward": rollforward.__version__,
+        "mindspore": version("mindspore"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _new(config: Config, asked: Asked, places: Outputs) -> tuple[FromModel, None, Path, dict[str, bytes]]:
+    source = model_folders(
+        asked.actor_checkpoint_path or config.actor_config.load,
+        asked.ref_checkpoint_path or config.ref_config.load,
+    )
+    _refuse_used_folder(places.run, "to go on with it add --resume_training")
+    tokenizer = Path(config.rl_config.tokenizer_dir or source.policy)
+    return source, None, source.policy, model_files(source.policy, tokenizer)
+
+
+def _resumed(asked: Asked, places: Outputs) -> tuple[FromCheckpoint, Found, Path, dict[str, bytes]]:
+    source = checkpoint_folders(asked.actor_checkpoint_path, asked.ref_checkpoint_path, places.run)
+    if source.reference.parent.resolve() != source.run.resolve():
+        raise CheckpointMismatch(
+            f"the policy is to come from {source.run} and the reference from {source.reference.parent}: "
+            "a checkpoint holds both, from the same step",
+            hint="name train/ and ref/ of one run",
+        )
+    storage = LocalStorage(source.run)
+    found = find(storage)
+    if places.run.resolve() != source.run.resolve():
+        _refuse_used_folder(
+            places.run, f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}"
+        )
+    files = read_attachments(storage, found.manifest)
+    if CONFIG_FILE not in files:
+        raise NothingToResume(
+            f"checkpoint {found.manifest.position} in {source.run} carries no {CONFIG_FILE}"
+        )
+    first = next(item for item in found.manifest.attachments if item.name == CONFIG_FILE)
+    return source, found, (source.run / first.path).parent, files
+
+
+def _refuse_used_folder(run: Path, hint: str) -> None:
+    held = list_checkpoints(LocalStorage(run))
+    if held:
+        raise RunExists(
+            f"{run} already holds a run: {len(held)} checkpoints, the newest {held[0].position}",
+            hint=f"{hint}; for a new run name another folder with --save_checkpoint_dir",
+        )
+
+
+def _check_token_ids(config: Config, vocab_size: int) -> None:
+    """ConfigError for token ids of the configuration that the model does not have."""
+    sampling = config.generate_config.sampling_config
+    ids = {"eos_token_id": sampling.eos_token_id or (), "pad_token_id": (sampling.pad_token_id or 0,)}
+    for name, given in ids.items():
+        for value in given:
+            if value >= vocab_size:
+                raise ConfigError(
+                    f"generate_config.sampling_config.{name}: {value}, but ids end at {vocab_size - 1}",
+                    hint="leave it out: the model's folder says it",
+                )
+
+
+def _check_resumable(manifest: Manifest, steps_per_epoch: int, world_size: int) -> None:
+    if manifest.world_size != world_size:
+        raise CheckpointMismatch(
+            f"checkpoint {manifest.position} was saved by {manifest.world_size} workers, and this run has "
+            f"{world_size}: resuming on another number of workers is not supported yet",
+            hint=f"start it with --workers {manifest.world_size}",
+        )
+    saved = manifest.state.get("steps_per_epoch")
+    if saved != steps_per_epoch:
+        raise CheckpointMismatch(
+            f"an epoch had {saved} steps when checkpoint {manifest.position} was saved and has "
+            f"{steps_per_epoch} now, so the position means another place in the data",
+            hint="resume with the same dataset_file, chunk_size and num_rollouts",
+        )
+
+
+def _end(config: Config, steps_per_epoch: int) -> Position:
+    total = config.rl_config.epochs * steps_per_epoch
+    if config.rl_config.max_steps:
+        total = min(total, config.rl_config.max_steps)
+    return Position(*divmod(total, steps_per_epoch))
+
+
+def _dataset_digest(prompts: Sequence[Prompt]) -> str:
+    found = hashlib.sha256()
+    for prompt in prompts:
+        found.update(repr((prompt.token_ids, prompt.answer)).encode())
+    return found.hexdigest()

@@ -1,0 +1,86 @@
+"""From the newest checkpoint that proves intact into the engine, on all workers alike.
+
+Every byte is verified on its way in. A checkpoint that turns out to be damaged, on any worker,
+is rejected with its reason and the next older one is loaded over whatever had been put in
+place; all workers take the same one. A checkpoint of another model or another number of workers
+is not damaged: that is an error which an older checkpoint would not mend.
+
+Replaying the journal over the difference is not here yet: after a fallback, steps are run again.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rollforward.errors import CheckpointInvalid, NothingToResume
+from rollforward.grpo.ports import Engine
+from rollforward.position import Position
+from rollforward.storage import Storage
+from rollforward.store import Manifest, check_layout, find, read_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What a run goes on from."""
+
+    manifest: Manifest
+    rejected: tuple[tuple[Position, str], ...]
+    """Newer checkpoints that did not prove intact, each with the reason, one line."""
+    role_bytes: Mapping[str, int]
+    """Bytes restored of each role."""
+    seconds: float
+    """To read, verify and put in place."""
+
+
+def restore(storage: Storage, engine: Engine) -> Restored:
+    """Load the newest checkpoint that proves intact on every worker. Collective.
+
+    Raises NothingToResume, with all reasons, when none does, and CheckpointMismatch for an
+    intact one that does not belong to this engine.
+    """
+    rejected: dict[Position, str] = {}
+    while True:
+        began = time.perf_counter()
+        try:
+            found = find(storage, skip=rejected)
+        except NothingToResume as error:
+            raise NothingToResume(_with_reasons(error.message, rejected), hint=error.hint) from None
+        for item in found.rejected:
+            rejected.setdefault(item.position, item.reason)
+        manifest = found.manifest
+        check_layout(manifest, engine.tensors(), world_size=engine.group.world_size)
+        sizes: dict[str, int] = {}
+        problem = None
+        try:
+            for role, name, array in read_tensors(storage, manifest):
+                engine.load(role, name, array)
+                sizes[role] = sizes.get(role, 0) + array.nbytes
+        except CheckpointInvalid as error:
+            problem = error.message
+        answers = engine.group.all_gather({"position": str(manifest.position), "problem": problem})
+        reason = _disagreement(answers)
+        if reason is None:
+            return Restored(
+                manifest=manifest,
+                rejected=tuple(sorted(rejected.items(), reverse=True)),
+                role_bytes=sizes,
+                seconds=time.perf_counter() - began,
+            )
+        # Workers that found different ones drop the newest of them, which some could not use.
+        newest = max(Position.parse(answer["position"]) for answer in answers)
+        rejected[newest] = reason
+
+
+def _disagreement(answers: list[dict[str, str | None]]) -> str | None:
+    """Why the workers' checkpoint cannot be used; None when it can."""
+    for rank, answer in enumerate(answers):
+        if answer["problem"] is not None:
+            return f"{answer['problem']} (worker {rank})" if len(answers) > 1 else answer["problem"]
+    if len({answer["position"] for answer in answers}) > 1:
+        return "not every worker finds it intact"
+    return None
+
+
+def _with_reasons(message: str, rejected: Mapping[Position, str]) -> str:
+    missing = [reason for _, reason in sorted(rejected.items(), reverse=True) if reason not in message]
+    return "\n".join([message, *(f"  {reason}" for reason in missing)])

@@ -1,0 +1,344 @@
+"""One run from its plan to its last checkpoint: the wiring of everything to everything.
+
+The order is the contract's, and each of its stations is one line of the log:
+
+    strategy files cleared, log folder made
+    newest valid checkpoint found and checked         (resumed runs)
+    policy, optimizer, reference and progress restored
+    training goes on at the next step, new checkpoints are saved
+
+Nothing is written before everything that can be wrong with the user's input has been looked at:
+`plan.prepare` first, then the engine, which reads weights and finds out whether they fit.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rollforward import verifiers
+from rollforward.errors import RunLocked
+from rollforward.grpo.ports import Engine, Group, Observer
+from rollforward.grpo.schedule import LearningRate
+from rollforward.grpo.trainer import Trainer, TrainerSettings
+from rollforward.grpo.types import (
+    EngineSettings,
+    Floats,
+    ObjectiveSettings,
+    OptimizerSettings,
+    Prompt,
+    SamplingSettings,
+)
+from rollforward.position import Position
+from rollforward.run import environment, metrics, strategy
+from rollforward.run.engines import EnginePackage
+from rollforward.run.folders import FromModel
+from rollforward.run.heartbeat import Heartbeat
+from rollforward.run.metrics import Metrics, TensorBoard
+from rollforward.run.plan import Plan, schedule_of, versions
+from rollforward.run.progress import Display, Several, open_display
+from rollforward.run.recovery import Restored, restore
+from rollforward.run.saving import BlockingCheckpoints, NoRolloutLog
+from rollforward.storage import LocalStorage
+from rollforward.store import CheckpointStore, Retention, RunLock, Saved, check_layout
+
+Say = Callable[[str], None]
+
+ROLE_WORDS = {"policy_model": "policy", "optimizer": "optimizer", "ref": "reference"}
+
+
+def train(plan: Plan, engines: EnginePackage, process: environment.Process) -> None:
+    """Run the plan to its end as this worker. Collective when there are several."""
+    cache = None
+    if plan.config.rl_config.enable_compile_cache:
+        # MindSpore looks at source files to tell whether a compiled graph still holds, but not at
+        # the numbers that are compiled into it: each set of them gets a folder of its own.
+        cache = plan.outputs.run / "compile_cache" / plan.fingerprint[:16] / f"rank_{process.rank}"
+    environment.prepare(compile_cache=cache)
+    group = engines.connect(plan.config.context.device_target)
+    with ExitStack() as stack:
+        display = open_display(
+            rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
+        )
+        stack.callback(display.close)
+        _introduce(plan, display.line)
+        engine = engines.create(engine_settings(plan), group)
+        if plan.found is not None:
+            check_layout(plan.found.manifest, engine.tensors(), world_size=group.world_size)
+        if plan.start >= plan.end:
+            display.line(f"nothing to do: the run ends at {plan.end}, and {plan.start} is reached")
+            return
+        incarnation, fence = _own_the_folder(plan.outputs.run, group, stack)
+        _make_ready(plan, engines, engine, display.line)
+        restored = _restore(plan, engine, display.line)
+        start = restored.manifest.position if restored else plan.start
+        observers = stack.enter_context(_observers(plan, start, group, incarnation, display))
+        store = CheckpointStore(
+            plan.outputs.run,
+            rank=group.rank,
+            world_size=group.world_size,
+            exchange=group.all_gather,
+            retention=Retention(newest=plan.config.rl_config.save_max_ckpt_num),
+            previous=restored.manifest if restored and _same_folder(plan) else None,
+            fence=fence,
+        )
+        _run_steps(plan, engine, store, incarnation, restored, display, observers)
+
+
+def engine_settings(plan: Plan) -> EngineSettings:
+    """What the engine is built from."""
+    config, source = plan.config, plan.source
+    sampling, optimizer = config.generate_config.sampling_config, config.actor_config.optimizer
+    new = isinstance(source, FromModel)
+    return EngineSettings(
+        model_config=plan.model_config,
+        policy_folder=str(source.policy) if new else None,
+        reference_folder=str(source.reference) if new else None,
+        prompt_length=config.generate_config.max_prompt_length,
+        samples_per_generation=config.samples_per_generation,
+        samples_per_micro_batch=config.rl_config.batch_size,
+        sampling=SamplingSettings(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_k=max(sampling.top_k, 0),
+            top_p=sampling.top_p,
+            stop_token_ids=sampling.eos_token_id or plan.tokenizer.eos_token_ids,
+            pad_token_id=_pad_token_id(plan),
+        ),
+        objective=ObjectiveSettings(
+            beta=config.rl_config.beta,
+            epsilon_low=config.rl_config.epsilon_low,
+            epsilon_high=config.rl_config.epsilon_high,
+        ),
+        optimizer=OptimizerSettings(
+            adam_beta1=optimizer.adam_beta1,
+            adam_beta2=optimizer.adam_beta2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            max_grad_norm=optimizer.max_grad_norm,
+        ),
+        device_target=config.context.device_target,
+    )
+
+
+def trainer_settings(plan: Plan) -> TrainerSettings:
+    """What the trainer needs to know."""
+    rl, ref = plan.config.rl_config, plan.config.ref_config
+    return TrainerSettings(
+        seed=rl.seed,
+        num_generations=rl.num_generations,
+        num_iterations=rl.num_iterations,
+        prompt_length=plan.config.generate_config.max_prompt_length,
+        max_tokens=plan.config.generate_config.sampling_config.max_tokens,
+        pad_token_id=_pad_token_id(plan),
+        standardise_advantages=rl.advantage_std,
+        loss_aggregation="token_mean" if rl.loss_aggregation == "token_mean" else "sequence_mean",
+        verifier_names=plan.config.reward_config.verifier_function,
+        verifier_weights=plan.config.verifier_weights,
+        ref_model_sync_steps=ref.ref_model_sync_steps if ref.sync_ref_model else 0,
+        # 0 means only the final checkpoint: further apart than the run is long.
+        save_ckpt_interval=rl.save_ckpt_interval or plan.total_steps + 1,
+    )
+
+
+def learning_rate(plan: Plan) -> LearningRate:
+    """The schedule, in optimizer steps."""
+    schedule = plan.config.actor_config.lr_schedule
+    whole = plan.total_steps * plan.config.rl_config.num_iterations
+    return LearningRate(
+        lr=schedule.lr,
+        min_lr=schedule.min_lr,
+        warmup_steps=schedule.warmup_step,
+        decay_steps=schedule.decay_steps or max(whole, schedule.warmup_step + 1),
+    )
+
+
+def _run_steps(
+    plan: Plan,
+    engine: Engine,
+    store: CheckpointStore,
+    incarnation: int,
+    restored: Restored | None,
+    display: Display,
+    observer: Observer,
+) -> None:
+    """Train from the restored position to the end."""
+
+    def saved(result: Saved) -> None:
+        manifest = result.manifest
+        display.saved(manifest.position)
+        display.line(
+            f"checkpoint: {manifest.position} saved to {plan.outputs.run}, "
+            f"{in_bytes(result.bytes_written)} written in {result.seconds:.2f} s"
+        )
+        for warning in result.warnings:
+            display.line(f"warning: {warning}")
+
+    start = restored.manifest.position if restored else plan.start
+    checkpoints = BlockingCheckpoints(store, engine, _about(plan, incarnation, restored, engine.group), saved)
+    if restored is None:
+        # Killed before its first checkpoint is due, a run can be resumed all the same.
+        checkpoints.begin(start, start.global_step(plan.steps_per_epoch))
+    display.line(
+        f"training: {'goes on' if restored else 'starts'} at step {start} "
+        f"({start.global_step(plan.steps_per_epoch) + 1} of {plan.total_steps})"
+    )
+    group, settings = engine.group, trainer_settings(plan)
+    Trainer(
+        engine=engine,
+        schedule=schedule_of(plan.config, plan.prompts, rank=group.rank, world_size=group.world_size),
+        learning_rate=learning_rate(plan),
+        score=_scorer(plan),
+        decode=plan.tokenizer.decode,
+        log=NoRolloutLog(),
+        checkpoints=checkpoints,
+        observer=observer,
+        settings=settings,
+    ).run(start, plan.end)
+    display.line(f"done: {plan.total_steps} steps, the last checkpoint is {plan.end} in {plan.outputs.run}")
+
+
+def _introduce(plan: Plan, say: Say) -> None:
+    say(
+        f"data: {len(plan.prompts)} prompts from {plan.config.rl_config.dataset_file}, "
+        f"{plan.steps_per_epoch} steps an epoch, {plan.total_steps} steps in all"
+    )
+    if plan.ignored:
+        say(f"configuration: ignored, since they mean nothing here: {', '.join(plan.ignored)}")
+
+
+def _own_the_folder(run: Path, group: Group, stack: ExitStack) -> tuple[int, Callable[[], None]]:
+    """Lock the run's folder, on the first rank, for all; returns the incarnation and the fence."""
+    answer: dict[str, Any] = {}
+    fence: Callable[[], None] = _no_fence
+    if group.rank == 0:
+        try:
+            lock = stack.enter_context(RunLock.acquire(run))
+            fence = lock.check
+            answer = {"incarnation": lock.incarnation}
+        except RunLocked as error:
+            answer = {"message": error.message, "hint": error.hint}
+    answer = group.all_gather(answer)[0]
+    if "message" in answer:
+        raise RunLocked(answer["message"], hint=answer["hint"])
+    return answer["incarnation"], fence
+
+
+def _no_fence() -> None:
+    """The first rank alone publishes, and it alone is fenced."""
+
+
+def _make_ready(plan: Plan, engines: EnginePackage, engine: Engine, say: Say) -> None:
+    """Clear old strategy files, write this rank's, make the log folder."""
+    folder, group = plan.outputs.strategy, engine.group
+    cleared = strategy.clear(folder) if group.rank == 0 else []
+    # No rank may write its file before the first has cleared the folder.
+    group.all_gather(len(cleared))
+    shapes = {
+        name: tuple(array.shape)
+        for role in ("policy_model", "optimizer")
+        for name, array in engine.tensors()[role].items()
+    }
+    content = engines.strategy_file(shapes, group.world_size)
+    if content is not None:
+        strategy.write(folder, group.rank, content)
+    say(f"strategy: {len(cleared)} old files cleared from {folder}, strategy_<rank>.ckpt written")
+    plan.outputs.log.mkdir(parents=True, exist_ok=True)
+    say(f"logs: {plan.outputs.log}")
+
+
+def _restore(plan: Plan, engine: Engine, say: Say) -> Restored | None:
+    """Put the newest valid checkpoint into the engine; None for a new run, which starts from its model."""
+    if isinstance(plan.source, FromModel):
+        say(f"model: policy from {plan.source.policy}, reference from {plan.source.reference}")
+        return None
+    restored = restore(LocalStorage(plan.source.run), engine)
+    for position, reason in restored.rejected:
+        say(f"checkpoint: {position} rejected: {reason}")
+    manifest = restored.manifest
+    say(
+        f"checkpoint: {manifest.position} in {plan.source.run} is the newest valid one, "
+        f"saved {manifest.created}, every byte verified"
+    )
+    parts = ", ".join(f"{ROLE_WORDS[role]} {in_bytes(size)}" for role, size in restored.role_bytes.items())
+    say(f"restored: {parts}, progress {manifest.global_step} steps, in {restored.seconds:.2f} s")
+    for line in changes(manifest.state.get("facts", {}), plan.facts):
+        say(f"warning: since the checkpoint was saved {line}")
+    for line in changes(manifest.versions, versions()):
+        say(f"warning: the version of {line}; results may differ in their last bits")
+    return restored
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, a line each."""
+    return [
+        f"{name} changed from {before.get(name)!r} to {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+@contextmanager
+def _observers(
+    plan: Plan, start: Position, group: Group, incarnation: int, display: Display
+) -> Iterator[Observer]:
+    """Everyone who watches this rank."""
+    heart = Heartbeat(plan.outputs.run, rank=group.rank, incarnation=incarnation)
+    with ExitStack() as stack:
+        stack.callback(heart.close)
+        watching: list[Observer] = [heart, display]
+        if group.rank == 0:
+            kept: Sequence[metrics.Record] = []
+            if not isinstance(plan.source, FromModel):
+                kept = metrics.before(metrics.read(plan.source.run / metrics.FILE), start)
+            board = TensorBoard(plan.outputs.tensorboard, kept=kept) if plan.outputs.tensorboard else None
+            recorder = Metrics(
+                plan.outputs.run,
+                kept=kept,
+                incarnation=incarnation,
+                steps_per_epoch=plan.steps_per_epoch,
+                tensorboard=board,
+            )
+            stack.callback(recorder.close)
+            watching.append(recorder)
+        yield Several(watching)
+
+
+def _about(plan: Plan, incarnation: int, restored: Restored | None, group: Group) -> dict[str, Any]:
+    """What every checkpoint of this run says besides its tensors."""
+    own = restored.manifest.run_id if restored else uuid.uuid4().hex
+    return {
+        # The first rank's, on all.
+        "run_id": group.all_gather(own)[0],
+        "incarnation": incarnation,
+        "state": {"steps_per_epoch": plan.steps_per_epoch, "facts": dict(plan.facts)},
+        "fingerprint": plan.fingerprint,
+        "versions": versions(),
+        "attachments": plan.attachments,
+    }
+
+
+def _scorer(plan: Plan) -> Callable[[Sequence[Prompt], Sequence[str]], Floats]:
+    def score(prompts: Sequence[Prompt], completions: Sequence[str]) -> Floats:
+        return verifiers.score(plan.verifiers, prompts, completions)
+
+    return score
+
+
+def _pad_token_id(plan: Plan) -> int:
+    given = plan.config.generate_config.sampling_config.pad_token_id
+    return plan.tokenizer.pad_token_id if given is None else given
+
+
+def _same_folder(plan: Plan) -> bool:
+    return not isinstance(plan.source, FromModel) and plan.source.run.resolve() == plan.outputs.run.resolve()
+
+
+def in_bytes(count: float) -> str:
+    """`3.1 MB`, powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
