@@ -86,6 +86,7 @@ class _Gather(nn.Cell):
         self.all_gather = ops.AllGather()
 
     def construct(self, words: ms.Tensor) -> ms.Tensor:
+        """int32 [n] -> int32 [workers * n]."""
         return self.all_gather(words)
 
 
@@ -113,6 +114,15 @@ def connect(device_target: str = "CPU") -> Group:
             "(msrun --master_port)",
         ) from error
     return MsrunGroup()
+
+
+def serve_scheduler(device_target: str = "CPU") -> None:
+    """Bring the workers of `msrun` together, as its scheduler; ends the process when they are done.
+
+    MindSpore does that within `init`, and leaves it by `sys.exit`.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE, device_target=device_target)
+    comm.init()
 
 
 def _encode(value: Any) -> bytes:
