@@ -1,0 +1,85 @@
+"""Rotary frequencies are those of transformers, in every scaling and in both spellings."""
+
+import json
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import pytest
+from golden_models import FOLDER
+from mindspore import Tensor
+
+from rollforward.engines.mindspore.model import Rotary
+from rollforward.engines.mindspore.rope import RopeConfig, inverse_frequencies
+from rollforward.errors import ModelError
+
+CASES: list[dict[str, Any]] = json.loads((FOLDER / "rope.json").read_text())
+HEAD_DIM = 64
+
+
+def in_the_older_spelling(config: dict[str, Any]) -> dict[str, Any]:
+    scaling = dict(config["rope_parameters"])
+    theta = scaling.pop("rope_theta")
+    kind = scaling.pop("rope_type", None)
+    return {
+        "max_position_embeddings": config["max_position_embeddings"],
+        "rope_theta": theta,
+        "rope_scaling": {"type": kind, **scaling} if kind else None,
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['name']}-{case['length']}")
+def test_frequencies_agree_with_transformers(case: dict[str, Any]) -> None:
+    ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+    rope = RopeConfig.parse(case["config"])
+    last = (case["length"] or 12) - 1
+    cos, sin = Rotary(rope, HEAD_DIM)(Tensor(np.array([[0, 1, last]], np.int32)))
+    angles = np.array([[0], [1], [last]]) * np.array(case["inverse_frequencies"])
+    np.testing.assert_allclose(cos.asnumpy()[0], np.cos(angles) * case["attention_factor"], atol=5e-5)
+    np.testing.assert_allclose(sin.asnumpy()[0], np.sin(angles) * case["attention_factor"], atol=5e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['name']}-{case['length']}")
+def test_both_spellings_mean_the_same(case: dict[str, Any]) -> None:
+    assert RopeConfig.parse(in_the_older_spelling(case["config"])) == RopeConfig.parse(case["config"])
+
+
+def test_a_long_row_does_not_stretch_its_short_neighbour_under_dynamic_scaling() -> None:
+    ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
+    dynamic = next(case for case in CASES if case["name"] == "dynamic" and case["length"] == 10)
+    rope = RopeConfig.parse(dynamic["config"])
+    positions = np.array([[0, 1, 9], [0, 1, 199]], np.int32)
+    cos, _ = Rotary(rope, HEAD_DIM)(Tensor(positions))
+    np.testing.assert_allclose(
+        cos.asnumpy()[0], np.cos(positions[0][:, None] * inverse_frequencies(rope, HEAD_DIM)), atol=5e-6
+    )
+    assert not np.allclose(cos.asnumpy()[1, 1], cos.asnumpy()[0, 1], atol=5e-5)
+
+
+def test_a_scaling_that_is_not_known_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="longrope") as caught:
+        RopeConfig.parse({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}})
+    assert "yarn" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("key", ["factor", "low_freq_factor", "high_freq_factor"])
+def test_a_scaling_without_its_parameters_says_which_one(key: str) -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    del scaling[key]
+    with pytest.raises(ModelError, match=key):
+        RopeConfig.parse({"rope_scaling": scaling})
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "factor is -1"),
+        ({"rope_theta": "many"}, "rope_theta is 'many'"),
+        ({"rope_parameters": [1]}, "rope_parameters is"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "from layer to layer"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    ],
+)
+def test_a_wrong_value_is_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        RopeConfig.parse(config)
