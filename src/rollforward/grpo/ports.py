@@ -61,7 +61,10 @@ class Engine(Protocol):
         ...
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
-        """One optimizer step. Collective: all ranks call it, each with its own samples."""
+        """One optimizer step. Collective: all ranks call it, each with its own samples.
+
+        NonFinite, and nothing is changed, when the loss or the gradient's norm is not a number.
+        """
         ...
 
     def sync_reference(self) -> None:

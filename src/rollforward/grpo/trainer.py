@@ -24,7 +24,6 @@ from typing import Literal
 
 import numpy as np
 
-from rollforward.errors import NonFinite
 from rollforward.grpo.advantages import centred_advantages, standardised_advantages
 from rollforward.grpo.objective import sequence_mean_weights, token_mean_weights
 from rollforward.grpo.ports import Checkpoints, Engine, Observer, RolloutLog
@@ -196,12 +195,6 @@ class Trainer:
         for iteration in range(self.settings.num_iterations):
             rate = self.learning_rate.at(first + iteration)
             outcome = self.engine.update(batch, rate)
-            if not (math.isfinite(outcome.loss) and math.isfinite(outcome.grad_norm)):
-                raise NonFinite(
-                    f"step {position}, iteration {iteration}: loss {outcome.loss}, "
-                    f"gradient norm {outcome.grad_norm}",
-                    hint="lower actor_config.lr_schedule.lr, or resume from an older checkpoint",
-                )
             self.log.record(position, iteration, outcome, rate)
             outcomes.append(outcome)
             if iteration == 0:
