@@ -163,7 +163,7 @@ def test_the_reward_rises() -> None:
 
 
 def test_a_step_keeps_its_order() -> None:
-    """A chunk is logged before its use, weights released before they change, a step told before it is saved."""
+    """A chunk is logged before its use, weights released before a change, a step told before it is saved."""
     events = run(end=Position(0, 4)).events
     at = Position(0, 3)
     start = events.index(f"generate {at}")
