@@ -107,7 +107,8 @@ class Inventory:
     def _candidate(self, position: Position) -> Candidate:
         manifest = self._manifests[position]
         if manifest is None:
-            return Candidate(incarnation=0, position=position, valid=False)
+            latest = max((found.incarnation for found in self._manifests.values() if found), default=0)
+            return Candidate(incarnation=latest, position=position, valid=False)
         metric = manifest.state.get("metric")
         return Candidate(
             incarnation=manifest.incarnation,

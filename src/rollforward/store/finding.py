@@ -54,11 +54,13 @@ class CheckpointInfo:
 def positions(storage: Storage) -> list[Position]:
     """The positions of all manifests, whole or not, newest first."""
     found = peek_incarnations(storage)
-    return sorted(found, key=lambda position: (found[position], position), reverse=True)
+    latest = max((number for number in found.values() if number), default=0)
+    # One that cannot be read is put where its position belongs, in the timeline of the latest start.
+    return sorted(found, key=lambda position: (found[position] or latest, position), reverse=True)
 
 
 def peek_incarnations(storage: Storage) -> dict[Position, int]:
-    """The incarnation that each manifest claims to be of; nothing is verified."""
+    """The incarnation that each manifest claims to be of, 0 when it cannot be read; nothing is verified."""
     named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
     return {position: _peek(storage, position) for position in named if position is not None}
 

@@ -38,9 +38,8 @@ class Retention:
 def keep_mask(candidates: Sequence[Candidate], retention: Retention) -> list[bool]:
     """For each candidate whether it stays.
 
-    Only valid ones count towards `newest` and `best`. An invalid one is kept, as evidence,
-    until a valid one that is kept is older than it would be worth: that is, while it is newer
-    than the oldest of the `newest` valid ones.
+    Only valid ones count towards `newest` and `best`. An invalid one is kept, as evidence, while
+    it is newer than the oldest of the `newest` valid ones or there are not as many yet.
     """
     order = sorted(
         range(len(candidates)),
@@ -52,7 +51,7 @@ def keep_mask(candidates: Sequence[Candidate], retention: Retention) -> list[boo
         return [True] * len(candidates)
     newest = valid[: retention.newest]
     keep = set(newest)
-    keep.update(order[: order.index(newest[-1])])
+    keep.update(order if len(valid) < retention.newest else order[: order.index(newest[-1])])
     if retention.every > 0:
         keep.update(i for i in valid if candidates[i].global_step % retention.every == 0)
     ranked = sorted(
