@@ -173,8 +173,8 @@ def plan_kills(chance: random.Random, steps: Sequence[dict[str, Any]]) -> list[t
 
 
 def final_digests(run: Run) -> dict[str, str]:
-    """Role -> digest of the run's newest checkpoint, as `rollforward inspect` verifies and reports it."""
-    command = [str(ROLLFORWARD), "inspect", str(run.checkpoints), "--json"]
+    """Role -> digest of the run's newest checkpoint, every byte verified by `rollforward inspect`."""
+    command = [str(ROLLFORWARD), "inspect", str(run.checkpoints), "--deep", "--json"]
     listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     newest = listed["checkpoints"][-1]
     if not newest["valid"]:
