@@ -12,6 +12,7 @@ ROLE_FOLDERS = {"policy_model": "train", "optimizer": "optimizer", "ref": "ref"}
 """role -> folder; the roles are the file prefixes too."""
 
 COMMITS = "commits"
+JOURNAL = "journal"
 LOCK = "run.lock"
 META = "meta.json"
 MODEL = "model"
@@ -22,6 +23,7 @@ _TENSOR_FILE = re.compile(
     rf"-(?P<position>{_NUMBER}_{_NUMBER})\.safetensors",
     re.ASCII,
 )
+_SEGMENT = re.compile(rf"({_NUMBER})-({_NUMBER}_{_NUMBER})\.journal", re.ASCII)
 _MANIFEST = re.compile(rf"({_NUMBER}_{_NUMBER})\.json", re.ASCII)
 _RANK = re.compile(rf"rank_({_NUMBER})", re.ASCII)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
@@ -62,6 +64,37 @@ class TensorFileName:
         position = Position.parse(match["position"])
         parsed = cls(role, int(match["rank"]), position, int(match["attempt"] or 0))
         return parsed if parsed.path == path else None
+
+
+@dataclass(frozen=True, order=True)
+class SegmentName:
+    """What the name of a journal segment says."""
+
+    rank: int
+    incarnation: int
+    first: Position
+    """No record in it is of an earlier position."""
+
+    @property
+    def path(self) -> str:
+        """Relative to the run's folder."""
+        return f"{journal_folder(self.rank)}/{self.incarnation}-{self.first}.journal"
+
+    @property
+    def torn_path(self) -> str:
+        """Where what was cut off its end is kept."""
+        return f"{self.path}.torn"
+
+    @classmethod
+    def parse(cls, rank: int, name: str) -> "SegmentName | None":
+        """Read a bare file name in a rank's journal folder; None when it is not a segment."""
+        match = _SEGMENT.fullmatch(name)
+        return cls(rank, int(match[1]), Position.parse(match[2])) if match else None
+
+
+def journal_folder(rank: int) -> str:
+    """`journal/rank_0`."""
+    return f"{JOURNAL}/rank_{rank}"
 
 
 def rank_folder(role: str, rank: int) -> str:

@@ -1,0 +1,172 @@
+"""Chunks of rollouts and outcomes of updates, as the arrays that a journal record holds.
+
+Exact both ways: `unpack(pack(chunk))` has the same bits. Nothing padded is stored, a prompt stands
+once for all its completions, and ids take two bytes while the vocabulary allows it. Per
+completion token that is 6 bytes (id and reference log-probability), or 8 with ids of four bytes.
+
+    prompt_indices      int32 [B]           completion_ids        uint16 or int32 [sum of lengths]
+    prompt_ids          uint16 or int32     completion_lengths    int32 [B]
+    prompt_lengths      int32 [prompts]     reference_logprobs    float32 [sum of lengths]
+    prompt_of           int32 [B]           rewards               float32 [B, verifiers]
+                                            stopped               bool [B]
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.grpo.types import Bools, Ints, RolloutChunk, TokenBatch, UpdateOutcome
+from rollforward.store.journal_records import Record
+
+Arrays = dict[str, NDArray[Any]]
+
+_MAX_WIDTH = 1 << 22
+_MAX_CELLS = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedOutcome:
+    """What the journal says of an update."""
+
+    loss: float
+    grad_norm: float
+    kl: float
+    clip_fraction: float
+    learning_rate: float
+    weights: str
+    """Digest of the policy after the update; empty where none was taken."""
+
+
+def pack(chunk: RolloutChunk) -> tuple[Arrays, dict[str, str]]:
+    """Arrays and metadata of a rollouts record.
+
+    ValueError when prompts are not left-padded or completions not right-padded with one value each,
+    or when a masked log-probability is not 0: that would not come back as it was.
+    """
+    tokens = chunk.tokens
+    prompt_of, firsts = _distinct_prompts(tokens)
+    prompt_mask = tokens.prompt_mask[firsts]
+    if (np.diff(tokens.prompt_mask.astype(np.int8), axis=1) < 0).any():
+        raise ValueError("a prompt that is not left-padded")
+    if (np.diff(tokens.completion_mask.astype(np.int8), axis=1) > 0).any():
+        raise ValueError("a completion that is not right-padded")
+    if chunk.reference_logprobs[~tokens.completion_mask].view(np.uint32).any():
+        raise ValueError("a masked reference log-probability that is not 0")
+    arrays: Arrays = {
+        "prompt_indices": chunk.prompt_indices,
+        "prompt_ids": _compact(tokens.prompt_ids[firsts][prompt_mask]),
+        "prompt_lengths": prompt_mask.sum(axis=1, dtype=np.int32),
+        "prompt_of": prompt_of,
+        "completion_ids": _compact(tokens.completion_ids[tokens.completion_mask]),
+        "completion_lengths": tokens.completion_mask.sum(axis=1, dtype=np.int32),
+        "reference_logprobs": chunk.reference_logprobs[tokens.completion_mask],
+        "rewards": chunk.rewards,
+        "stopped": chunk.stopped,
+    }
+    metadata = {
+        "prompt_width": str(tokens.prompt_ids.shape[1]),
+        "prompt_pad": str(_pad_value(tokens.prompt_ids, tokens.prompt_mask)),
+        "completion_width": str(tokens.completion_ids.shape[1]),
+        "completion_pad": str(_pad_value(tokens.completion_ids, tokens.completion_mask)),
+    }
+    return arrays, metadata
+
+
+def unpack(record: Record) -> RolloutChunk:
+    """The chunk that `pack` was given; ValueError when the record does not hold one."""
+    arrays = record.arrays
+    try:
+        prompt_of = arrays["prompt_of"]
+        distinct_mask = _mask(arrays["prompt_lengths"], record.number("prompt_width"))[:, ::-1]
+        completion_mask = _mask(arrays["completion_lengths"], record.number("completion_width"))
+        prompt_ids = _spread(arrays["prompt_ids"], distinct_mask, record.number("prompt_pad"))[prompt_of]
+        tokens = TokenBatch(
+            prompt_ids=np.ascontiguousarray(prompt_ids),
+            prompt_mask=np.ascontiguousarray(distinct_mask[prompt_of]),
+            completion_ids=_spread(
+                arrays["completion_ids"], completion_mask, record.number("completion_pad")
+            ),
+            completion_mask=completion_mask,
+        )
+        logprobs = np.zeros(completion_mask.shape, dtype=np.float32)
+        logprobs[completion_mask] = arrays["reference_logprobs"]
+        return RolloutChunk(
+            prompt_indices=arrays["prompt_indices"].astype(np.int32),
+            tokens=tokens,
+            stopped=arrays["stopped"].astype(np.bool_),
+            rewards=arrays["rewards"].astype(np.float32),
+            reference_logprobs=logprobs,
+        )
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"not a record of rollouts: {error}") from None
+
+
+def pack_outcome(outcome: UpdateOutcome, learning_rate: float, weights: str) -> tuple[Arrays, dict[str, str]]:
+    """Arrays and metadata of an outcome record."""
+    values = {
+        "loss": outcome.loss,
+        "grad_norm": outcome.grad_norm,
+        "kl": outcome.kl,
+        "clip_fraction": outcome.clip_fraction,
+        "learning_rate": learning_rate,
+    }
+    arrays: Arrays = {name: np.array(value, dtype=np.float64) for name, value in values.items()}
+    return arrays, {"weights": weights} if weights else {}
+
+
+def unpack_outcome(record: Record) -> RecordedOutcome:
+    """What `pack_outcome` was given; ValueError when the record does not hold it."""
+    names = ("loss", "grad_norm", "kl", "clip_fraction", "learning_rate")
+    try:
+        values = {name: float(record.arrays[name]) for name in names}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a record of an outcome: {error}") from None
+    return RecordedOutcome(**values, weights=record.metadata.get("weights", ""))
+
+
+def same_bits(first: float, second: float) -> bool:
+    """Whether two float64 are the same to the last bit."""
+    return struct.pack("<d", first) == struct.pack("<d", second)
+
+
+def _distinct_prompts(tokens: TokenBatch) -> tuple[Ints, NDArray[np.intp]]:
+    """For each sample the number of its prompt, and the first sample of each prompt; neighbours only."""
+    ids, mask = tokens.prompt_ids, tokens.prompt_mask
+    new = np.ones(len(ids), dtype=np.bool_)
+    new[1:] = (ids[1:] != ids[:-1]).any(axis=1) | (mask[1:] != mask[:-1]).any(axis=1)
+    return (np.cumsum(new) - 1).astype(np.int32), np.flatnonzero(new)
+
+
+def _compact(ids: Ints) -> NDArray[Any]:
+    if ids.size == 0 or (ids.min() >= 0 and ids.max() < 1 << 16):
+        return ids.astype(np.uint16)
+    return ids
+
+
+def _pad_value(ids: Ints, mask: Bools) -> int:
+    padding = ids[~mask]
+    if padding.size == 0:
+        return 0
+    if (padding != padding[0]).any() or padding[0] < 0:
+        raise ValueError("padding of more than one value, or a negative one")
+    return int(padding[0])
+
+
+def _mask(lengths: NDArray[Any], width: int) -> Bools:
+    """[rows, width]; True on the first `length` of each row."""
+    if lengths.ndim != 1 or width > _MAX_WIDTH or len(lengths) * width > _MAX_CELLS:
+        raise ValueError(f"{len(lengths)} rows of {width} tokens")
+    if ((lengths < 0) | (lengths > width)).any():
+        raise ValueError(f"lengths beyond the width of {width}")
+    mask: Bools = np.arange(width) < lengths[:, None]
+    return mask
+
+
+def _spread(flat: NDArray[Any], mask: Bools, pad: int) -> Ints:
+    """Values into the True cells of a mask, row by row, and padding elsewhere."""
+    out = np.full(mask.shape, pad, dtype=np.int32)
+    out[mask] = flat
+    return out

@@ -1,0 +1,284 @@
+"""The trainer's `RolloutLog` over the journal, and what a start of the run takes over from it.
+
+    newest checkpoint at S      S, S+1, ... T-1: every chunk is in the journal of every rank: replayed
+                                T: the first step that is not whole: its finished chunks are used again
+                                beyond T: nothing is taken over
+
+Replay is no mode of the trainer: it finds the chunks in the log instead of generating them, and
+what an update gives is compared with what is recorded, to the last bit. `open_rollout_log` is
+collective, because all ranks have to agree on T.
+
+Left out: deciding which checkpoint to start from, and the incarnation; `recovery` and the store
+do that.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rollforward.errors import CheckpointInvalid, ReplayDiverged, StorageError
+from rollforward.grpo.types import RolloutChunk, UpdateOutcome
+from rollforward.position import Position
+from rollforward.run.rollout_codec import (
+    RecordedOutcome,
+    pack,
+    pack_outcome,
+    same_bits,
+    unpack,
+    unpack_outcome,
+)
+from rollforward.storage import Storage
+from rollforward.store.journal import Journal
+from rollforward.store.journal_reading import JournalView, read_journal, repair
+from rollforward.store.journal_records import Identity
+from rollforward.store.layout import SegmentName
+
+COMPARED = ("loss", "grad_norm", "kl", "learning_rate")
+"""The numbers of an outcome that a replay has to repeat."""
+
+RELATIVE_TOLERANCE = 1e-3
+ABSOLUTE_TOLERANCE = 1e-5
+"""How far a replay on other versions, another device or world size may be from the recorded numbers."""
+
+Notice = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """How the journal is used."""
+
+    chunks_per_step: int
+    steps_per_epoch: int
+    on_divergence: Literal["stop", "accept"] = "stop"
+    weights_digest_every: int = 0
+    """A digest of the policy goes with the outcomes of every so many steps; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournalReport:
+    """What a start takes over; the same on all ranks but for `repaired` and `problems`."""
+
+    start: Position
+    until: Position
+    """T: the steps from `start` up to this one, not including it, are replayed."""
+    replayed_steps: int
+    reused_chunks: int
+    """Finished chunks of step `until`, of all ranks."""
+    compatible: bool
+    """False when the records were made with another configuration or world size: none are used."""
+    repaired: tuple[str, ...]
+    """Torn ends that were cut, a line each."""
+    problems: tuple[str, ...]
+    """Damage, a line each."""
+
+
+class JournaledRollouts:
+    """`grpo.ports.RolloutLog`. `weights_digest` gives a digest of the policy as it is now."""
+
+    def __init__(
+        self, journal: Journal, settings: LogSettings, *, notice: Notice, weights_digest: Callable[[], str]
+    ) -> None:
+        self.journal = journal
+        self.replayed_updates = 0
+        """Updates whose outcome was compared with a recorded one."""
+        self._settings = settings
+        self._notice = notice
+        self._weights_digest = weights_digest
+
+    def find(self, position: Position, chunk: int) -> RolloutChunk | None:
+        """The chunk, if an earlier start finished it and it can still be read intact."""
+        try:
+            record = self.journal.find_rollouts(position, chunk)
+            return None if record is None else unpack(record)
+        except (CheckpointInvalid, ValueError) as error:
+            self._notice(f"step {position}, chunk {chunk} is generated again: {error}")
+            return None
+
+    def append(self, position: Position, chunk: int, rollouts: RolloutChunk) -> None:
+        """Returns when the chunk is on stable storage."""
+        arrays, metadata = pack(rollouts)
+        self.journal.append(position, chunk, arrays, metadata)
+
+    def record(
+        self, position: Position, iteration: int, outcome: UpdateOutcome, learning_rate: float
+    ) -> None:
+        """Compare with the recorded outcome, or write it; ReplayDiverged when it differs."""
+        every = self._settings.weights_digest_every
+        due = every > 0 and (position.global_step(self._settings.steps_per_epoch) + 1) % every == 0
+        weights = self._weights_digest() if due else ""
+        arrays, metadata = pack_outcome(outcome, learning_rate, weights)
+        found = self._recorded(position, iteration)
+        if found is not None:
+            given = RecordedOutcome(**{name: float(array) for name, array in arrays.items()}, weights=weights)
+            self.replayed_updates += 1
+            if self._repeats(position, iteration, given, *found):
+                return
+        self.journal.record(position, iteration, arrays, metadata)
+
+    def _recorded(self, position: Position, iteration: int) -> tuple[RecordedOutcome, SegmentName] | None:
+        try:
+            record = self.journal.find_outcome(position, iteration)
+            if record is None:
+                return None
+            place = self.journal.inherited.outcomes[position, iteration]
+            return unpack_outcome(record), place.segment.name
+        except (CheckpointInvalid, ValueError) as error:
+            self._notice(f"step {position}, update {iteration} is replayed without proof: {error}")
+            return None
+
+    def _repeats(
+        self,
+        position: Position,
+        iteration: int,
+        given: RecordedOutcome,
+        recorded: RecordedOutcome,
+        segment: SegmentName,
+    ) -> bool:
+        """Whether the bits are the same. Not, but acceptable: says so and returns False; else raises."""
+        differing = _differing(given, recorded)
+        if not differing:
+            return True
+        where = f"step {position}, update {iteration}"
+        values = "; ".join(
+            f"{name} {getattr(given, name)!r} where {getattr(recorded, name)!r} was recorded"
+            for name in differing
+        )
+        circumstances = _circumstances(
+            self.journal.identity, self.journal.inherited.headers[segment].identity
+        )
+        if circumstances and _close(given, recorded):
+            self._notice(f"{where}: replayed within tolerance, with {'; '.join(circumstances)}: {values}")
+            return False
+        reason = "; ".join(circumstances) or "versions, device and world size are those of the recording"
+        if self._settings.on_divergence == "accept":
+            self._notice(f"{where}: the replay diverged, and goes on as asked: {values} ({reason})")
+            return False
+        raise ReplayDiverged(
+            f"{where}: the replay gave {values}. {reason[0].upper()}{reason[1:]}",
+            hint="with the environment of the recording the replay repeats it; "
+            "--on_divergence accept goes on with the new values, "
+            "and an older checkpoint can tell where the difference begins",
+        )
+
+
+def open_rollout_log(
+    *,
+    sources: Sequence[Storage],
+    storage: Storage,
+    identity: Identity,
+    start: Position,
+    checkpoint: tuple[int, Position] | None,
+    settings: LogSettings,
+    all_gather: Callable[[Any], list[Any]],
+    notice: Notice,
+    weights_digest: Callable[[], str] = lambda: "",
+) -> tuple[JournaledRollouts, JournalReport]:
+    """What earlier starts left beyond `start`, agreed on by all ranks, and a journal that goes on from there.
+
+    `sources`: the folders whose journals count, oldest first; empty for a new run. Those besides
+    `storage` are only read. `checkpoint`: incarnation and position of the checkpoint that was restored.
+    Collective. StorageError, on all ranks, when one of them cannot read or write its journal.
+    """
+
+    def look() -> JournalView:
+        return read_journal(
+            sources, rank=identity.rank, since=start, checkpoint=checkpoint, run_id=identity.run_id
+        )
+
+    def mine(view: JournalView) -> dict[str, Any]:
+        until = view.first_incomplete(
+            start, chunks_per_step=settings.chunks_per_step, steps_per_epoch=settings.steps_per_epoch
+        )
+        return {"until": list(until), "compatible": _compatible(view, identity)}
+
+    view, answers = _together(look, mine, all_gather)
+    compatible = all(answer["compatible"] for answer in answers)
+    until = min(Position(*answer["until"]) for answer in answers) if compatible else start
+    before = until.following(settings.steps_per_epoch) if compatible else start
+    inherited = view.inherited(before)
+
+    def open_journal() -> tuple[Journal, list[str]]:
+        repaired = repair(storage, view)
+        return Journal(storage, identity, start=start, inherited=inherited), repaired
+
+    def chunks(_: tuple[Journal, list[str]]) -> int:
+        return sum((until, chunk) in inherited.rollouts for chunk in range(settings.chunks_per_step))
+
+    (journal, repaired), reused = _together(open_journal, chunks, all_gather)
+    steps = settings.steps_per_epoch
+    report = JournalReport(
+        start=start,
+        until=until,
+        replayed_steps=until.global_step(steps) - start.global_step(steps),
+        reused_chunks=sum(reused),
+        compatible=compatible,
+        repaired=tuple(repaired),
+        problems=view.problems,
+    )
+    log = JournaledRollouts(journal, settings, notice=notice, weights_digest=weights_digest)
+    return log, report
+
+
+def _together(
+    work: Callable[[], Any], answer: Callable[[Any], Any], all_gather: Callable[[Any], list[Any]]
+) -> tuple[Any, list[Any]]:
+    """Each rank works, then all tell: what this rank has, and all answers. StorageError reaches all."""
+    failed: StorageError | None = None
+    result: Any = None
+    try:
+        result = work()
+        told = {"answer": answer(result), "problem": None}
+    except StorageError as error:
+        failed, told = error, {"answer": None, "problem": error.message}
+    everyone = all_gather(told)
+    if failed is not None:
+        raise failed
+    for rank, other in enumerate(everyone):
+        if other["problem"] is not None:
+            raise StorageError(f"rank {rank}: {other['problem']}", hint="see that rank's log")
+    return result, [other["answer"] for other in everyone]
+
+
+def _compatible(view: JournalView, identity: Identity) -> bool:
+    """Whether records of this history can be trained on here: same configuration, same number of ranks."""
+    return all(
+        header.identity.fingerprint == identity.fingerprint
+        and header.identity.world_size == identity.world_size
+        for header in view.headers.values()
+    )
+
+
+def _differing(given: RecordedOutcome, recorded: RecordedOutcome) -> list[str]:
+    """The names whose bits are not the same; a digest counts where both have one."""
+    names = [name for name in COMPARED if not same_bits(getattr(given, name), getattr(recorded, name))]
+    if given.weights and recorded.weights and given.weights != recorded.weights:
+        names.append("weights")
+    return names
+
+
+def _close(given: RecordedOutcome, recorded: RecordedOutcome) -> bool:
+    return all(
+        math.isclose(
+            getattr(given, name),
+            getattr(recorded, name),
+            rel_tol=RELATIVE_TOLERANCE,
+            abs_tol=ABSOLUTE_TOLERANCE,
+        )
+        for name in COMPARED
+    )
+
+
+def _circumstances(here: Identity, there: Identity) -> list[str]:
+    """What is not as it was at the recording; exact repetition is promised where this is empty."""
+    was, now = there.versions, here.versions
+    found = [
+        f"{name} {now.get(name, 'none')} instead of {was.get(name, 'none')}"
+        for name in sorted({*was, *now})
+        if was.get(name) != now.get(name)
+    ]
+    if here.device != there.device:
+        found.append(f"device {here.device} instead of {there.device}")
+    if here.world_size != there.world_size:
+        found.append(f"{here.world_size} workers instead of {there.world_size}")
+    return found

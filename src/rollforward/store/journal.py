@@ -1,0 +1,195 @@
+"""The journal: the redo log of rollouts and outcomes, one for each rank. Format version 1.
+
+    journal/rank_0/
+    ├── 1-0_0.journal            incarnation 1, from step 0_0 on
+    ├── 1-0_20.journal           ... from step 0_20 on: begun after checkpoint 0_20 was
+    ├── 2-0_20.journal           incarnation 2 went on from checkpoint 0_20
+    └── 1-0_20.journal.torn      what a crash left at the end of 1-0_20.journal
+
+**Segments.** A segment is written by one incarnation of one rank, grows at its end and is never
+opened for writing again. Each start of the run begins one; so do the first step after a checkpoint
+was begun, and the first step after the segment has reached its size bound. A segment holds whole
+steps: all of its incarnation's records from its first step up to the first step of the next one,
+so a folder's listing tells what is where.
+
+**Frames.** `journal_frames` says how a record is framed, digested and numbered. Each frame is
+fsynced before the next is written, and before `append` or `record` returns. Sequence numbers run on
+over the segments of an incarnation, so one that is missing is noticed. A frame that is not
+intact is a torn write when it is the last of its incarnation: it is copied aside and cut
+(`journal_reading.repair`). Otherwise it is damage: reported, never handed out, and nothing behind it
+in its segment is read.
+
+**Records.** A frame's payload is a safetensors blob (`journal_records`): cut out of the file, any
+tool opens it. Its metadata says `kind`, `position`, `time`, and
+
+    kind        further metadata                arrays
+    segment     segment: JSON, see below        -
+    rollouts    chunk, and the caller's         the caller's
+    outcome     iteration, and the caller's     the caller's; float64 of shape []
+    event       event, detail: JSON             -
+
+The first frame of every segment is a `segment` record: run id, rank, world size, incarnation,
+fingerprint of the configuration, versions, device, the position where this incarnation started, and
+`inherits`: [[incarnation, position], ...], the earlier records that belong to its history: those
+of that incarnation before that position. Anything else is a future that was abandoned (`timeline`).
+
+**Retention.** A segment whose records of this history are all of positions before the oldest kept
+checkpoint is never needed again, and may be removed.
+
+Left out: compression (token ids and log-probabilities hardly shrink), encryption, and reading while
+another process writes beyond what was there when the file was opened.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rollforward.errors import StorageError
+from rollforward.position import Position
+from rollforward.storage import Appender, Storage
+from rollforward.store import strictjson
+from rollforward.store.journal_frames import FRONT_BYTES, NO_SALT, encode_frame
+from rollforward.store.journal_reading import JournalView, Key, list_segments, read_record
+from rollforward.store.journal_records import Identity, Record, SegmentHeader, encode_header, encode_record
+from rollforward.store.layout import SegmentName, journal_folder
+from rollforward.store.timeline import removable
+
+SEGMENT_BYTES = 64 << 20
+"""A segment that has reached this size is the last step's: the next step begins another."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def utc_now() -> str:
+    """The time as records have it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Journal:
+    """What one rank has inherited, and what it adds.
+
+    `inherited` is the part of an earlier journal that this start takes over (`JournalView.inherited`);
+    it may lie in another folder than `storage`, which is the one that is written to. The first
+    segment is durable when the constructor returns. Any StorageError in writing ends the journal:
+    nothing can be made durable before it is used any more, so the run has to stop.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        identity: Identity,
+        *,
+        start: Position,
+        inherited: JournalView,
+        segment_bytes: int = SEGMENT_BYTES,
+        now: Callable[[], str] = utc_now,
+    ) -> None:
+        if identity.incarnation <= inherited.newest_incarnation:
+            raise ValueError(
+                f"incarnation {identity.incarnation} does not follow {inherited.newest_incarnation}, "
+                "the newest seen"
+            )
+        if None in inherited.lineage.values():
+            raise ValueError("it has to be said before which position records are inherited")
+        self.inherited = inherited
+        self.bytes_written = 0
+        """Of frames, durable."""
+        self._storage = storage
+        self.identity = identity
+        self._start = start
+        self._segment_bytes = segment_bytes
+        self._now = now
+        self._sequence = 0
+        self._latest = start
+        """Position of the newest record."""
+        self._roll = False
+        self._salt = NO_SALT
+        self._appender: Appender | None = None
+        self._begin_segment(start)
+
+    def find_rollouts(self, position: Position, chunk: int) -> Record | None:
+        """An inherited chunk; CheckpointInvalid when it can no longer be read intact."""
+        return self._find(self.inherited.rollouts, (position, chunk))
+
+    def find_outcome(self, position: Position, iteration: int) -> Record | None:
+        """An inherited outcome; CheckpointInvalid when it can no longer be read intact."""
+        return self._find(self.inherited.outcomes, (position, iteration))
+
+    def append(
+        self, position: Position, chunk: int, arrays: Arrays, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write a chunk of rollouts; it is on stable storage when this returns."""
+        self._write("rollouts", position, {**(metadata or {}), "chunk": str(chunk)}, arrays)
+
+    def record(
+        self, position: Position, iteration: int, arrays: Arrays, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write what an update gave; it is on stable storage when this returns."""
+        self._write("outcome", position, {**(metadata or {}), "iteration": str(iteration)}, arrays)
+
+    def note(self, position: Position, event: str, detail: Mapping[str, Any]) -> None:
+        """Write a line for the history of the run. `detail` is a JSON object."""
+        self._write("event", position, {"event": event, "detail": strictjson.dump(dict(detail))}, {})
+
+    def checkpoint_begun(self) -> None:
+        """From the next step on records go to a new segment, so that the older one can be removed one day."""
+        self._roll = True
+
+    def prune(self, oldest: Position) -> list[str]:
+        """Remove segments that no replay from a position of `oldest` or later needs; returns their paths."""
+        rank = self.identity.rank
+        names = [segment.name for segment in list_segments(self._storage, rank)]
+        lineage = {**self.inherited.lineage, self.identity.incarnation: None}
+        removed = removable(names, lineage, oldest)
+        for name in removed:
+            self._storage.remove(name.path)
+            self._storage.remove(name.torn_path)
+        if removed:
+            self._storage.sync_folder(journal_folder(rank))
+        return [name.path for name in removed]
+
+    def close(self) -> None:
+        """Let go of the file. Everything written is durable already."""
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
+
+    def _find(self, places: Mapping[Key, Any], key: Key) -> Record | None:
+        place = places.get(key)
+        return None if place is None else read_record(place)
+
+    def _write(self, kind: str, position: Position, metadata: Mapping[str, str], arrays: Arrays) -> None:
+        if position < self._latest:
+            raise ValueError(f"a record of step {position} after one of {self._latest}")
+        if self._appender is None:
+            raise StorageError("the journal was closed", hint="see the first error; resume the run")
+        # Only where a step begins: a segment holds whole steps.
+        if position > self._latest and (self._roll or self._appender.size >= self._segment_bytes):
+            self._appender.close()
+            self._begin_segment(position)
+        self._latest = position
+        self._frame(encode_record(Record(kind, position, self._now(), metadata, arrays)))
+
+    def _begin_segment(self, first: Position) -> None:
+        header = SegmentHeader(
+            identity=self.identity,
+            first=first,
+            start=self._start,
+            created=self._now(),
+            lineage=self.inherited.lineage,
+        )
+        name = SegmentName(self.identity.rank, self.identity.incarnation, first)
+        self._appender = self._storage.appender(name.path)
+        self._roll, self._salt = False, NO_SALT
+        self._salt = self._frame(encode_header(header))
+
+    def _frame(self, payload: bytes) -> bytes:
+        """Write a frame; returns its digest."""
+        assert self._appender is not None
+        frame = encode_frame(self._sequence, payload, self._salt)
+        self._appender.append([frame])
+        self._sequence += 1
+        self.bytes_written += len(frame)
+        return frame[FRONT_BYTES - 16 : FRONT_BYTES]

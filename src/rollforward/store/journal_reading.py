@@ -1,0 +1,298 @@
+"""Reading a journal: what one rank has of one history, found without holding it in memory.
+
+`read_journal` looks at segments from the newest back, takes the newest history that holds the
+checkpoint to go on from, and makes an index of its records: where each is, not what it says.
+Every frame is verified here, and again when it is read. Nothing on disk is changed, so anyone may
+look at any time; only `repair`, for who holds the run's lock, cuts a torn end.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from rollforward.errors import CheckpointInvalid, StorageError
+from rollforward.position import Position
+from rollforward.storage import ReadHandle, Storage
+from rollforward.store.journal_frames import (
+    NO_SALT,
+    Ending,
+    Frame,
+    examine,
+    read_frame,
+    read_frames,
+)
+from rollforward.store.journal_records import Record, SegmentHeader, decode_header, decode_record
+from rollforward.store.layout import SegmentName, journal_folder
+from rollforward.store.timeline import Lineage, choose_tip, ends, inherit, is_live
+
+_COPY_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment file."""
+
+    storage: Storage
+    name: SegmentName
+    size: int
+
+    def __str__(self) -> str:
+        return f"journal segment {self.name.path}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a record is."""
+
+    segment: Segment
+    offset: int
+    salt: bytes
+
+
+Key = tuple[Position, int]
+"""(position, chunk) of rollouts, (position, iteration) of outcomes."""
+
+
+@dataclass(frozen=True)
+class JournalView:
+    """One rank's records of one history."""
+
+    header: SegmentHeader | None = None
+    """Of the newest segment of the newest incarnation; None when the history has no journal."""
+    lineage: Lineage = field(default_factory=dict)
+    """Which incarnations' records belong to it, and up to where."""
+    rollouts: Mapping[Key, Place] = field(default_factory=dict)
+    outcomes: Mapping[Key, Place] = field(default_factory=dict)
+    events: Sequence[Place] = ()
+    headers: Mapping[SegmentName, SegmentHeader] = field(default_factory=dict)
+    """Of every segment that was read."""
+    problems: tuple[str, ...] = ()
+    """What was found wrong, a line each."""
+    torn: tuple[tuple[Segment, Ending], ...] = ()
+    """Segments whose last write was cut off by a crash."""
+    newest_incarnation: int = 0
+    """Of all segments there are, those of other histories included."""
+
+    def first_incomplete(self, start: Position, *, chunks_per_step: int, steps_per_epoch: int) -> Position:
+        """The first step from `start` on that lacks a chunk: how far updates can be replayed."""
+        position = start
+        while all((position, chunk) in self.rollouts for chunk in range(chunks_per_step)):
+            position = position.following(steps_per_epoch)
+        return position
+
+    def inherited(self, before: Position) -> "JournalView":
+        """What a new start has of it that takes over nothing of `before` or later."""
+        return replace(
+            self,
+            lineage=inherit(self.lineage, before),
+            rollouts={key: place for key, place in self.rollouts.items() if key[0] < before},
+            outcomes={key: place for key, place in self.outcomes.items() if key[0] < before},
+        )
+
+
+def read_record(place: Place) -> Record:
+    """The record at a place, verified; CheckpointInvalid says in one line why it cannot be had."""
+    try:
+        with place.segment.storage.open(place.segment.name.path) as handle:
+            return decode_record(read_frame(handle, place.offset, place.salt).payload)
+    except StorageError as error:
+        raise CheckpointInvalid(f"{place.segment}: {error.message}") from error
+    except ValueError as error:
+        raise CheckpointInvalid(f"{place.segment}, byte {place.offset}: {error}") from None
+
+
+def list_segments(storage: Storage, rank: int) -> list[Segment]:
+    """A rank's segments, oldest first."""
+    found = []
+    for entry in storage.scan(journal_folder(rank)):
+        name = SegmentName.parse(rank, entry.name)
+        if name is not None and entry.kind == "file":
+            found.append(Segment(storage, name, entry.size))
+    return sorted(found, key=lambda segment: segment.name)
+
+
+def read_header_of(segment: Segment) -> SegmentHeader:
+    """The first record of a segment; CheckpointInvalid says in one line why there is none."""
+    try:
+        with segment.storage.open(segment.name.path) as handle:
+            return decode_header(read_frame(handle, 0, NO_SALT).payload, segment.name)
+    except StorageError as error:
+        raise CheckpointInvalid(f"{segment}: {error.message}") from error
+    except ValueError as error:
+        raise CheckpointInvalid(f"{segment}: {error}") from None
+
+
+def read_journal(
+    storages: Sequence[Storage],
+    *,
+    rank: int,
+    since: Position,
+    checkpoint: tuple[int, Position] | None = None,
+    run_id: str | None = None,
+) -> JournalView:
+    """What the journal of `rank` has of positions from `since` on.
+
+    `storages`: the folders of the run, those it was resumed from first. `checkpoint`: incarnation
+    and position of the one that is gone on from; None takes the newest history. `run_id`: segments
+    of other runs are passed over. What is damaged is reported in `problems` and never handed out.
+    """
+    segments = sorted(
+        (segment for storage in storages for segment in list_segments(storage, rank)),
+        key=lambda segment: segment.name,
+    )
+    newest = max((segment.name.incarnation for segment in segments), default=0)
+    tip, unreadable = _find_tip(segments, checkpoint, run_id)
+    reading = _Reading(run_id, {} if tip is None else tip.whole_lineage, since)
+    until = ends((segment.name for segment in segments), reading.lineage)
+    for index, segment in enumerate(segments):
+        following = segments[index + 1].name if index + 1 < len(segments) else None
+        last = following is None or following.incarnation != segment.name.incarnation
+        end = until[segment.name]
+        needed = segment.name.incarnation in reading.lineage and (end is None or end > since)
+        if needed or segment in unreadable:
+            reading.segment(segment, last=last)
+    return JournalView(
+        header=tip,
+        lineage=reading.lineage,
+        rollouts=reading.rollouts,
+        outcomes=reading.outcomes,
+        events=tuple(reading.events),
+        headers=reading.headers,
+        problems=tuple(reading.problems),
+        torn=tuple(reading.torn),
+        newest_incarnation=newest,
+    )
+
+
+def _find_tip(
+    segments: Sequence[Segment], checkpoint: tuple[int, Position] | None, run_id: str | None
+) -> tuple[SegmentHeader | None, list[Segment]]:
+    """The newest header of the newest history that holds the checkpoint; and segments that have none."""
+    headers: dict[int, SegmentHeader] = {}
+    unreadable = []
+    for segment in reversed(segments):
+        incarnation = segment.name.incarnation
+        if incarnation in headers:
+            continue
+        try:
+            header = read_header_of(segment)
+        except CheckpointInvalid:
+            unreadable.append(segment)
+            continue
+        if run_id is not None and header.identity.run_id != run_id:
+            continue
+        headers[incarnation] = header
+        if choose_tip({incarnation: header.whole_lineage}, checkpoint) is not None:
+            return header, unreadable
+    return None, unreadable
+
+
+class _Reading:
+    """Goes through segments, oldest first, and notes where the records of a history are."""
+
+    def __init__(self, run_id: str | None, lineage: Lineage, since: Position) -> None:
+        self.lineage = lineage
+        self.rollouts: dict[Key, Place] = {}
+        self.outcomes: dict[Key, Place] = {}
+        self.events: list[Place] = []
+        self.headers: dict[SegmentName, SegmentHeader] = {}
+        self.torn: list[tuple[Segment, Ending]] = []
+        self.problems: list[str] = []
+        self._run_id = run_id
+        self._since = since
+        self._due: tuple[int, int] | None = None
+        """Incarnation and sequence number of the next frame, should the next segment be of the same one."""
+
+    def segment(self, segment: Segment, *, last: bool) -> None:
+        """Read one; `last`: its incarnation has no later one, so that its end may be torn."""
+        try:
+            with segment.storage.open(segment.name.path) as handle:
+                self._frames(segment, handle, last=last)
+        except StorageError as error:
+            self._problem(segment, f"it cannot be read: {error.message}")
+
+    def _frames(self, segment: Segment, handle: ReadHandle, *, last: bool) -> None:
+        frame: Frame | None = None
+        salt = NO_SALT
+        for frame in read_frames(handle):
+            try:
+                if frame.offset == 0:
+                    salt = frame.digest
+                    self._header(segment, frame)
+                else:
+                    self._record(Place(segment, frame.offset, salt), decode_record(frame.payload))
+            except ValueError as error:
+                self._problem(segment, f"byte {frame.offset}: {error}")
+                return
+        if frame is not None:
+            self._due = (segment.name.incarnation, frame.sequence + 1)
+        ending = examine(handle, frame, salt)
+        if not ending.problem:
+            return
+        if ending.damaged or not last:
+            self._problem(
+                segment,
+                f"damaged at byte {ending.offset} of {handle.size}: {ending.problem}; not read beyond",
+            )
+        else:
+            self.torn.append((segment, ending))
+
+    def _header(self, segment: Segment, frame: Frame) -> None:
+        header = decode_header(frame.payload, segment.name)
+        if self._run_id is not None and header.identity.run_id != self._run_id:
+            raise ValueError(f"it belongs to another run, {header.identity.run_id[:40]!r}")
+        if (
+            self._due is not None
+            and self._due[0] == segment.name.incarnation
+            and self._due[1] != frame.sequence
+        ):
+            self._problem(segment, f"frames {self._due[1]} to {frame.sequence - 1} before it are missing")
+        self.headers[segment.name] = header
+
+    def _record(self, place: Place, record: Record) -> None:
+        name = place.segment.name
+        if record.position < name.first:
+            raise ValueError(f"a record of step {record.position} in a segment that begins at {name.first}")
+        if record.position < self._since or not is_live(self.lineage, name.incarnation, record.position):
+            return
+        if record.kind == "rollouts":
+            self.rollouts[record.position, record.number("chunk")] = place
+        elif record.kind == "outcome":
+            self.outcomes[record.position, record.number("iteration")] = place
+        elif record.kind == "event":
+            self.events.append(place)
+        else:
+            raise ValueError(f"a record of unknown kind {record.kind[:20]!r}")
+
+    def _problem(self, segment: Segment, text: str) -> None:
+        self.problems.append(f"{segment}: {text}")
+
+
+def repair(storage: Storage, view: JournalView) -> list[str]:
+    """Cut the torn ends of segments in `storage`, each copied aside first; says what was done, a line each.
+
+    For the one who holds the run's lock. Torn ends in other storages are left as they are.
+    """
+    done = []
+    for segment, ending in view.torn:
+        if segment.storage is not storage:
+            continue
+        with storage.open(segment.name.path) as handle:
+            storage.write(segment.name.torn_path, _bytes(handle, ending.offset, handle.size))
+            if ending.offset:
+                storage.write(segment.name.path, _bytes(handle, 0, ending.offset))
+            else:
+                storage.remove(segment.name.path)
+                storage.sync_folder(journal_folder(segment.name.rank))
+            cut = handle.size - ending.offset
+        done.append(
+            f"{segment}: its last write was cut off ({ending.problem}); "
+            f"{cut} bytes moved to {segment.name.torn_path}"
+        )
+    return done
+
+
+def _bytes(handle: ReadHandle, begin: int, end: int) -> Iterator[bytearray]:
+    for offset in range(begin, end, _COPY_BYTES):
+        piece = bytearray(min(_COPY_BYTES, end - offset))
+        handle.read_into(memoryview(piece), offset)
+        yield piece

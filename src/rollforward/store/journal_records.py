@@ -1,0 +1,184 @@
+"""Records: what the frames of a journal hold, as safetensors blobs.
+
+The metadata of a blob are texts: `kind`, `position`, `time`, and what the kind asks for. There are
+four kinds. `segment` stands first in every segment and says whose it is; `rollouts` is one chunk
+of experience; `outcome` is what one update gave; `event` is a line for the history of the run.
+What the arrays mean is the caller's affair: this room moves names, dtypes, shapes and bytes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.errors import CheckpointInvalid
+from rollforward.position import Position
+from rollforward.storage import ReadHandle
+from rollforward.store import strictjson
+from rollforward.store.layout import SegmentName
+from rollforward.store.tensorfile import DTYPES, ArraySource, as_bytes, is_count, lay_out, read_header
+from rollforward.store.timeline import Lineage
+
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record as it was written."""
+
+    kind: str
+    position: Position
+    time: str
+    """UTC, when it was written."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Everything else."""
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Read-only."""
+
+    def number(self, name: str) -> int:
+        """A count among the metadata; ValueError when it is missing or none."""
+        text = self.metadata.get(name, "")
+        if not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise ValueError(f"{name} is not a count")
+        return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Who writes: the same for all segments of one incarnation of one rank."""
+
+    run_id: str
+    rank: int
+    world_size: int
+    incarnation: int
+    fingerprint: str
+    """Of the configuration."""
+    versions: Mapping[str, str]
+    device: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What readers may want to know, such as the names of the verifiers; JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentHeader:
+    """The first record of a segment."""
+
+    identity: Identity
+    first: Position
+    """No record of the segment is of an earlier position."""
+    start: Position
+    """Where this incarnation began: the checkpoint it went on from."""
+    created: str
+    lineage: Lineage
+    """What it inherits; its own incarnation is not in it."""
+
+    @property
+    def whole_lineage(self) -> dict[int, Position | None]:
+        """With its own records."""
+        return {**self.lineage, self.identity.incarnation: None}
+
+
+def encode_record(record: Record) -> bytes:
+    """The record as a safetensors blob."""
+    metadata = {
+        **record.metadata,
+        "kind": record.kind,
+        "position": str(record.position),
+        "time": record.time,
+    }
+    sources = {name: ArraySource(array) for name, array in record.arrays.items()}
+    header, planned = lay_out(sources, metadata=metadata, alignment=_ALIGNMENT)
+    return b"".join([header, *(as_bytes(record.arrays[item.name]).tobytes() for item in planned)])
+
+
+def decode_record(payload: bytes) -> Record:
+    """The record that a blob holds; ValueError says in one line why it holds none."""
+    try:
+        header = read_header(_InMemory(payload), "the record")
+    except CheckpointInvalid as error:
+        raise ValueError(error.message) from None
+    metadata = dict(header.metadata)
+    try:
+        kind, position = metadata.pop("kind"), Position.parse(metadata.pop("position"))
+        time = metadata.pop("time")
+    except KeyError as error:
+        raise ValueError(f"the record does not say its {error.args[0]}") from None
+    arrays = {
+        item.name: np.frombuffer(
+            payload, DTYPES[item.dtype], count=math.prod(item.shape), offset=item.begin
+        ).reshape(item.shape)
+        for item in header.tensors
+    }
+    return Record(kind, position, time, metadata, arrays)
+
+
+def encode_header(header: SegmentHeader) -> bytes:
+    """The first record of a segment."""
+    identity = header.identity
+    value = {
+        "run_id": identity.run_id,
+        "rank": identity.rank,
+        "world_size": identity.world_size,
+        "incarnation": identity.incarnation,
+        "fingerprint": identity.fingerprint,
+        "versions": dict(identity.versions),
+        "device": identity.device,
+        "about": dict(identity.about),
+        "start": str(header.start),
+        "inherits": [[incarnation, str(before)] for incarnation, before in sorted(header.lineage.items())],
+    }
+    return encode_record(Record("segment", header.first, header.created, {"segment": strictjson.dump(value)}))
+
+
+def decode_header(payload: bytes, name: SegmentName) -> SegmentHeader:
+    """The header of the segment of that name; ValueError says why it is none, or another's."""
+    record = decode_record(payload)
+    if record.kind != "segment":
+        raise ValueError(f"its first record is of kind {record.kind[:20]!r}")
+    value = strictjson.parse(record.metadata.get("segment", "").encode())
+    kinds = {"run_id": str, "rank": int, "world_size": int, "incarnation": int, "fingerprint": str}
+    kinds |= {"versions": dict, "device": str, "about": dict, "start": str, "inherits": list}
+    if not isinstance(value, dict) or {key: type(item) for key, item in value.items()} != kinds:
+        raise ValueError("its first record is malformed")
+    lineage: dict[int, Position | None] = {}
+    for entry in value.pop("inherits"):
+        if not (
+            isinstance(entry, list) and len(entry) == 2 and is_count(entry[0]) and isinstance(entry[1], str)
+        ):
+            raise ValueError("its lineage is malformed")
+        lineage[entry[0]] = Position.parse(entry[1])
+    start = Position.parse(value.pop("start"))
+    if not all(isinstance(item, str) for item in value["versions"].values()):
+        raise ValueError("its versions are malformed")
+    header = SegmentHeader(
+        identity=Identity(**value), first=record.position, start=start, created=record.time, lineage=lineage
+    )
+    written = SegmentName(header.identity.rank, header.identity.incarnation, header.first)
+    if written != name:
+        raise ValueError(f"it was written as {written.path}: files were exchanged or renamed")
+    if any(incarnation >= name.incarnation for incarnation in lineage):
+        raise ValueError("it inherits from later starts")
+    return header
+
+
+class _InMemory:
+    """`ReadHandle` on bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.size = len(content)
+        self._content = content
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = self._content[offset : offset + len(buffer)]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __enter__(self) -> ReadHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

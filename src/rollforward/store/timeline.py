@@ -1,0 +1,90 @@
+"""Which records of a journal belong to one history of a run, and which segments may go. Pure functions.
+
+A run that is started again goes on from a checkpoint and from what the journal has beyond it.
+Whatever an earlier start (incarnation) recorded at or after the point where the new one stops
+inheriting is a future that did not happen: it stays on disk, and is never replayed again.
+
+A **lineage** says this once and for all, in each segment: incarnation -> the position before which
+its records are part of this history. Incarnations that are not in it belong to other histories.
+None, for an incarnation's own records, means no bound. So the newest segment alone tells
+the whole history, whatever became of the older ones.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rollforward.position import Position
+from rollforward.store.layout import SegmentName
+
+Lineage = Mapping[int, Position | None]
+
+
+def is_live(lineage: Lineage, incarnation: int, position: Position) -> bool:
+    """Whether a record of this incarnation and position is part of the history."""
+    if incarnation not in lineage:
+        return False
+    before = lineage[incarnation]
+    return before is None or position < before
+
+
+def inherit(lineage: Lineage, before: Position) -> dict[int, Position | None]:
+    """The lineage of a new start that inherits this one's records of positions before `before`."""
+    return {
+        incarnation: before if bound is None else min(bound, before) for incarnation, bound in lineage.items()
+    }
+
+
+def holds_checkpoint(lineage: Lineage, incarnation: int, position: Position) -> bool:
+    """Whether the checkpoint at `position` that this incarnation saved is a state of the history.
+
+    It is the state after the steps before `position`, so all of them have to be inherited.
+    """
+    if incarnation not in lineage:
+        return False
+    before = lineage[incarnation]
+    return before is None or position <= before
+
+
+def choose_tip(lineages: Mapping[int, Lineage], checkpoint: tuple[int, Position] | None) -> int | None:
+    """The newest incarnation whose history holds the checkpoint; without one, the newest of all.
+
+    `lineages`: incarnation -> its lineage, its own entry (None) included. None when there is none.
+    """
+    for incarnation in sorted(lineages, reverse=True):
+        if checkpoint is None or holds_checkpoint(lineages[incarnation], *checkpoint):
+            return incarnation
+    return None
+
+
+def ends(segments: Iterable[SegmentName], lineage: Lineage) -> dict[SegmentName, Position | None]:
+    """The position before which each segment's records of this history end; None where that is not known.
+
+    A segment holds whole steps: those from its first up to the first of the incarnation's next segment.
+    A segment of another history gets its own first position: it holds nothing of this one.
+    """
+    found: dict[SegmentName, Position | None] = {}
+    following: SegmentName | None = None
+    for segment in sorted(segments, reverse=True):
+        if segment.incarnation not in lineage:
+            found[segment] = segment.first
+        else:
+            bounds = [lineage[segment.incarnation]]
+            if following is not None and following.incarnation == segment.incarnation:
+                bounds.append(following.first)
+            known = [bound for bound in bounds if bound is not None]
+            found[segment] = min(known) if known else None
+        following = segment
+    return found
+
+
+def removable(segments: Sequence[SegmentName], lineage: Lineage, oldest: Position) -> list[SegmentName]:
+    """Segments that no replay from a position of `oldest` or later needs, oldest first.
+
+    Segments of an incarnation newer than all in the lineage stay: a writer that has been
+    replaced must not remove what its successor wrote.
+    """
+    newest = max(lineage, default=0)
+    return sorted(
+        segment
+        for segment, end in ends(segments, lineage).items()
+        if end is not None and end <= oldest and segment.incarnation <= newest
+    )
