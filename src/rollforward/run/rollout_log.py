@@ -155,7 +155,7 @@ class JournaledRollouts:
             self._notice(f"{where}: the replay diverged, and goes on as asked: {values} ({reason})")
             return False
         raise ReplayDiverged(
-            f"{where}: the replay gave {values}. {reason[0].upper()}{reason[1:]}",
+            f"{where}: the replay gave {values} ({reason})",
             hint="with the environment of the recording the replay repeats it; "
             "--on_divergence accept goes on with the new values, "
             "and an older checkpoint can tell where the difference begins",

@@ -51,7 +51,7 @@ from rollforward.position import Position
 from rollforward.storage import Appender, Storage
 from rollforward.store import strictjson
 from rollforward.store.journal_frames import FRONT_BYTES, NO_SALT, encode_frame
-from rollforward.store.journal_reading import JournalView, Key, list_segments, read_record
+from rollforward.store.journal_reading import JournalView, Place, list_segments, read_record
 from rollforward.store.journal_records import Identity, Record, SegmentHeader, encode_header, encode_record
 from rollforward.store.layout import SegmentName, journal_folder
 from rollforward.store.timeline import removable
@@ -110,12 +110,16 @@ class Journal:
         self._begin_segment(start)
 
     def find_rollouts(self, position: Position, chunk: int) -> Record | None:
-        """An inherited chunk; CheckpointInvalid when it can no longer be read intact."""
-        return self._find(self.inherited.rollouts, (position, chunk))
+        """An inherited chunk; CheckpointInvalid when it can no longer be read intact.
+
+        One that lies in another folder is written to this one too before it is handed out, so that
+        the checkpoints of this folder need no other.
+        """
+        return self._find(self.inherited.rollouts.get((position, chunk)))
 
     def find_outcome(self, position: Position, iteration: int) -> Record | None:
-        """An inherited outcome; CheckpointInvalid when it can no longer be read intact."""
-        return self._find(self.inherited.outcomes, (position, iteration))
+        """An inherited outcome; otherwise as `find_rollouts`."""
+        return self._find(self.inherited.outcomes.get((position, iteration)))
 
     def append(
         self, position: Position, chunk: int, arrays: Arrays, metadata: Mapping[str, str] | None = None
@@ -156,9 +160,13 @@ class Journal:
             self._appender.close()
             self._appender = None
 
-    def _find(self, places: Mapping[Key, Any], key: Key) -> Record | None:
-        place = places.get(key)
-        return None if place is None else read_record(place)
+    def _find(self, place: Place | None) -> Record | None:
+        if place is None:
+            return None
+        record = read_record(place)
+        if place.segment.storage is not self._storage:
+            self._write(record.kind, record.position, record.metadata, record.arrays)
+        return record
 
     def _write(self, kind: str, position: Position, metadata: Mapping[str, str], arrays: Arrays) -> None:
         if position < self._latest:

@@ -126,10 +126,11 @@ def read_journal(
     *,
     rank: int,
     since: Position,
+    before: Position | None = None,
     checkpoint: tuple[int, Position] | None = None,
     run_id: str | None = None,
 ) -> JournalView:
-    """What the journal of `rank` has of positions from `since` on.
+    """What the journal of `rank` has of positions from `since` on and, where it is given, before `before`.
 
     `storages`: the folders of the run, those it was resumed from first. `checkpoint`: incarnation
     and position of the one that is gone on from; None takes the newest history. `run_id`: segments
@@ -141,18 +142,23 @@ def read_journal(
     )
     newest = max((segment.name.incarnation for segment in segments), default=0)
     tip, unreadable = _find_tip(segments, checkpoint, run_id)
-    reading = _Reading(run_id, {} if tip is None else tip.whole_lineage, since)
-    until = ends((segment.name for segment in segments), reading.lineage)
+    lineage: Lineage = {} if tip is None else tip.whole_lineage
+    if before is not None:
+        lineage = inherit(lineage, before)
+    reading = _Reading(run_id, lineage, since)
+    until = ends((segment.name for segment in segments), lineage)
     for index, segment in enumerate(segments):
         following = segments[index + 1].name if index + 1 < len(segments) else None
         last = following is None or following.incarnation != segment.name.incarnation
         end = until[segment.name]
-        needed = segment.name.incarnation in reading.lineage and (end is None or end > since)
+        needed = is_live(lineage, segment.name.incarnation, segment.name.first) and (
+            end is None or end > since
+        )
         if needed or segment in unreadable:
             reading.segment(segment, last=last)
     return JournalView(
         header=tip,
-        lineage=reading.lineage,
+        lineage=lineage,
         rollouts=reading.rollouts,
         outcomes=reading.outcomes,
         events=tuple(reading.events),
@@ -190,7 +196,6 @@ class _Reading:
     """Goes through segments, oldest first, and notes where the records of a history are."""
 
     def __init__(self, run_id: str | None, lineage: Lineage, since: Position) -> None:
-        self.lineage = lineage
         self.rollouts: dict[Key, Place] = {}
         self.outcomes: dict[Key, Place] = {}
         self.events: list[Place] = []
@@ -198,6 +203,7 @@ class _Reading:
         self.torn: list[tuple[Segment, Ending]] = []
         self.problems: list[str] = []
         self._run_id = run_id
+        self._lineage = lineage
         self._since = since
         self._due: tuple[int, int] | None = None
         """Incarnation and sequence number of the next frame, should the next segment be of the same one."""
@@ -252,7 +258,7 @@ class _Reading:
         name = place.segment.name
         if record.position < name.first:
             raise ValueError(f"a record of step {record.position} in a segment that begins at {name.first}")
-        if record.position < self._since or not is_live(self.lineage, name.incarnation, record.position):
+        if record.position < self._since or not is_live(self._lineage, name.incarnation, record.position):
             return
         if record.kind == "rollouts":
             self.rollouts[record.position, record.number("chunk")] = place
@@ -277,7 +283,8 @@ def repair(storage: Storage, view: JournalView) -> list[str]:
         if segment.storage is not storage:
             continue
         with storage.open(segment.name.path) as handle:
-            storage.write(segment.name.torn_path, _bytes(handle, ending.offset, handle.size))
+            if handle.size:
+                storage.write(segment.name.torn_path, _bytes(handle, ending.offset, handle.size))
             if ending.offset:
                 storage.write(segment.name.path, _bytes(handle, 0, ending.offset))
             else:
