@@ -5,24 +5,24 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from rollforward.cli.arguments import Parser
-from rollforward.errors import NothingToResume
-from rollforward.run.session import in_bytes
-from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointInfo, list_checkpoints
+from rollforward.run.listing import as_json, checkpoints_of
+from rollforward.run.progress import in_bytes
+from rollforward.store import CheckpointInfo
 
 NAME = "inspect"
 SUMMARY = "list the checkpoints of a run"
 DESCRIPTION = """\
-List the checkpoints of a run, the oldest first: position, time, size, and whether it is valid or why not.
+List the checkpoints of a run, the oldest first: position, time, size, and whether it is valid or
+why not. Valid means that the manifest proves intact and that all files are there with their
+sizes; with --deep every byte is read and digested too.
 
-Valid means here that the manifest proves intact and all files are there with their sizes.
-With --deep every byte is read and digested too."""
+On a terminal the list is a table, elsewhere one line a checkpoint: position, time, bytes, verdict,
+with tabs between."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -33,18 +33,12 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
-    """Print the list; NothingToResume when there is no run."""
+    """Print the list."""
     folder = Path(options.folder)
-    if not (folder / "commits").is_dir():
-        raise NothingToResume(
-            f"{folder} holds no run: there is no commits/ in it",
-            hint="name the folder that --save_checkpoint_dir named",
-        )
-    listed = list_checkpoints(LocalStorage(folder), deep=options.deep)[::-1]
+    listed = checkpoints_of(folder, deep=options.deep)
     if options.json:
-        sys.stdout.write(
-            json.dumps({"folder": str(folder), "checkpoints": [_json(i) for i in listed]}) + "\n"
-        )
+        value = {"folder": str(folder), "checkpoints": [as_json(info) for info in listed]}
+        sys.stdout.write(json.dumps(value) + "\n")
     elif sys.stdout.isatty():
         _table(listed)
     else:
@@ -53,35 +47,12 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     return 0
 
 
-def _json(info: CheckpointInfo) -> dict[str, Any]:
-    manifest = info.manifest
-    about: dict[str, Any] = {
-        "position": str(info.position),
-        "created": info.created,
-        "size": info.size,
-        "valid": info.valid,
-        "reason": info.reason,
-    }
-    if manifest is not None:
-        about |= {
-            "global_step": manifest.global_step,
-            "run_id": manifest.run_id,
-            "incarnation": manifest.incarnation,
-            "world_size": manifest.world_size,
-            "fingerprint": manifest.fingerprint,
-            "versions": dict(manifest.versions),
-            "digests": manifest.role_digests(),
-        }
-    return about
-
-
 def _table(listed: Sequence[CheckpointInfo]) -> None:
     table = Table("position", "steps", "saved (UTC)", "size", "valid")
     for info in listed:
-        steps = str(info.manifest.global_step) if info.manifest else "?"
         table.add_row(
             str(info.position),
-            steps,
+            str(info.manifest.global_step) if info.manifest else "?",
             info.created[:19].replace("T", " "),
             in_bytes(info.size),
             "yes" if info.valid else f"no: {info.reason}",

@@ -18,13 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from rollforward.cli import inspect, train
+from rollforward.cli import doctor, inspect, train
 from rollforward.cli.arguments import Parser
 from rollforward.errors import RollforwardError
 from rollforward.run.environment import LAUNCHED, this_process
 from rollforward.run.launch import error_text, report
 
-VERBS = (train, inspect)
+VERBS = (train, inspect, doctor)
 
 
 class Stopped(BaseException):

@@ -10,7 +10,7 @@ from rollforward.cli import worker
 from rollforward.cli.arguments import Parser, split_list
 from rollforward.errors import ConfigError
 from rollforward.run import config, launch
-from rollforward.run.engines import MindSpore
+from rollforward.run.engine import MindSpore
 from rollforward.run.environment import LAUNCHED, Process, this_process
 from rollforward.run.plan import Asked, prepare
 from rollforward.run.session import train

@@ -122,18 +122,22 @@ def _check_model_folder(option: str, folder: Path) -> None:
     )
 
 
-def checkpoint_folders(actor: str, reference: str, default_run: Path) -> FromCheckpoint:
+def name_checkpoint_folders(actor: str, reference: str, default_run: Path) -> FromCheckpoint:
     """The folders to resume from; `train/` and `ref/` of `default_run` where they are not named.
 
-    A run's folder is taken for its `train/` and `ref/`. Raises NothingToResume when a folder
-    does not exist.
+    A run's folder is taken for its `train/` and `ref/`. Whether they exist is not looked at.
     """
     policy = _role_folder(Path(actor) if actor else default_run, "policy_model")
     if reference:
         ref = _role_folder(Path(reference), "ref")
     else:
         ref = policy.parent / ROLE_FOLDERS["ref"]
-    found = FromCheckpoint(policy=policy, optimizer=policy.parent / ROLE_FOLDERS["optimizer"], reference=ref)
+    return FromCheckpoint(policy=policy, optimizer=policy.parent / ROLE_FOLDERS["optimizer"], reference=ref)
+
+
+def checkpoint_folders(actor: str, reference: str, default_run: Path) -> FromCheckpoint:
+    """`name_checkpoint_folders`, and NothingToResume when one does not exist."""
+    found = name_checkpoint_folders(actor, reference, default_run)
     for option, folder in (("actor", found.policy), ("ref", found.reference)):
         if not folder.is_dir():
             raise NothingToResume(

@@ -12,6 +12,7 @@ Left out: several machines. There the user's own `msrun` starts `examples/grpo/m
 import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -39,6 +40,8 @@ _PATIENCE = 5.0
 _NO_WORKER = "-2"
 """For `msrun --tail_worker_log`: the number of no worker, since the log is shown from here."""
 _SHOWN_LINES = 15
+_FRAMEWORK_LINE = re.compile(r"\[(?:DEBUG|INFO|WARNING)\] [A-Z_]+\(\d+")
+"""What MindSpore logs of itself; it stays in the worker's log."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -248,7 +251,8 @@ class _Watch:
             text = log.read()
             text = text[: text.rfind(b"\n") + 1]
             self._shown += len(text)
-            sys.stdout.write(text.decode(errors="replace"))
+            lines = text.decode(errors="replace").splitlines(keepends=True)
+            sys.stdout.writelines(line for line in lines if not _FRAMEWORK_LINE.match(line))
             sys.stdout.flush()
 
 

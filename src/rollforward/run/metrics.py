@@ -120,7 +120,8 @@ class Metrics:
         self._steps_per_epoch = steps_per_epoch
         self._tensorboard = tensorboard
         LocalStorage(run_folder).write(FILE, [b"".join(_line(record) for record in kept)])
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        # O_DSYNC: a write returns when its bytes, and the file's new length, are on stable storage.
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_DSYNC | os.O_CLOEXEC)
 
     def phase(self, position: Position, name: str) -> None:
         """Phases are timed by the trainer."""
@@ -153,7 +154,6 @@ class Metrics:
     def _append(self, line: bytes) -> None:
         try:
             written = os.write(self._descriptor, line)
-            os.fsync(self._descriptor)
         except OSError as error:
             raise storage_error("appending to", str(self.path), error) from error
         if written != len(line):

@@ -19,9 +19,10 @@ from rollforward.grpo.ports import Verifier
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.types import Prompt
 from rollforward.position import Position
+from rollforward.run import doctor
 from rollforward.run.config import Config, Loaded, fingerprint, what_affects_numbers
 from rollforward.run.dataset import load_dataset
-from rollforward.run.engines import EnginePackage
+from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import (
     FromCheckpoint,
     FromModel,
@@ -34,7 +35,7 @@ from rollforward.run.folders import (
 )
 from rollforward.run.tokenizer import Tokenizer
 from rollforward.storage import LocalStorage
-from rollforward.store import Found, Manifest, find, list_checkpoints, read_attachments
+from rollforward.store import Found, Manifest, check_layout, find, list_checkpoints, read_attachments
 from rollforward.verifiers import resolve
 
 CONFIG_FILE = "config.json"
@@ -106,7 +107,8 @@ def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size:
     prompts = load_dataset(config.rl_config.dataset_file, tokenizer, config.generate_config.max_prompt_length)
     steps_per_epoch = schedule_of(config, prompts, rank=0, world_size=world_size).steps_per_epoch
     if found is not None:
-        _check_resumable(found.manifest, steps_per_epoch, world_size)
+        check_layout(found.manifest, engines.tensor_layout(model_config), world_size=world_size)
+        _check_resumable(found.manifest, steps_per_epoch)
     return Plan(
         config=config,
         ignored=loaded.ignored,
@@ -173,7 +175,10 @@ def _resumed(asked: Asked, places: Outputs) -> tuple[FromCheckpoint, Found, Path
             hint="name train/ and ref/ of one run",
         )
     storage = LocalStorage(source.run)
-    found = find(storage)
+    try:
+        found = find(storage)
+    except NothingToResume as error:
+        raise NothingToResume(_with_findings(error.message, source), hint=error.hint) from None
     if places.run.resolve() != source.run.resolve():
         _refuse_used_folder(
             places.run, f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}"
@@ -185,6 +190,12 @@ def _resumed(asked: Asked, places: Outputs) -> tuple[FromCheckpoint, Found, Path
         )
     first = next(item for item in found.manifest.attachments if item.name == CONFIG_FILE)
     return source, found, (source.run / first.path).parent, files
+
+
+def _with_findings(message: str, source: FromCheckpoint) -> str:
+    """The message, and what the doctor says about the folders."""
+    problems = [finding for finding in doctor.examine(source) if finding.level == "problem"]
+    return "\n".join([message, *(f"  {finding.text}" for finding in problems)])
 
 
 def _refuse_used_folder(run: Path, hint: str) -> None:
@@ -209,13 +220,7 @@ def _check_token_ids(config: Config, vocab_size: int) -> None:
                 )
 
 
-def _check_resumable(manifest: Manifest, steps_per_epoch: int, world_size: int) -> None:
-    if manifest.world_size != world_size:
-        raise CheckpointMismatch(
-            f"checkpoint {manifest.position} was saved by {manifest.world_size} workers, and this run has "
-            f"{world_size}: resuming on another number of workers is not supported yet",
-            hint=f"start it with --workers {manifest.world_size}",
-        )
+def _check_resumable(manifest: Manifest, steps_per_epoch: int) -> None:
     saved = manifest.state.get("steps_per_epoch")
     if saved != steps_per_epoch:
         raise CheckpointMismatch(

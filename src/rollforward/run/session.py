@@ -32,16 +32,16 @@ from rollforward.grpo.types import (
 )
 from rollforward.position import Position
 from rollforward.run import environment, metrics, strategy
-from rollforward.run.engines import EnginePackage
+from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromModel
 from rollforward.run.heartbeat import Heartbeat
 from rollforward.run.metrics import Metrics, TensorBoard
 from rollforward.run.plan import Plan, schedule_of, versions
-from rollforward.run.progress import Display, Several, open_display
+from rollforward.run.progress import Display, Several, in_bytes, open_display
 from rollforward.run.recovery import Restored, restore
 from rollforward.run.saving import BlockingCheckpoints, NoRolloutLog
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointStore, Retention, RunLock, Saved, check_layout
+from rollforward.store import CheckpointStore, Retention, RunLock, Saved
 
 Say = Callable[[str], None]
 
@@ -64,11 +64,6 @@ def train(plan: Plan, engines: EnginePackage, process: environment.Process) -> N
         stack.callback(display.close)
         _introduce(plan, display.line)
         engine = engines.create(engine_settings(plan), group)
-        if plan.found is not None:
-            check_layout(plan.found.manifest, engine.tensors(), world_size=group.world_size)
-        if plan.start >= plan.end:
-            display.line(f"nothing to do: the run ends at {plan.end}, and {plan.start} is reached")
-            return
         incarnation, fence = _own_the_folder(plan.outputs.run, group, stack)
         _make_ready(plan, engines, engine, display.line)
         restored = _restore(plan, engine, display.line)
@@ -177,9 +172,14 @@ def _run_steps(
 
     start = restored.manifest.position if restored else plan.start
     checkpoints = BlockingCheckpoints(store, engine, _about(plan, incarnation, restored, engine.group), saved)
-    if restored is None:
+    if restored is not None:
+        display.saved(start)
+    else:
         # Killed before its first checkpoint is due, a run can be resumed all the same.
         checkpoints.begin(start, start.global_step(plan.steps_per_epoch))
+    if start >= plan.end:
+        display.line(f"training: nothing to do, the run ends at {plan.end}")
+        return
     display.line(
         f"training: {'goes on' if restored else 'starts'} at step {start} "
         f"({start.global_step(plan.steps_per_epoch) + 1} of {plan.total_steps})"
@@ -333,12 +333,3 @@ def _pad_token_id(plan: Plan) -> int:
 
 def _same_folder(plan: Plan) -> bool:
     return not isinstance(plan.source, FromModel) and plan.source.run.resolve() == plan.outputs.run.resolve()
-
-
-def in_bytes(count: float) -> str:
-    """`3.1 MB`, powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

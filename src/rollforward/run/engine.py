@@ -1,12 +1,12 @@
 """The engine of a run, imported when it is needed: the only door between `run` and a framework.
 
-`vocab_size` is asked before anything slow is loaded; everything else loads the framework.
+`vocab_size` and `tensor_layout` are asked before anything slow is loaded; all else loads the framework.
 """
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rollforward.grpo.ports import Engine, Group
+from rollforward.grpo.ports import Engine, Group, Tensors
 from rollforward.grpo.types import EngineSettings
 
 
@@ -15,6 +15,10 @@ class EnginePackage(Protocol):
 
     def vocab_size(self, model_config: Mapping[str, Any]) -> int:
         """Ids that the model has; ModelError when the engine cannot be this model. Loads no framework."""
+        ...
+
+    def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
+        """`Engine.tensors()` of such a model in dtype and shape, without its memory. Loads no framework."""
         ...
 
     def connect(self, device_target: str) -> Group:
@@ -42,6 +46,13 @@ class MindSpore:
         from rollforward.engines.mindspore.config import ModelConfig
 
         return ModelConfig.parse(model_config).vocab_size
+
+    def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
+        """See `EnginePackage.tensor_layout`."""
+        from rollforward.engines.mindspore.config import ModelConfig
+        from rollforward.engines.mindspore.shapes import tensor_layout
+
+        return tensor_layout(ModelConfig.parse(model_config))
 
     def connect(self, device_target: str) -> Group:
         """See `EnginePackage.connect`."""

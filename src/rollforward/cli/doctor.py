@@ -1,0 +1,62 @@
+"""`rollforward doctor`: looks at everything that a resume needs, and says what to do."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from rollforward.cli.arguments import Parser
+from rollforward.run import config, doctor
+from rollforward.run.folders import name_checkpoint_folders, outputs
+
+NAME = "doctor"
+SUMMARY = "find out why a run does not resume"
+DESCRIPTION = """\
+Look at the folders that a run is to be resumed from, and at the machine: meta.json of every rank,
+files that do not open, parameter names that do not match, unequal steps, every byte of every
+checkpoint, time-outs of the communication library, the scheduler's port, disk space.
+
+Nothing is changed. The exit code is 0 when there is no problem, 1 when there is one."""
+
+_MARKS = {"ok": ("ok     ", "green"), "note": ("note   ", "yellow"), "problem": ("PROBLEM", "bold red")}
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of `doctor`."""
+    parser.add_option("--actor_checkpoint_path", metavar="DIR", default="", help="the train/ folder of a run")
+    parser.add_option("--ref_checkpoint_path", metavar="DIR", default="", help="the ref/ folder of a run")
+    parser.add_option("--save_checkpoint_dir", metavar="DIR", help="where new checkpoints are to go")
+    parser.add_option("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
+    """Print the findings."""
+    given = [("actor_config.save", options.save_checkpoint_dir)] if options.save_checkpoint_dir else []
+    save = outputs(config.load(None, given).config).run
+    source = name_checkpoint_folders(options.actor_checkpoint_path, options.ref_checkpoint_path, save)
+    target = Path(options.save_checkpoint_dir) if options.save_checkpoint_dir else source.run
+    found = doctor.examine(source)
+    found += doctor.examine_environment(target, doctor.next_checkpoint_bytes(source.run), os.environ)
+    problems = sum(finding.level == "problem" for finding in found)
+    if options.json:
+        sys.stdout.write(
+            json.dumps({"problems": problems, "findings": [asdict(one) for one in found]}) + "\n"
+        )
+    else:
+        _print(found)
+    return 1 if problems else 0
+
+
+def _print(found: Sequence[doctor.Finding]) -> None:
+    console = Console()
+    for finding in found:
+        word, style = _MARKS[finding.level]
+        console.print(Text.assemble((word, style), f"  {finding.check}: {finding.text}"), soft_wrap=True)
+        if finding.hint and finding.level != "ok":
+            console.print(Text(f"         Try: {finding.hint}"), soft_wrap=True)

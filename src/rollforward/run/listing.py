@@ -1,0 +1,46 @@
+"""What a run's folder holds, for whoever looks at it from outside."""
+
+from pathlib import Path
+from typing import Any
+
+from rollforward.errors import NothingToResume
+from rollforward.run.folders import what_is_near
+from rollforward.storage import LocalStorage
+from rollforward.store import CheckpointInfo, list_checkpoints
+from rollforward.store.layout import COMMITS
+
+
+def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
+    """The checkpoints of a run, the oldest first; `deep` reads and digests every byte.
+
+    Raises NothingToResume when the folder is not that of a run.
+    """
+    if not (folder / COMMITS).is_dir():
+        raise NothingToResume(
+            f"{folder} holds no run: there is no {COMMITS}/ in it; {what_is_near(folder)}",
+            hint="name the folder that --save_checkpoint_dir named",
+        )
+    return list_checkpoints(LocalStorage(folder), deep=deep)[::-1]
+
+
+def as_json(info: CheckpointInfo) -> dict[str, Any]:
+    """A checkpoint as JSON can hold it, with the digest of each role where the manifest can be read."""
+    about: dict[str, Any] = {
+        "position": str(info.position),
+        "created": info.created,
+        "size": info.size,
+        "valid": info.valid,
+        "reason": info.reason,
+    }
+    manifest = info.manifest
+    if manifest is not None:
+        about |= {
+            "global_step": manifest.global_step,
+            "run_id": manifest.run_id,
+            "incarnation": manifest.incarnation,
+            "world_size": manifest.world_size,
+            "fingerprint": manifest.fingerprint,
+            "versions": dict(manifest.versions),
+            "digests": manifest.role_digests(),
+        }
+    return about
