@@ -13,6 +13,7 @@ read, and only then killed, if it still is where it should be.
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -53,6 +54,7 @@ class Run:
 
     name: str
     folder: Path
+    config: Path
     kills: list[Kill] = field(default_factory=list)
 
     @property
@@ -62,7 +64,7 @@ class Run:
 
     def start(self, *, resume: bool) -> "subprocess.Popen[bytes]":
         """Start `rollforward train`; its output goes to a log file in the run's folder."""
-        command = [str(ROLLFORWARD), "train", "--config", str(HERE / "grpo.yaml")]
+        command = [str(ROLLFORWARD), "train", "--config", str(self.config)]
         command += ["--save_checkpoint_dir", str(self.checkpoints)]
         command += ["--save_strategy_dir", str(self.folder / "strategy")]
         if resume:
@@ -72,7 +74,13 @@ class Run:
         else:
             command += ["--actor_checkpoint_path", str(HERE / "model")]
         with (self.folder / "train.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | {"LOCAL_DEFAULT_PATH": str(self.folder)},
+            )
 
     def steps(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a last line that is still being written is left out."""
@@ -205,7 +213,8 @@ def show(runs: Sequence[Run], digests: Sequence[dict[str, str]]) -> None:
         *["\n".join(f"{k.seconds_to_new_step:.1f}" for k in run.kills) or "-" for run in runs],
     )
     for role in ROLES:
-        table.add_row(f"digest of {role}", *[found[role] for found in digests])
+        # In two halves: a whole digest would not fit a terminal of 80 columns twice.
+        table.add_row(f"digest of {role}", *[f"{found[role][:16]}\n{found[role][16:]}" for found in digests])
     console.print(table)
 
 
@@ -259,7 +268,12 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     began = time.monotonic()
     out = fresh_folder(options.out)
-    runs = [Run("never killed", out / "never_killed"), Run("killed twice", out / "killed_twice")]
+    # A copy: whatever happens to the original meanwhile, both runs are of the same configuration.
+    config = Path(shutil.copy(HERE / "grpo.yaml", out / "grpo.yaml"))
+    runs = [
+        Run("never killed", out / "never_killed", config),
+        Run("killed twice", out / "killed_twice", config),
+    ]
     for run in runs:
         run.folder.mkdir()
 
