@@ -119,7 +119,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             log_folder=plan.outputs.log,
             run_folder=plan.outputs.run,
         )
-    train(plan, engines, process)
+    train(plan, engines)
     return 0
 
 

@@ -158,3 +158,5 @@ class EngineSettings:
     objective: ObjectiveSettings
     optimizer: OptimizerSettings
     device_target: str = "CPU"
+    compile_cache_folder: str | None = None
+    """Where the engine may keep what it compiles, between starts; None: nowhere."""

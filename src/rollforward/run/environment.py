@@ -7,7 +7,6 @@ together, and once for each worker. Environment variables say which is which.
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 LAUNCHED = "ROLLFORWARD_WORKER_FILES"
@@ -34,13 +33,9 @@ def this_process(environment: Mapping[str, str] = os.environ) -> Process:
     return Process(role="alone", rank=0, world_size=1)
 
 
-def prepare(*, compile_cache: Path | None, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what MindSpore reads when it is imported. What the user has set stays.
-
-    `compile_cache`: where compiled graphs are kept; None: nowhere.
-    """
+def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what MindSpore reads when it is imported."""
     # MindSpore logs warnings of its own to standard error, many at each start.
     environment.setdefault("GLOG_v", "3")
-    if compile_cache is not None:
-        environment.setdefault("MS_COMPILER_CACHE_ENABLE", "1")
-        environment.setdefault("MS_COMPILER_CACHE_PATH", str(compile_cache))
+    # Its compile cache hands out wrong graphs unless the engine says when it is on.
+    environment.pop("MS_COMPILER_CACHE_ENABLE", None)

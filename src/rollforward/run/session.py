@@ -48,14 +48,9 @@ Say = Callable[[str], None]
 ROLE_WORDS = {"policy_model": "policy", "optimizer": "optimizer", "ref": "reference"}
 
 
-def train(plan: Plan, engines: EnginePackage, process: environment.Process) -> None:
+def train(plan: Plan, engines: EnginePackage) -> None:
     """Run the plan to its end as this worker. Collective when there are several."""
-    cache = None
-    if plan.config.rl_config.enable_compile_cache:
-        # MindSpore looks at source files to tell whether a compiled graph still holds, but not at
-        # the numbers that are compiled into it: each set of them gets a folder of its own.
-        cache = plan.outputs.run / "compile_cache" / plan.fingerprint[:16] / f"rank_{process.rank}"
-    environment.prepare(compile_cache=cache)
+    environment.prepare()
     group = engines.connect(plan.config.context.device_target)
     with ExitStack() as stack:
         display = open_display(
@@ -114,6 +109,9 @@ def engine_settings(plan: Plan) -> EngineSettings:
             max_grad_norm=optimizer.max_grad_norm,
         ),
         device_target=config.context.device_target,
+        compile_cache_folder=str(plan.outputs.run / "compile_cache")
+        if config.rl_config.enable_compile_cache
+        else None,
     )
 
 

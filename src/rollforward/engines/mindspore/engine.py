@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.batches import columns, micro_batches
+from rollforward.engines.mindspore.compiling import kept_graphs
 from rollforward.engines.mindspore.generation import Generator
 from rollforward.engines.mindspore.learning import Learner
 from rollforward.engines.mindspore.model import Decoder, ModelConfig
@@ -58,6 +59,19 @@ class MindSporeEngine:
             "optimizer": {**self._learner.moments(), "global_step": self._learner.global_step},
             "ref": _views(reference),
         }
+
+    def compile(self) -> None:
+        """Compile every graph, always in this order: see `compiling`."""
+        settings = self._settings
+        rows, columns = (
+            settings.samples_per_micro_batch,
+            settings.prompt_length + settings.sampling.max_tokens,
+        )
+        self._generator.compile()
+        self._reference_logprobs.compile(
+            ms.Tensor(np.zeros((rows, columns), np.int32)), ms.Tensor(np.ones((rows, columns), np.bool_))
+        )
+        self._learner.compile()
 
     def generate(self, prompt_ids: Ints, prompt_mask: Bools, uniforms: Floats) -> Generation:
         """See `grpo.ports.Engine.generate`."""
@@ -120,11 +134,15 @@ def create(settings: EngineSettings, group: Group | None = None) -> MindSporeEng
             hint="set context.device_target: CPU",
         )
     ms.set_context(mode=ms.GRAPH_MODE, device_target=settings.device_target)
-    engine = MindSporeEngine(settings, group or SingleProcess())
+    group = group or SingleProcess()
+    engine = MindSporeEngine(settings, group)
     config = ModelConfig.parse(settings.model_config)
     for role, folder in (("policy_model", settings.policy_folder), ("ref", settings.reference_folder)):
         if folder is not None:
             load_weights(folder, config, engine.tensors()[role])
+    # Last, since it writes: a model that does not fit leaves nothing behind.
+    with kept_graphs(settings, group.world_size, group.rank):
+        engine.compile()
     return engine
 
 

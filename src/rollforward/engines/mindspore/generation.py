@@ -181,6 +181,16 @@ class Generator:
         self._prefill = Prefill(decoder, cache, sampler, settings.prompt_length)
         self._decode = Decode(decoder, cache, sampler)
 
+    def compile(self) -> None:
+        """Compile both graphs."""
+        rows, length = self._rows, self._prompt_length
+        ids, mask = np.zeros((rows, length), np.int32), np.ones((rows, length), np.bool_)
+        uniforms = Tensor(np.zeros(rows, np.float32))
+        self._prefill.compile(Tensor(ids), Tensor(mask), uniforms)
+        added = Tensor(np.zeros((rows, 1, 1, self._columns), np.float32))
+        tokens, positions = Tensor(ids[:, 0]), Tensor(ids[:, :1])
+        self._decode.compile(tokens, positions, Tensor(np.int32(length)), added, uniforms)
+
     def generate(self, prompt_ids: Ints, prompt_mask: Bools, uniforms: Floats) -> Generation:
         """See `grpo.ports.Engine.generate`. EngineError for other shapes, and for a prompt without tokens."""
         self._check(prompt_ids, prompt_mask, uniforms)

@@ -103,6 +103,26 @@ class Learner:
         self.global_step: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
         """[1]; optimizer steps done. On the host: what depends on it is computed there."""
 
+    def compile(self) -> None:
+        """Compile every graph."""
+        rows, tokens = self._settings.samples_per_micro_batch, self._tokens
+        columns = self._settings.prompt_length + tokens
+        weights = ms.Tensor(np.zeros((rows, tokens), np.float32))
+        self._add.compile(
+            ms.Tensor(np.zeros((rows, columns), np.int32)),
+            ms.Tensor(np.ones((rows, columns), np.bool_)),
+            weights,
+            ms.Tensor(np.zeros(rows, np.float32)),
+            weights,
+            weights,
+            ms.Tensor(np.ones(1, np.float32)),
+        )
+        if self._sum_over_workers is not None:
+            self._sum_over_workers.compile()
+        self._squared_norms.compile()
+        scalars = step_scalars(1, 0.0, self._settings.optimizer)
+        self._apply.compile(ms.Tensor(np.float32(1.0)), *scalars)
+
     def moments(self) -> dict[str, NDArray[np.float32]]:
         """`adam_m.<parameter>` and `adam_v.<parameter>`, views."""
         parameters = (*self._apply.first, *self._apply.second)

@@ -1,0 +1,71 @@
+"""Compiled graphs, kept between starts of a run where that is safe.
+
+A fault of MindSpore (seen in 2.10) decides how: its compile cache knows a graph only by being
+the n-th that a process compiles. A process that compiles the same graphs in another order is
+handed the wrong ones, without an error and with wrong numbers; so is one whose graphs have
+other constants compiled in, since only the source files are compared.
+
+So the cache is on during one stretch only, in which the engine compiles all its graphs in a
+fixed order, before anything else is compiled; and each set of settings, versions, workers and
+sources has a folder of its own, whose files are used only when each has the digest that was noted
+when all were there.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+
+from rollforward.grpo.types import EngineSettings
+
+_DIGESTS = "digests.json"
+
+
+@contextmanager
+def kept_graphs(settings: EngineSettings, world_size: int, rank: int) -> Iterator[None]:
+    """Within it, graphs are taken from the cache, or put there. Whoever enters compiles in a fixed order."""
+    if settings.compile_cache_folder is None:
+        yield
+        return
+    name = f"{_key(settings, world_size)}-{rank}"
+    folder = Path(settings.compile_cache_folder).absolute() / name
+    whole = _is_whole(folder)
+    if not whole:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
+    try:
+        yield
+    finally:
+        ms.set_context(enable_compile_cache=False)
+    if not whole:
+        (folder / _DIGESTS).write_text(json.dumps(_digests(folder)))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the folder holds what a process that came to its end put there, unchanged."""
+    try:
+        noted = json.loads((folder / _DIGESTS).read_bytes())
+        return bool(noted == _digests(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Path below the folder -> digest, of every file but the list of digests itself."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _DIGESTS)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _key(settings: EngineSettings, world_size: int) -> str:
+    """Digest of everything that graphs are made from."""
+    numbers = replace(settings, policy_folder=None, reference_folder=None, compile_cache_folder=None)
+    found = hashlib.sha256(repr((numbers, world_size, ms.__version__)).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(source.read_bytes())
+    return found.hexdigest()[:16]
