@@ -3,7 +3,8 @@
 It implements `rollforward.storage.FileOps`, so the production code runs on it unchanged. The
 log it keeps is what the crash tests replay. Three hooks make trouble: `fail` is asked before
 every call and may raise OSError, `short_write` limits how much one write takes, and
-`kill_after` raises `Killed` when that many operations have been done.
+`kill_after` raises `Killed` when that many operations have been done. `switch` is called after
+each operation that is logged, and may let another rank go on.
 """
 
 import errno
@@ -51,6 +52,7 @@ class SimulatedDisk:
         self.root = _Folder(1)
         self.log: list[Op] = []
         self.fail: Callable[[str, str], None] = _nothing
+        self.switch: Callable[[], None] = lambda: None
         self.short_write: int | None = None
         self.kill_after: int | None = None
         self._inodes = 1
@@ -219,6 +221,7 @@ class SimulatedDisk:
 
     def _did(self, op: Op) -> None:
         self.log.append(op)
+        self.switch()
 
     def _inode(self) -> int:
         self._inodes += 1

@@ -10,12 +10,16 @@ from a disk can lead out of the folder. Left out: changing what is
 written, permissions, and every kind of link; a symbolic link below the root is refused.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
 from rollforward.errors import StorageError
+
+_NO_NAMES = frozenset({"", ".", ".."})
+_REFUSED = re.compile("[\\\\\x00-\x1f\x7f\ud800-\udfff]")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -179,15 +183,13 @@ def check_path(path: str) -> str:
         raise ValueError("an empty path")
     if path.startswith("/"):
         raise ValueError(f"{path!r} is an absolute path")
-    for part in path.split("/"):
-        if part in ("", ".", ".."):
-            raise ValueError(f"{path!r} has a component {part!r}")
-        if len(part.encode("utf-8", "surrogatepass")) > 255:
-            raise ValueError(f"{path[:40]!r}... has a component longer than 255 bytes")
-    if "\\" in path or any(ord(character) < 32 or ord(character) == 127 for character in path):
-        raise ValueError(f"{path!r} holds a backslash or a control character")
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in path):
-        raise ValueError(f"{path!r} cannot be written in UTF-8")
+    parts = path.split("/")
+    if not _NO_NAMES.isdisjoint(parts):
+        raise ValueError(f"{path!r} has an empty component, or one that is a dot or two")
+    if _REFUSED.search(path):
+        raise ValueError(f"{path!r} holds a backslash, a control character, or what UTF-8 has no form for")
+    if any(len(part.encode()) > 255 for part in parts):
+        raise ValueError(f"{path[:40]!r}... has a component longer than 255 bytes")
     return path
 
 

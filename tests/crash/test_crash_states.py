@@ -1,0 +1,33 @@
+"""Every crash state of a run that saves, dedupes, prunes, is killed and resumes: none lost, none wrong."""
+
+import pytest
+from crash_run import Checker, check_going_on, record, states
+
+GOING_ON_EVERY = 100
+
+
+@pytest.fixture(scope="module")
+def run():
+    return record()
+
+
+def test_no_crash_loses_a_reported_checkpoint_or_shows_one_that_is_not_whole(run):
+    checker = Checker(run)
+    count = 0
+    for count, (tree, reported) in enumerate(states(run), start=1):
+        checker.check(tree, reported)
+        if count % GOING_ON_EVERY == 0:
+            check_going_on(tree)
+    assert count > 10_000
+
+
+def test_the_run_goes_through_what_it_is_meant_to(run):
+    paths = [op.path for op in run.disk.log]
+    kinds = {op.kind for op in run.disk.log}
+    assert run.error is None
+    assert {"create", "write", "fsync", "rename", "unlink", "mkdir", "fsync_folder", "mark"} <= kinds
+    assert any("policy_model.1_rank_2-0_5" in path for path in paths), "a position is saved twice"
+    assert any(op.kind == "unlink" and "/commits/0_" in op.path for op in run.disk.log), "manifests go"
+    marks = {op.note for op in run.disk.log if op.kind == "mark"}
+    references = {op.target for op in run.disk.log if "/ref_rank_0-" in op.target}
+    assert len(references) < len(marks), "references are shared"
