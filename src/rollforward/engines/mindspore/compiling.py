@@ -21,19 +21,16 @@ from pathlib import Path
 
 import mindspore as ms
 
+from rollforward.grpo.ports import Group
 from rollforward.grpo.types import EngineSettings
 
 _DIGESTS = "digests.json"
 
 
 @contextmanager
-def kept_graphs(settings: EngineSettings, world_size: int, rank: int) -> Iterator[None]:
+def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[None]:
     """Within it, graphs are taken from the cache, or put there. Whoever enters compiles in a fixed order."""
-    if settings.compile_cache_folder is None:
-        yield
-        return
-    name = f"{_key(settings, world_size)}-{rank}"
-    folder = Path(settings.compile_cache_folder).absolute() / name
+    folder = root.absolute() / f"{_key(settings, group.world_size)}-{group.rank}"
     whole = _is_whole(folder)
     if not whole:
         shutil.rmtree(folder, ignore_errors=True)

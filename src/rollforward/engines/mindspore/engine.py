@@ -10,6 +10,7 @@ step computes with (MindSpore 2.10). Other devices have their own memory, so thi
 them instead of handing out copies that would never be updated.
 """
 
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -140,9 +141,10 @@ def create(settings: EngineSettings, group: Group | None = None) -> MindSporeEng
     for role, folder in (("policy_model", settings.policy_folder), ("ref", settings.reference_folder)):
         if folder is not None:
             load_weights(folder, config, engine.tensors()[role])
-    # Last, since it writes: a model that does not fit leaves nothing behind.
-    with kept_graphs(settings, group.world_size, group.rank):
-        engine.compile()
+    if settings.compile_cache_folder is not None:
+        # Last, since it writes: a model that does not fit leaves nothing behind.
+        with kept_graphs(settings, group, Path(settings.compile_cache_folder)):
+            engine.compile()
     return engine
 
 
