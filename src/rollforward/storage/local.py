@@ -10,6 +10,7 @@ A failed fsync is never tried again. The kernel marks the pages clean when it re
 error, so a second fsync on the same descriptor succeeds without having written anything.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -158,7 +159,8 @@ class LocalStorage:
             return _LocalHandle(self._ops, fd, self._ops.size(fd), target)
         except OSError as error:
             if fd >= 0:
-                self._ops.close(fd)
+                with contextlib.suppress(OSError):
+                    self._ops.close(fd)
             raise storage_error("opening", target, error) from error
 
     def appender(self, path: str) -> Appender:
@@ -328,7 +330,9 @@ class _LocalHandle:
         """See `ReadHandle.close`; closing twice does nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            self._ops.close(fd)
+            # What was read is in memory already; an error now says nothing about it.
+            with contextlib.suppress(OSError):
+                self._ops.close(fd)
 
     def __enter__(self) -> "_LocalHandle":
         return self

@@ -224,7 +224,7 @@ class CheckpointStore:
         except Exception:
             # The manifest may be visible although it is not known to be durable: then its files must stay.
             self._inventory = None
-            if self.storage.stat(manifest_path(position)) is None:
+            if not self._may_be_visible(position):
                 self._withdraw(attempt)
             raise
         self._verdict = verdict
@@ -248,11 +248,10 @@ class CheckpointStore:
                     write_meta(self.storage, meta_path(name.role, name.rank), name)
                 except StorageError as error:
                     warnings.append(f"meta.json of {name.role} could not be written: {error.message}")
-        ranks = [self._rank]
+        warnings += cleaning.remove_files(self.storage, kept, self._rank)
         if self._rank == 0:
-            ranks += cleaning.stray_ranks(self.storage, self._world_size)
+            warnings += cleaning.remove_files_of_stray_ranks(self.storage, kept, self._world_size)
             warnings += cleaning.remove_temporaries(self.storage)
-        warnings += cleaning.remove_files(self.storage, kept, ranks)
         written = sum(file.size for file in attempt.written.values() if file is not None)
         return Saved(manifest, written, time.perf_counter() - attempt.started, tuple(warnings))
 
@@ -329,6 +328,12 @@ class CheckpointStore:
             "unreadable": [str(position) for position in sorted(kept.unreadable)],
             "warnings": warnings,
         }
+
+    def _may_be_visible(self, position: Position) -> bool:
+        try:
+            return self.storage.stat(manifest_path(position)) is not None
+        except StorageError:
+            return True
 
     def _withdraw(self, attempt: Attempt) -> None:
         """Give back the space of an attempt that failed."""

@@ -5,7 +5,7 @@ names. What a name of ours does not fit is never touched. Every function returns
 instead of raising: by then the new checkpoint is committed, and a file too many harms nobody.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rollforward.errors import CheckpointInvalid, StorageError
@@ -139,21 +139,34 @@ def remove_manifests(storage: Storage, inventory: Inventory, retention: Retentio
     return []
 
 
-def remove_files(storage: Storage, kept: Kept, ranks: Collection[int]) -> list[str]:
-    """Remove tensor files of these ranks that no manifest names, and what unfinished writes left."""
+def remove_files(storage: Storage, kept: Kept, rank: int) -> list[str]:
+    """Remove a rank's tensor files that no manifest names, and what unfinished writes left."""
     warnings: list[str] = []
     for role in ROLE_FOLDERS:
-        for rank in ranks:
-            folder = rank_folder(role, rank)
-            try:
-                for entry in storage.scan(folder):
-                    path = f"{folder}/{entry.name}"
-                    name = TensorFileName.parse(path)
-                    if entry.kind == "file" and (is_temporary(entry.name) or (name and not kept.keeps(name))):
-                        storage.remove(path)
-            except StorageError as error:
-                warnings.append(f"an old file could not be removed: {error.message}")
+        folder = rank_folder(role, rank)
+        try:
+            for entry in storage.scan(folder):
+                path = f"{folder}/{entry.name}"
+                name = TensorFileName.parse(path)
+                if entry.kind == "file" and (is_temporary(entry.name) or (name and not kept.keeps(name))):
+                    storage.remove(path)
+        except StorageError as error:
+            warnings.append(f"an old file could not be removed: {error.message}")
     return warnings
+
+
+def remove_files_of_stray_ranks(storage: Storage, kept: Kept, world_size: int) -> list[str]:
+    """The same for ranks that have folders but no worker any more: an earlier start had more workers."""
+    found: set[int] = set()
+    try:
+        for folder in ROLE_FOLDERS.values():
+            found.update(
+                rank for entry in storage.scan(folder) if (rank := parse_rank(entry.name)) is not None
+            )
+    except StorageError as error:
+        return [f"an old file could not be removed: {error.message}"]
+    strays = sorted(rank for rank in found if rank >= world_size)
+    return [warning for rank in strays for warning in remove_files(storage, kept, rank)]
 
 
 def remove_temporaries(storage: Storage) -> list[str]:
@@ -170,11 +183,3 @@ def remove_temporaries(storage: Storage) -> list[str]:
     except StorageError as error:
         return [f"a temporary file could not be removed: {error.message}"]
     return []
-
-
-def stray_ranks(storage: Storage, world_size: int) -> list[int]:
-    """Ranks that have folders but no worker any more: an earlier start had more workers."""
-    found: set[int] = set()
-    for folder in ROLE_FOLDERS.values():
-        found.update(rank for entry in storage.scan(folder) if (rank := parse_rank(entry.name)) is not None)
-    return sorted(rank for rank in found if rank >= world_size)
