@@ -1,0 +1,278 @@
+"""The journals that the crash tests crash, and what must hold after every crash.
+
+A script drives one rank through starts, steps, checkpoints, removals, kills in the middle of an
+append, returns to older checkpoints and changes of the configuration. `SCRIPT` has all of that;
+`random_script` makes others.
+"""
+
+import functools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from crash_states import DiskModel, Tree, crash_states
+from journal_case import SETTINGS, chunk, open_log, outcome
+from simulated_disk import Killed, SimulatedDisk
+
+from rollforward.grpo.types import RolloutChunk
+from rollforward.position import Position
+from rollforward.run.rollout_codec import pack
+from rollforward.storage import LocalStorage, Storage
+from rollforward.store.journal_reading import Key, read_journal, read_record
+
+ROOT = "/data/run"
+
+FIRST = Position(0, 0)
+
+Open = Callable[[SimulatedDisk], Storage]
+Content = dict[Key, int]
+"""What a start has of each chunk: the seed that it was made from."""
+
+
+def open_storage(disk: SimulatedDisk) -> Storage:
+    return LocalStorage(ROOT, disk)
+
+
+def step(number: int) -> Position:
+    return Position(0, number)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What was reported as durable: chunks of an incarnation, those it inherited included."""
+
+    incarnation: int = 0
+    chunks: frozenset[Key] = frozenset()
+    oldest: Position = FIRST
+    """Chunks before this may have been removed."""
+
+
+@dataclass
+class JournalRun:
+    """A finished run: its disk with the log, and what each start meant to have."""
+
+    disk: SimulatedDisk = field(default_factory=SimulatedDisk)
+    meant: dict[int, Content] = field(default_factory=dict)
+    inherited: dict[int, frozenset[Key]] = field(default_factory=dict)
+    promise: Promise = field(default_factory=Promise)
+
+    def promised(self, **changes: Any) -> None:
+        self.promise = replace(self.promise, **changes)
+        self.disk.mark(self.promise)
+
+
+SCRIPT = [
+    *("step", "step", "checkpoint", "step", "kill"),
+    *("start", "step", "step", "step", "checkpoint", "step", "prune"),
+    *("change", "step", "checkpoint", "step"),
+    *("start", "step", "step", "prune", "step"),
+]
+
+
+def random_script(seed: int) -> list[str]:
+    """Thirty things in an order that only chance would choose."""
+    rng = random.Random(seed)
+    kinds = {
+        "step": 10,
+        "part": 2,
+        "checkpoint": 4,
+        "prune": 2,
+        "kill": 2,
+        "start": 2,
+        "back": 1,
+        "change": 1,
+    }
+    return rng.choices(list(kinds), list(kinds.values()), k=30)
+
+
+class Driver:
+    """Runs a script. `too_many`: how many steps too many are removed, for a mutant."""
+
+    def __init__(self, storage: Open, too_many: int) -> None:
+        self.run = JournalRun()
+        self._storage = storage
+        self._too_many = too_many
+        self._checkpoints: list[tuple[int, int]] = []
+        """(incarnation, step) of those on the history that goes on, oldest first."""
+        self._salt = 0
+        self._next = 0
+        self._killed = False
+        self.run.disk.mkdir("/data")
+        self.run.disk.fsync_folder("/")
+        self.start()
+
+    def do(self, script: list[str]) -> JournalRun:
+        for word in script:
+            if self._killed and word not in ("start", "back", "change"):
+                self.start()
+            getattr(self, word)()
+        return self.run
+
+    def start(self) -> None:
+        """From the newest checkpoint, with all that the journal has."""
+        have = self.run.meant.get(self.run.promise.incarnation, {})
+        until = self._from()[1]
+        while all((step(until), part) in have for part in range(SETTINGS.chunks_per_step)):
+            until += 1
+        self._start(inherits=until + 1)
+
+    def back(self) -> None:
+        """From an older checkpoint, as when the newest is damaged."""
+        newest = self._checkpoints[-1:]
+        self._checkpoints[-1:] = []
+        self.start()
+        self._checkpoints += newest
+
+    def change(self) -> None:
+        """From the newest checkpoint, with another configuration: what is beyond it is abandoned."""
+        self._salt += 1000
+        self._start(inherits=self._from()[1])
+
+    def step(self) -> None:
+        for part in range(SETTINGS.chunks_per_step):
+            self._part(part)
+        self._log.record(step(self._next), 0, outcome(self._salt + self._next), 1e-3)
+        self._next += 1
+
+    def part(self) -> None:
+        """A step that is not finished."""
+        self._part(0)
+        self._killed = True
+
+    def checkpoint(self) -> None:
+        self._log.journal.checkpoint_begun()
+        self._checkpoints.append((self.run.promise.incarnation, self._next))
+
+    def prune(self) -> None:
+        """All but the two newest checkpoints."""
+        self._checkpoints[:-2] = []
+        oldest = min((number for _, number in self._checkpoints), default=0)
+        self.run.promised(oldest=max(self.run.promise.oldest, step(oldest)))
+        self._log.journal.prune(step(oldest + self._too_many))
+
+    def kill(self) -> None:
+        """A part of the frame is written when the process goes; the machine lives."""
+        while self._log.find(step(self._next), 0) is not None:
+            self.step()
+        disk = self.run.disk
+        disk.kill_after, disk.short_write = len(disk.log) + 1, 700
+        try:
+            self._append(step(self._next), 0)
+        except Killed:
+            self._killed = True
+            disk.kill_after = disk.short_write = None
+        else:
+            raise AssertionError("it was to be killed")
+
+    def _from(self) -> tuple[int, int]:
+        return self._checkpoints[-1] if self._checkpoints else (0, 0)
+
+    def _start(self, *, inherits: int) -> None:
+        run, (saved_by, start) = self.run, self._from()
+        incarnation = run.promise.incarnation + 1
+        before = run.meant.get(incarnation - 1, {})
+        run.meant[incarnation] = {key: seed for key, seed in before.items() if key[0] < step(inherits)}
+        run.inherited[incarnation] = frozenset(run.meant[incarnation])
+        self._log, report = open_log(
+            self._storage(run.disk),
+            incarnation,
+            step(start),
+            (saved_by, step(start)) if saved_by else None,
+            fingerprint=f"{self._salt}",
+        )
+        assert not report.problems
+        run.promised(incarnation=incarnation, chunks=run.promise.chunks & run.inherited[incarnation])
+        self._next, self._killed = start, False
+
+    def _part(self, part: int) -> None:
+        if self._log.find(step(self._next), part) is None:
+            self._append(step(self._next), part)
+
+    def _append(self, position: Position, part: int) -> None:
+        key, seed = (position, part), self._salt + 10 * position.step + part
+        self.run.meant[self.run.promise.incarnation][key] = seed
+        self._log.append(*key, made(seed))
+        self.run.promised(chunks=self.run.promise.chunks | {key})
+
+
+def record(script: list[str], storage: Open = open_storage, *, too_many: int = 0) -> JournalRun:
+    """Run a script. `storage` is what mutants replace."""
+    return Driver(storage, too_many).do(script)
+
+
+@functools.lru_cache(1000)
+def made(seed: int) -> RolloutChunk:
+    """The chunk of a seed; of several sectors."""
+    return chunk(seed, prompts=2, generations=3, width=20, length=60)
+
+
+@functools.lru_cache(1000)
+def payload_of(seed: int) -> dict[str, bytes]:
+    """What a record of it holds."""
+    return {name: array.tobytes() for name, array in pack(made(seed))[0].items()}
+
+
+class Violation(AssertionError):
+    """A crash cost something that was promised."""
+
+
+def check(run: JournalRun, tree: Tree, promise: Promise) -> int:
+    """Read a disk that a crash left; the incarnation whose history it has, 0 for none.
+
+    All that was reported is there, all that is there is right, and no crash looks like damage.
+    """
+    storage = open_storage(SimulatedDisk.of(tree))
+    view = read_journal([storage], rank=0, since=step(0))
+    if view.problems:
+        raise Violation(f"a crash was taken for damage: {view.problems}")
+    tip = view.header.identity.incarnation if view.header is not None else 0
+    if tip < promise.incarnation:
+        raise Violation(f"start {promise.incarnation} was reported and {tip} is what is found")
+    promised = promise.chunks if tip == promise.incarnation else promise.chunks & run.inherited[tip]
+    lost = [key for key in promised if key[0] >= promise.oldest and key not in view.rollouts]
+    if lost:
+        raise Violation(f"reported and not there: {sorted(lost)}")
+    for key, place in view.rollouts.items():
+        seed = run.meant[tip].get(key)
+        if seed is None:
+            raise Violation(f"{key} is of a future that was abandoned")
+        found = read_record(place).arrays
+        if {name: array.tobytes() for name, array in found.items()} != payload_of(seed):
+            raise Violation(f"{key} holds something else")
+    return tip
+
+
+def check_going_on(tree: Tree) -> None:
+    """A new start on the disk that a crash left repairs it, goes on, and is found by the next."""
+    disk = SimulatedDisk.of(tree)
+    storage = open_storage(disk)
+    before = read_journal([storage], rank=0, since=step(0))
+    tip = before.header
+    checkpoint = (tip.identity.incarnation, tip.first) if tip is not None else None
+    fingerprint = tip.identity.fingerprint if tip is not None else "f"
+    start = tip.first if tip is not None else step(0)
+    log, report = open_log(storage, 90, start, checkpoint, fingerprint=fingerprint)
+    log.append(report.until, 1, chunk(7))
+    after = read_journal([open_storage(disk)], rank=0, since=step(0))
+    if after.problems or after.torn:
+        raise Violation(f"after going on: {after.problems} {after.torn}")
+    kept = {key for key in before.rollouts if start <= key[0] <= report.until}
+    if not kept <= after.rollouts.keys() or (report.until, 1) not in after.rollouts:
+        raise Violation("going on lost what was there")
+
+
+def states(run: JournalRun) -> Iterator[tuple[Tree, Promise]]:
+    """Every distinct crash state of the run, with what was promised before it."""
+    model = DiskModel()
+    promise = Promise()
+    seen: set[tuple[int, Promise]] = set()
+    for number, op in enumerate(run.disk.log):
+        model.apply(op)
+        if op.kind == "mark":
+            promise = op.note
+        for tree in crash_states(model, seed=number):
+            key = (hash(frozenset(tree.items())), promise)
+            if key not in seen:
+                seen.add(key)
+                yield tree, promise
