@@ -1,0 +1,96 @@
+"""Kill a process that saves and prunes, at random instants: python kill_loop.py FOLDER KILLS SEED
+
+Each child takes the lock, resumes what it finds, and saves as fast as it can, telling through a
+pipe what was committed. It is killed with SIGKILL; then the folder is opened with the recovery
+code: what was told must be there, every visible checkpoint must be whole, and hold what its step
+says. Prints a JSON object with the counts. A process of its own, so that forking is safe.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+import numpy as np
+
+from rollforward.errors import NothingToResume
+from rollforward.position import Position
+from rollforward.storage import LocalStorage
+from rollforward.store import CheckpointStore, Retention, RunLock, find, list_checkpoints, read_tensors
+
+
+def state(step: int) -> dict[str, dict[str, np.ndarray]]:
+    """What step leaves: a few hundred KiB, so that kills fall into writes too."""
+    base = np.arange(20_000, dtype=np.float32) + step
+    return {
+        "policy_model": {f"w{i}": base * i for i in range(4)},
+        "optimizer": {"m": base / 2, "global_step": np.array(step)},
+        "ref": {"w": np.full(1000, step // 7, np.float32)},
+    }
+
+
+def train(folder: str, told: int) -> None:
+    """The child: never returns."""
+    lock = RunLock.acquire(folder)
+    storage = LocalStorage(folder)
+    try:
+        previous = find(storage).manifest
+        step = previous.global_step + 1
+    except NothingToResume:
+        previous, step = None, 1
+    store = CheckpointStore(storage, retention=Retention(newest=2), previous=previous, fence=lock.check)
+    while True:
+        store.save(
+            Position(0, step),
+            state(step),
+            global_step=step,
+            run_id="killed",
+            incarnation=lock.incarnation,
+            state={},
+            attachments={"config.json": b"{}"},
+        )
+        os.write(told, step.to_bytes(8, "little"))
+        step += 1
+
+
+def look(folder: str, committed: int) -> None:
+    """What a kill left must be right; AssertionError otherwise."""
+    storage = LocalStorage(folder)
+    listed = list_checkpoints(storage, deep=True)
+    assert all(item.valid for item in listed), [item.reason for item in listed]
+    if committed:
+        manifest = find(storage).manifest
+        assert manifest.global_step >= committed, (committed, manifest.global_step)
+        for role, name, array in read_tensors(storage, manifest):
+            assert np.array_equal(array, state(manifest.global_step)[role][name]), (role, name)
+
+
+def main(folder: str, kills: int, seed: int) -> None:
+    """Kill, look, and go on."""
+    drawn = random.Random(seed)
+    committed = saves = 0
+    for _ in range(kills):
+        heard, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(heard)
+            train(folder, told)
+        os.close(told)
+        time.sleep(drawn.uniform(0.002, 0.08))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        words = b""
+        while part := os.read(heard, 1 << 16):
+            words += part
+        os.close(heard)
+        steps = [int.from_bytes(words[i : i + 8], "little") for i in range(0, len(words), 8)]
+        saves += len(steps)
+        committed = max([committed, *steps])
+        look(folder, committed)
+    print(json.dumps({"kills": kills, "saves": saves, "committed": committed}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
