@@ -127,7 +127,10 @@ def name_checkpoint_folders(actor: str, reference: str, default_run: Path) -> Fr
 
     A run's folder is taken for its `train/` and `ref/`. Whether they exist is not looked at.
     """
-    policy = _role_folder(Path(actor) if actor else default_run, "policy_model")
+    if actor:
+        policy = _role_folder(Path(actor), "policy_model")
+    else:
+        policy = default_run / ROLE_FOLDERS["policy_model"]
     if reference:
         ref = _role_folder(Path(reference), "ref")
     else:

@@ -1,0 +1,148 @@
+"""A configuration that is wrong says where, all at once; one that is right means what MindRLHF means."""
+
+from pathlib import Path
+
+import pytest
+
+from rollforward.errors import ConfigError
+from rollforward.run.config import fingerprint, load, parse_override, what_affects_numbers
+from rollforward.run.ignored import IGNORED
+from rollforward.run.schema import walk
+
+MINDRLHF = """\
+rl_config:
+  dataset_file: train.jsonl
+  tokenizer_dir: model
+  chunk_size: 2
+  num_rollouts: 4
+  num_generations: 8
+  packing: True
+  parallel_mode: semi_auto_parallel
+  save_prompt_completions_dir: /tmp/
+actor_config:
+  load: model
+  parallel_config: {data_parallel: 1, model_parallel: 4, recompute: {deeper: 1}}
+  optimizer: {type: adamw, adam_beta2: 0.95, eps: 1e-8, opt_offload: False}
+  lr_schedule: {lr_decay_style: cosine, lr: 5e-7, min_lr: 1.0e-10, warmup_step: 10, decay_steps: 200000}
+ref_config: {ref_model_batch_size: 2, sync_ref_model: False, ref_model_sync_steps: 50}
+reward_config: {verifier_function: ["accuracy_reward", "format_reward"], verifier_weight: [1.0, 0.5]}
+generate_config:
+  use_vllm: 1
+  max_prompt_length: 2048
+  sampling_config: {max_tokens: 512, top_k: 20, repetition_penalty: 1.05, eos_token_id: [3, 4]}
+monitor_config: {anything: {goes: here}}
+context: {mode: 0, device_target: CPU, ascend_config: {precision_mode: must_keep_origin_dtype}}
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "grpo.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def complaint(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(written(folder, text))
+    return str(caught.value)
+
+
+def test_the_yaml_that_a_user_of_mindrlhf_has_is_understood(tmp_path: Path) -> None:
+    loaded = load(written(tmp_path, MINDRLHF))
+    config = loaded.config
+    assert config.samples_per_chunk == 16
+    assert config.samples_per_generation == 16
+    assert config.actor_config.lr_schedule.lr == 5e-7  # YAML 1.1 reads 5e-7 as text
+    assert config.actor_config.optimizer.eps == 1e-8
+    assert config.verifier_weights == (1.0, 0.5)
+    assert config.generate_config.sampling_config.eos_token_id == (3, 4)
+
+
+def test_what_means_nothing_here_is_named_once_and_whole_sections_as_one(tmp_path: Path) -> None:
+    ignored = load(written(tmp_path, MINDRLHF)).ignored
+    assert "rl_config.packing" in ignored
+    assert "actor_config.parallel_config" in ignored
+    assert "monitor_config" in ignored
+    assert "generate_config.sampling_config.repetition_penalty" in ignored
+    assert not any("lr_schedule" in path or "deeper" in path for path in ignored)
+    assert len(set(ignored)) == len(ignored)
+
+
+def test_no_key_is_both_meant_and_ignored() -> None:
+    from rollforward.run.config import Config
+
+    assert not {path for path, _, _ in walk(Config)} & IGNORED
+
+
+def test_every_problem_of_a_file_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+    text = complaint(
+        tmp_path,
+        "rl_config:\n  epoch: 3\n  beta: x\n  seed: -1\n  chunk_size: 1.5\nactor_config: 3\ncontexts: {}\n",
+    )
+    assert "6 problems" in text
+    assert "grpo.yaml:2: rl_config.epoch: unknown key; the nearest known key is 'epochs'" in text
+    assert "grpo.yaml:3: rl_config.beta: expected a number, got the text 'x'" in text
+    assert "grpo.yaml:4: rl_config.seed: must be between 0" in text
+    assert "grpo.yaml:5: rl_config.chunk_size: expected a whole number, got the number 1.5" in text
+    assert "grpo.yaml:6: actor_config: expected keys below this section" in text
+    assert "grpo.yaml:7: contexts: unknown key; the nearest known key is 'context'" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rl_config: {num_generations: 1}", "at least 2; it is 1"),
+        ("rl_config: {advantage_std: 1}", "expected true or false, got the whole number 1"),
+        ("rl_config: {epochs: true}", "expected a whole number, got true/false"),
+        ("rl_config: {beta: .nan}", "expected a number"),
+        ("rl_config: {dataset_file: }", "expected text, got nothing"),
+        ("rl_config: {loss_aggregation: mean}", "one of token_mean, sequence_mean; it is 'mean'"),
+        ("reward_config: {verifier_function: []}", "at least one verifier"),
+        ("reward_config: {verifier_weight: [1, 2]}", "2 weights for 1 verifiers"),
+        ("actor_config: {lr_schedule: {warmup_step: 5, decay_steps: 5}}", "greater than warmup_step (5)"),
+        ("actor_config: {lr_schedule: {lr: 1.0, min_lr: 2.0}}", "must not be greater than lr"),
+        ("rl_config: {seq_length: 100}", "is 100, but max_prompt_length 512 + max_tokens 512 = 1024"),
+        ("rl_config:\n  seed: 1\n  seed: 2", "rl_config.seed: given twice, first on line 2"),
+        ("rl_config: [", "not valid YAML"),
+        ("- rl_config", "expected sections such as rl_config"),
+    ],
+)
+def test_a_wrong_value_says_what_was_expected(tmp_path: Path, text: str, told: str) -> None:
+    assert told in complaint(tmp_path, text)
+
+
+def test_a_missing_file_is_an_error_of_input(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load(str(tmp_path / "absent.yaml"))
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "")).config == load(None).config
+
+
+def test_options_go_before_the_file_and_are_named_when_wrong(tmp_path: Path) -> None:
+    file = written(tmp_path, "rl_config: {seed: 1, beta: 0.5}")
+    config = load(file, [("rl_config.seed", 7), ("generate_config.sampling_config.max_tokens", 3)]).config
+    assert (config.rl_config.seed, config.rl_config.beta) == (7, 0.5)
+    assert config.generate_config.sampling_config.max_tokens == 3
+    with pytest.raises(ConfigError, match=r"command line: rl_config\.sead: unknown key"):
+        load(file, [("rl_config.sead", 7)])
+
+
+def test_set_reads_its_value_as_yaml() -> None:
+    assert parse_override("rl_config.advantage_std=false") == ("rl_config.advantage_std", False)
+    assert parse_override("a.b=[x, y]") == ("a.b", ["x", "y"])
+    assert parse_override("a.b=c=d") == ("a.b", "c=d")
+    for wrong in ("rl_config.seed", "seed=1", "a.b=["):
+        with pytest.raises(ConfigError, match="--set"):
+            parse_override(wrong)
+
+
+def test_the_fingerprint_changes_with_what_changes_the_numbers_and_with_nothing_else() -> None:
+    def of(*overrides: tuple[str, object]) -> str:
+        return fingerprint(what_affects_numbers(load(None, list(overrides)).config))
+
+    assert of() == of(("rl_config.save_ckpt_interval", 9), ("actor_config.load", "elsewhere"))
+    assert of() != of(("rl_config.beta", 0.02))
+    assert of() != of(("generate_config.sampling_config.top_p", 0.9))
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})

@@ -1,0 +1,127 @@
+"""A whole run with the NumPy engine of the conformance suite: little work, every file as in a real one."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import toy_engine
+from engine_case import SETTINGS
+from tokenizer_folder import VOCAB, write_tokenizer
+
+from rollforward.errors import ModelError
+from rollforward.grpo.ports import Engine, Group, Tensors
+from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
+from rollforward.run import config
+from rollforward.run.plan import Asked, Plan, prepare
+from rollforward.run.session import train
+from rollforward.storage import LocalStorage
+from rollforward.store import find
+
+
+class Killed(BaseException):
+    """The process is gone: nothing may catch this."""
+
+
+@dataclass
+class ToyPackage:
+    """`run.engine.EnginePackage` over the toy engine; an update may be the last thing it does."""
+
+    dies_at_update: int | None = None
+    group: Callable[[], Group] = toy_engine.OneWorker
+    updates: list[float] = field(default_factory=list)
+
+    def vocab_size(self, model_config: Mapping[str, Any]) -> int:
+        if model_config.get("model_type") != "toy":
+            raise ModelError(f"config.json: model_type {model_config.get('model_type')!r} is not supported")
+        return int(model_config["vocab_size"])
+
+    def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
+        return toy_engine.create(settings_of(model_config)).tensors()
+
+    def connect(self, device_target: str) -> Group:  # noqa: ARG002 - as the protocol has it
+        return self.group()
+
+    def create(self, settings: EngineSettings, group: Group) -> Engine:
+        engine = toy_engine.create(settings, group)
+        update = engine.update
+
+        def counted(batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
+            if len(self.updates) == self.dies_at_update:
+                raise Killed
+            self.updates.append(learning_rate)
+            return update(batch, learning_rate)
+
+        engine.update = counted  # type: ignore[method-assign]
+        return engine
+
+    def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
+        return repr((sorted(shapes.items()), world_size)).encode()
+
+    def serve_scheduler(self, device_target: str) -> None:
+        raise NotImplementedError
+
+
+def settings_of(model_config: Mapping[str, Any]) -> EngineSettings:
+    return replace(SETTINGS, model_config=model_config)
+
+
+@dataclass
+class Place:
+    """A folder with a model, a dataset and a configuration; runs go beside them."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.model = write_tokenizer(self.root / "model")
+        self.write_model(len(VOCAB))
+        self.dataset = self.root / "train.jsonl"
+        problems = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(5) for b in range(4)]
+        self.dataset.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+
+    def write_model(self, vocab_size: int, model_type: str = "toy") -> None:
+        text = json.dumps({"model_type": model_type, "vocab_size": vocab_size})
+        (self.model / "config.json").write_text(text)
+
+    def overrides(self, run: str, **changes: Any) -> list[tuple[str, Any]]:
+        """Twenty prompts, four to a step: five steps an epoch, two epochs."""
+        values = {
+            "rl_config.dataset_file": str(self.dataset),
+            "rl_config.chunk_size": 2,
+            "rl_config.num_rollouts": 2,
+            "rl_config.num_generations": 4,
+            "rl_config.batch_size": 4,
+            "rl_config.epochs": 2,
+            "rl_config.save_ckpt_interval": 3,
+            "rl_config.save_strategy_dir": str(self.root / "strategy"),
+            "actor_config.load": str(self.model),
+            "actor_config.save": str(self.root / run),
+            "actor_config.lr_schedule.lr": 0.05,
+            "generate_config.max_prompt_length": 6,
+            "generate_config.sampling_config.max_tokens": 4,
+            "reward_config.verifier_function": [f"{__name__}:shortness"],
+        }
+        return [*values.items(), *((key.replace("__", "."), value) for key, value in changes.items())]
+
+    def plan(
+        self, run: str, *, resume: bool = False, source: str = "", world_size: int = 1, **changes: Any
+    ) -> Plan:
+        """What `rollforward train` would do."""
+        actor = str(self.root / source / "train") if source else ""
+        asked = Asked(resume=resume, actor_checkpoint_path=actor)
+        loaded = config.load(None, self.overrides(run, **changes))
+        return prepare(loaded, asked, ToyPackage(), world_size=world_size)
+
+    def train(self, run: str, package: ToyPackage | None = None, **how: Any) -> None:
+        """Run it to its end, or to the end of the package."""
+        train(self.plan(run, **how), package or ToyPackage())
+
+    def digests(self, run: str) -> dict[str, str]:
+        """Role -> digest of the newest checkpoint."""
+        return find(LocalStorage(self.root / run)).manifest.role_digests()
+
+
+def shortness(completions: list[str]) -> list[float]:
+    """A reward that differs between completions of any model."""
+    return [sum(character.isdigit() for character in text) - len(text) / 8 for text in completions]
