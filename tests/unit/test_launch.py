@@ -1,0 +1,112 @@
+"""Workers live and die together, and their exit code is everyone's."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rollforward.errors import WorkerFailed
+from rollforward.run.environment import prepare, this_process
+from rollforward.run.launch import alive, free_port, launch
+
+SCRIPT = """\
+import os, signal, sys, time
+from pathlib import Path
+if os.environ["MS_ROLE"] == "MS_SCHED":
+    time.sleep(100)
+from rollforward.run.environment import LAUNCHED
+from rollforward.run.launch import die_with_parent, report
+die_with_parent()
+rank, folder = int(os.environ["RANK_ID"]), Path(os.environ[LAUNCHED])
+report(folder, rank)
+print("[INFO] DISTRIBUTED(1,2): chatter", flush=True)
+print(f"worker {rank} of {os.environ['MS_WORKER_NUM']} got {sys.argv[1:]}", flush=True)
+Path(sys.argv[1], f"pid_{rank}").write_text(str(os.getpid()))
+while len(list(Path(sys.argv[1]).glob("pid_*"))) < 2:
+    time.sleep(0.02)
+if sys.argv[2] == "killed" and rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "refused" and rank == 1:
+    report(folder, rank, code=2, error="rank 1 cannot read it")
+    sys.exit(2)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "worker.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def started(script: Path, fate: str) -> int:
+    folder = script.parent
+    return launch(
+        script, [str(folder), fate], workers=2, log_folder=folder / "log", run_folder=folder / "run"
+    )
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.read_text()) for path in folder.glob("pid_*")]
+
+
+def all_gone(folder: Path) -> bool:
+    """Whether both workers have ended; the kernel may take a moment to tear them down."""
+    deadline = time.monotonic() + 5
+    while any(alive(pid) for pid in pids(folder)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return len(pids(folder)) == 2 and not any(alive(pid) for pid in pids(folder))
+
+
+def test_a_killed_worker_ends_the_others_and_is_named(
+    script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        WorkerFailed, match=r"worker 1 \(process \d+\) was killed; the other workers"
+    ) as caught:
+        started(script, "killed")
+    assert "worker 1 of 2 got" in str(caught.value)
+    assert "--resume_training" in str(caught.value)
+    assert all_gone(script.parent)
+    assert capsys.readouterr().out.startswith("worker 0 of 2 got")
+
+
+def test_a_workers_own_error_is_shown_and_its_code_returned(
+    script: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert started(script, "refused") == 2
+    assert "rank 1 cannot read it" in capsys.readouterr().err
+    assert all_gone(script.parent)
+
+
+def test_a_process_knows_what_msrun_made_it() -> None:
+    assert this_process({}).role == "alone"
+    assert this_process({"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2"}).role == "scheduler"
+    worker = this_process({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_ID": "3"})
+    assert (worker.role, worker.rank, worker.world_size) == ("worker", 3, 4)
+
+
+def test_mindspores_own_compile_cache_is_never_on() -> None:
+    """It takes graphs for one another when they are compiled in another order."""
+    environment = {"MS_COMPILER_CACHE_ENABLE": "1", "GLOG_v": "1"}
+    prepare(environment)
+    assert environment == {"GLOG_v": "1"}
+
+
+def test_a_process_that_nobody_waited_for_is_not_alive() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    assert alive(os.getpid())
+    deadline = time.monotonic() + 20
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(process.pid)
+    process.wait()
+    assert not alive(process.pid)
+
+
+def test_a_free_port_is_one_that_msrun_takes() -> None:
+    assert 1024 <= free_port() <= 65535
