@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from toy_run import Killed, Place, ToyPackage
+from toy_session import Killed, Place, ToyPackage
 
 from rollforward.errors import (
     CheckpointMismatch,
