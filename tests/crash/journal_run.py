@@ -89,8 +89,8 @@ def random_script(seed: int) -> list[str]:
 class Driver:
     """Runs a script. `too_many`: how many steps too many are removed, for a mutant."""
 
-    def __init__(self, storage: Open, too_many: int) -> None:
-        self.run = JournalRun()
+    def __init__(self, storage: Open, too_many: int, run: JournalRun | None = None) -> None:
+        self.run = JournalRun() if run is None else run
         self._storage = storage
         self._too_many = too_many
         self._checkpoints: list[tuple[int, int]] = []
@@ -119,10 +119,14 @@ class Driver:
 
     def back(self) -> None:
         """From an older checkpoint, as when the newest is damaged."""
+        if len(self._checkpoints) < 2 and self.run.promise.oldest > FIRST:
+            # There is none: it was removed.
+            return self.start()
         newest = self._checkpoints[-1:]
         self._checkpoints[-1:] = []
         self.start()
         self._checkpoints += newest
+        return None
 
     def change(self) -> None:
         """From the newest checkpoint, with another configuration: what is beyond it is abandoned."""

@@ -150,7 +150,7 @@ class Journal:
         for name in removed:
             self._storage.remove(name.path)
             self._storage.remove(name.torn_path)
-        if removed:
+            # One by one, oldest first: a crash in between must not look like a segment that was lost.
             self._storage.sync_folder(journal_folder(rank))
         return [name.path for name in removed]
 
