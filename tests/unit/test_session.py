@@ -137,7 +137,7 @@ class TestFolders:
         assert everything_in(place.root / "old") == before
         assert place.digests("new") == place.digests("whole")
         assert comparable(place.root / "new") == comparable(place.root / "whole")
-        assert positions(place.root / "new") == ["1_1", "1_4", "2_0"]
+        assert positions(place.root / "new") == ["0_3", "1_1", "1_4", "2_0"], "self-contained from its start"
 
     def test_a_resume_needs_no_model_folder(self, place: Place) -> None:
         with pytest.raises(Killed):

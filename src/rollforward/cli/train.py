@@ -44,6 +44,12 @@ _OPTIONS = (
         "where strategy_<rank>.ckpt goes; old ones there are cleared (default: strategy, beside save_ckpt)",
     ),
     (
+        "--on_divergence",
+        "stop|accept",
+        "rl_config.on_divergence",
+        "what to do when a replayed step gives other bits than were recorded (default: stop)",
+    ),
+    (
         "--generate_checkpoint_path",
         "DIR",
         "generate_config.load",

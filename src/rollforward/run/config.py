@@ -66,6 +66,15 @@ class RlConfig:
         5, "Steps between checkpoints; 0: only the final one.", low=0, affects_numbers=False
     )
     save_max_ckpt_num: int = key(5, "Newest checkpoints that are kept.", low=1, affects_numbers=False)
+    on_divergence: str = key(
+        "stop",
+        "What to do when a replayed update gives other bits than the journal recorded.",
+        choices=("stop", "accept"),
+        affects_numbers=False,
+    )
+    weights_digest_interval: int = key(
+        10, "Steps between digests of the policy in the journal; 0: none.", low=0, affects_numbers=False
+    )
     save_ckpt_format: str = key(
         "safetensors", "The format of new checkpoints.", choices=("safetensors",), affects_numbers=False
     )

@@ -1,14 +1,9 @@
-"""The trainer's `Checkpoints` and `RolloutLog`, over the store.
-
-In this version a checkpoint is written while the trainer waits, and rollouts are not journaled:
-after a kill the steps since the last checkpoint are generated and trained again, to the same bits.
-"""
+"""The trainer's `Checkpoints`, over the store: a checkpoint is written while the trainer waits."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rollforward.grpo.ports import Engine
-from rollforward.grpo.types import RolloutChunk, UpdateOutcome
 from rollforward.position import Position
 from rollforward.store import CheckpointStore, Saved
 
@@ -43,19 +38,3 @@ class BlockingCheckpoints:
 
     def close(self) -> None:
         """Nothing is under way."""
-
-
-class NoRolloutLog:
-    """Keeps no rollouts. See `grpo.ports.RolloutLog`."""
-
-    def find(self, position: Position, chunk: int) -> RolloutChunk | None:  # noqa: ARG002 - nothing is kept
-        """None: every chunk is generated."""
-        return None
-
-    def append(self, position: Position, chunk: int, rollouts: RolloutChunk) -> None:
-        """Nothing."""
-
-    def record(
-        self, position: Position, iteration: int, outcome: UpdateOutcome, learning_rate: float
-    ) -> None:
-        """Nothing."""

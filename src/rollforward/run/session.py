@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforward import verifiers
-from rollforward.errors import RunLocked
+from rollforward.errors import RunLocked, StorageError
 from rollforward.grpo.ports import Engine, Group, Observer
 from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import Trainer, TrainerSettings
@@ -33,15 +33,19 @@ from rollforward.grpo.types import (
 from rollforward.position import Position
 from rollforward.run import environment, metrics, strategy
 from rollforward.run.engine import EnginePackage
-from rollforward.run.folders import FromModel
+from rollforward.run.folders import FromCheckpoint, FromModel
 from rollforward.run.heartbeat import Heartbeat
 from rollforward.run.metrics import Metrics, TensorBoard
 from rollforward.run.plan import Plan, schedule_of, versions
 from rollforward.run.progress import Display, Several, in_bytes, open_display
 from rollforward.run.recovery import Restored, restore
-from rollforward.run.saving import BlockingCheckpoints, NoRolloutLog
+from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
+from rollforward.run.saving import BlockingCheckpoints
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointStore, Retention, RunLock, Saved
+from rollforward.store import CheckpointStore, Retention, RunLock, Saved, newest_incarnation
+from rollforward.store.finding import positions
+from rollforward.store.journal_records import Identity
+from rollforward.store.manifest import digest_of_arrays
 
 Say = Callable[[str], None]
 
@@ -59,7 +63,8 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         stack.callback(display.close)
         _introduce(plan, display.line)
         engine = engines.create(engine_settings(plan), group)
-        incarnation, fence = _own_the_folder(plan.outputs.run, group, stack)
+        after = newest_incarnation(plan.source.run) if isinstance(plan.source, FromCheckpoint) else 0
+        incarnation, fence = _own_the_folder(plan.outputs.run, after, group, stack)
         _make_ready(plan, engines, engine, display.line)
         restored = _restore(plan, engine, display.line)
         start = restored.manifest.position if restored else plan.start
@@ -73,7 +78,10 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             previous=restored.manifest if restored and _same_folder(plan) else None,
             fence=fence,
         )
-        _run_steps(plan, engine, store, incarnation, restored, display, observers)
+        about = _about(plan, incarnation, restored, group)
+        log = _open_log(plan, engine, about["run_id"], incarnation, restored, display.line)
+        stack.callback(log.journal.close)
+        _run_steps(plan, engine, store, about, log, restored, display, observers)
 
 
 def engine_settings(plan: Plan) -> EngineSettings:
@@ -151,7 +159,8 @@ def _run_steps(
     plan: Plan,
     engine: Engine,
     store: CheckpointStore,
-    incarnation: int,
+    about: Mapping[str, Any],
+    log: JournaledRollouts,
     restored: Restored | None,
     display: Display,
     observer: Observer,
@@ -165,15 +174,16 @@ def _run_steps(
             f"checkpoint: {manifest.position} saved to {plan.outputs.run}, "
             f"{in_bytes(result.bytes_written)} written in {result.seconds:.2f} s"
         )
-        for warning in result.warnings:
+        log.journal.checkpoint_begun()
+        for warning in (*result.warnings, *_prune(log, store)):
             display.line(f"warning: {warning}")
 
     start = restored.manifest.position if restored else plan.start
-    checkpoints = BlockingCheckpoints(store, engine, _about(plan, incarnation, restored, engine.group), saved)
+    checkpoints = BlockingCheckpoints(store, engine, about, saved)
     if restored is not None:
         display.saved(start)
-    else:
-        # Killed before its first checkpoint is due, a run can be resumed all the same.
+    if restored is None or not _same_folder(plan):
+        # From here on the folder can be resumed by itself, whenever it is killed.
         checkpoints.begin(start, start.global_step(plan.steps_per_epoch))
     if start >= plan.end:
         display.line(f"training: nothing to do, the run ends at {plan.end}")
@@ -189,12 +199,77 @@ def _run_steps(
         learning_rate=learning_rate(plan),
         score=_scorer(plan),
         decode=plan.tokenizer.decode,
-        log=NoRolloutLog(),
+        log=log,
         checkpoints=checkpoints,
         observer=observer,
         settings=settings,
     ).run(start, plan.end)
     display.line(f"done: {plan.total_steps} steps, the last checkpoint is {plan.end} in {plan.outputs.run}")
+
+
+def _prune(log: JournaledRollouts, store: CheckpointStore) -> list[str]:
+    """Remove what of the journal no kept checkpoint needs; what went wrong, a line each."""
+    try:
+        log.journal.prune(min(positions(store.storage)))
+    except StorageError as error:
+        return [f"an old journal segment could not be removed: {error.message}"]
+    return []
+
+
+def _open_log(
+    plan: Plan, engine: Engine, run_id: str, incarnation: int, restored: Restored | None, say: Say
+) -> JournaledRollouts:
+    """The journal: what it has beyond the checkpoint is replayed by the trainer, which asks it first."""
+    output = LocalStorage(plan.outputs.run)
+    sources = []
+    if isinstance(plan.source, FromCheckpoint):
+        sources = [output] if _same_folder(plan) else [LocalStorage(plan.source.run), output]
+    manifest = restored.manifest if restored else None
+    rl = plan.config.rl_config
+    log, report = open_rollout_log(
+        sources=sources,
+        storage=output,
+        identity=Identity(
+            run_id=run_id,
+            rank=engine.group.rank,
+            world_size=engine.group.world_size,
+            incarnation=incarnation,
+            fingerprint=plan.fingerprint,
+            versions=versions(),
+            device=plan.config.context.device_target,
+            about={"verifiers": list(plan.config.reward_config.verifier_function)},
+        ),
+        start=manifest.position if manifest else plan.start,
+        checkpoint=(manifest.incarnation, manifest.position) if manifest else None,
+        settings=LogSettings(
+            chunks_per_step=rl.num_rollouts,
+            steps_per_epoch=plan.steps_per_epoch,
+            on_divergence="accept" if rl.on_divergence == "accept" else "stop",
+            weights_digest_every=rl.weights_digest_interval,
+        ),
+        all_gather=engine.group.all_gather,
+        notice=lambda text: say(f"journal: {text}"),
+        weights_digest=lambda: digest_of_arrays(engine.tensors()["policy_model"]),
+    )
+    for line in (*report.repaired, *report.problems):
+        say(f"journal: {line}")
+    if manifest is not None:
+        say(_what_is_replayed(report))
+    return log
+
+
+def _what_is_replayed(report: JournalReport) -> str:
+    if not report.compatible:
+        return (
+            f"journal: made with another configuration; steps from {report.start} on are generated anew "
+            "with the configuration as it is now"
+        )
+    if not report.replayed_steps and not report.reused_chunks:
+        return f"journal: nothing beyond {report.start}"
+    return (
+        f"journal: {report.replayed_steps} steps from {report.start} on are replayed, "
+        f"{report.reused_chunks} finished chunks of {report.until} used again; nothing finished is lost"
+    )
 
 
 def _introduce(plan: Plan, say: Say) -> None:
@@ -206,13 +281,13 @@ def _introduce(plan: Plan, say: Say) -> None:
         say(f"configuration: ignored, since they mean nothing here: {', '.join(plan.ignored)}")
 
 
-def _own_the_folder(run: Path, group: Group, stack: ExitStack) -> tuple[int, Callable[[], None]]:
-    """Lock the run's folder, on the first rank, for all; returns the incarnation and the fence."""
+def _own_the_folder(run: Path, after: int, group: Group, stack: ExitStack) -> tuple[int, Callable[[], None]]:
+    """Lock the run's folder, on the first rank, for all; the incarnation, above `after`, and the fence."""
     answer: dict[str, Any] = {}
     fence: Callable[[], None] = _no_fence
     if group.rank == 0:
         try:
-            lock = stack.enter_context(RunLock.acquire(run))
+            lock = stack.enter_context(RunLock.acquire(run, after=after))
             fence = lock.check
             answer = {"incarnation": lock.incarnation}
         except RunLocked as error:

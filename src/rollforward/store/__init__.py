@@ -36,12 +36,14 @@ none of our names is never touched.
 Nothing here imports a framework, and nothing here is pickled.
 """
 
-from rollforward.store.checkpoints import CheckpointStore, Saved
+from rollforward.store.attempt import Saved
+from rollforward.store.checkpoints import CheckpointStore
 from rollforward.store.finding import CheckpointInfo, Found, find, list_checkpoints, load_manifest
-from rollforward.store.lock import RunLock
+from rollforward.store.lock import RunLock, newest_incarnation
 from rollforward.store.manifest import Manifest
 from rollforward.store.restoring import check_layout, read_attachments, read_tensors
 from rollforward.store.retention import Retention
+from rollforward.store.shadow import ShadowCheckpoints
 
 __all__ = [
     "CheckpointInfo",
@@ -51,10 +53,12 @@ __all__ = [
     "Retention",
     "RunLock",
     "Saved",
+    "ShadowCheckpoints",
     "check_layout",
     "find",
     "list_checkpoints",
     "load_manifest",
+    "newest_incarnation",
     "read_attachments",
     "read_tensors",
 ]

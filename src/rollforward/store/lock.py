@@ -61,9 +61,16 @@ class RunLock:
 
     @classmethod
     def acquire(
-        cls, root: str | Path, *, now: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
+        cls,
+        root: str | Path,
+        *,
+        after: int = 0,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> "RunLock":
-        """Hold the folder, making it when it is missing. RunLocked says who holds it already."""
+        """Hold the folder, making it when it is missing. RunLocked says who holds it already.
+
+        `after`: the newest incarnation of the folder that the run comes from, if that is another one.
+        """
         storage = LocalStorage(root)
         storage.make_root()
         file = FileLock.acquire(Path(storage.root) / LOCK)
@@ -72,7 +79,7 @@ class RunLock:
         try:
             before = _parse(file.read())
             owner = Owner(
-                incarnation=next_incarnation(storage, before),
+                incarnation=max(next_incarnation(storage, before), after + 1),
                 host=socket.gethostname()[:64],
                 pid=os.getpid(),
                 since=now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -114,6 +121,12 @@ def read_owner(storage: Storage) -> Owner | None:
         return _parse(read_small(storage, LOCK, limit=RECORD_BYTES).rstrip(b" \n\0"))
     except StorageError:
         return None
+
+
+def newest_incarnation(root: str | Path) -> int:
+    """The newest incarnation that the run in a folder has had; 0 when it has had none."""
+    storage = LocalStorage(root)
+    return next_incarnation(storage, read_owner(storage)) - 1
 
 
 def next_incarnation(storage: Storage, before: Owner | None) -> int:

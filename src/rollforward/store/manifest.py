@@ -11,13 +11,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from numpy.typing import NDArray
+
 from rollforward.errors import CheckpointInvalid
 from rollforward.position import Position
 from rollforward.storage.base import check_path
 from rollforward.store import strictjson
 from rollforward.store.digests import DIGEST_HEX, digest
 from rollforward.store.layout import MODEL, ROLE_FOLDERS, TensorFileName, parse_manifest_name
-from rollforward.store.tensorfile import TensorRecord, WrittenFile, check_span, is_count, parse_shape
+from rollforward.store.tensorfile import (
+    TensorRecord,
+    WrittenFile,
+    as_bytes,
+    check_span,
+    dtype_code,
+    is_count,
+    parse_shape,
+)
 
 FORMAT = "rollforward checkpoint"
 VERSION = 1
@@ -30,6 +40,9 @@ _KEYS = frozenset(
 
 Generation = tuple[str, Position, int]
 """(role, position, attempt): the files of a role that were written together, one on each rank."""
+
+TensorPart = tuple[str, str, tuple[int, ...], str]
+"""(name, dtype, shape, digest): what of a tensor goes into the digest of its role."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +112,12 @@ class Manifest:
 
     def role_digests(self) -> dict[str, str]:
         """One digest a role, over its tensors by name; independent of world size and files."""
-        lines: dict[str, list[str]] = {}
-        for tensor in sorted(self.tensors, key=lambda tensor: (tensor.role, tensor.record.name)):
+        parts: dict[str, list[TensorPart]] = {}
+        for tensor in self.tensors:
             record = tensor.record
-            line = strictjson.dump([record.name, record.dtype, list(record.shape), record.digest])
-            lines.setdefault(tensor.role, []).append(line)
-        return {role: digest("\n".join(found).encode()) for role, found in lines.items()}
+            part = (record.name, record.dtype, record.shape, record.digest)
+            parts.setdefault(tensor.role, []).append(part)
+        return {role: _role_digest(found) for role, found in sorted(parts.items())}
 
     def generations(self) -> set[Generation]:
         """Which files it needs, said once for all ranks: the role and the position they were written at."""
@@ -235,6 +248,21 @@ def _parse(value: Any, name: str, own: str) -> Manifest:
     )
     _need(value["roles"] == manifest.role_digests(), "the digests of its roles are not those of its tensors")
     return manifest
+
+
+def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """What `Manifest.role_digests` would say of a role with these tensors."""
+    return _role_digest(
+        (name, dtype_code(array.dtype), tuple(array.shape), digest(as_bytes(array).data))
+        for name, array in arrays.items()
+    )
+
+
+def _role_digest(parts: Iterable[TensorPart]) -> str:
+    lines = [
+        strictjson.dump([name, dtype, list(shape), found]) for name, dtype, shape, found in sorted(parts)
+    ]
+    return digest("\n".join(lines).encode())
 
 
 def _need(holds: bool, otherwise: str) -> None:
