@@ -67,7 +67,7 @@ class Watch:
     at: Position = START
 
     def begin(self, position: Position, global_step: int) -> None:
-        self.log.checkpoint_begun()
+        self.log.journal.checkpoint_begun()
         self.store.save(
             position,
             self.engine.tensors(),
@@ -76,7 +76,7 @@ class Watch:
             incarnation=self.incarnation,
             state={},
         )
-        self.log.checkpoint_committed(min(positions(self.store.storage)))
+        self.log.journal.prune(min(positions(self.store.storage)))
 
     def before_update(self) -> None:
         self.work.updated[self.rank, self.at] += 1
@@ -157,7 +157,7 @@ def run_rank(
     watch = Watch(store, engine, log, work, incarnation, rank)
     if start < end:
         _trainer(engine, log, watch, **changes).run(start, end)
-    log.close()
+    log.journal.close()
     return {role: {name: a.copy() for name, a in named.items()} for role, named in engine.tensors().items()}
 
 

@@ -116,25 +116,6 @@ class JournaledRollouts:
                 return
         self.journal.record(position, iteration, arrays, metadata)
 
-    def checkpoint_begun(self) -> None:
-        """A checkpoint begins: what comes after it goes to a segment of its own."""
-        self.journal.checkpoint_begun()
-
-    def checkpoint_committed(self, oldest: Position) -> list[str]:
-        """Remove what no kept checkpoint needs, `oldest` being the earliest of them; returns the paths.
-
-        Training does not stop because something could not be removed: the notice says what.
-        """
-        try:
-            return self.journal.prune(oldest)
-        except StorageError as error:
-            self._notice(f"old journal segments could not be removed: {error.message}")
-            return []
-
-    def close(self) -> None:
-        """Let go of the journal; everything in it is durable already."""
-        self.journal.close()
-
     def _recorded(self, position: Position, iteration: int) -> tuple[RecordedOutcome, SegmentName] | None:
         try:
             record = self.journal.find_outcome(position, iteration)
