@@ -105,10 +105,10 @@ class ReplacesCommitted(CheckpointStore):
 class ForgetsReferences(CheckpointStore):
     """Keeps the files of the newest position only, not those that it took over."""
 
-    def finish(self, manifest, attempt):
-        newest = [item for item in self._verdict["generations"] if item[1] == str(manifest.position)]
-        self._verdict = self._verdict | {"generations": newest}
-        return super().finish(manifest, attempt)
+    def tidy(self, committed):
+        position = committed.manifest.position
+        newest = frozenset(name for name in committed.kept.generations if name[1] == position)
+        return super().tidy(replace(committed, kept=replace(committed.kept, generations=newest)))
 
 
 def mutant_storage(kind):
@@ -162,5 +162,5 @@ def test_the_harness_finds(mistake):
 def test_the_mutants_are_of_functions_that_are_used():
     """A renamed method would turn a mutant into the real thing."""
     assert {"_make_durable_folder", "_make_folder", "write", "sync_folder"} <= set(vars(LocalStorage))
-    assert {"plan", "finish"} <= set(vars(CheckpointStore))
+    assert {"plan", "tidy"} <= set(vars(CheckpointStore))
     assert cleaning.COMMITS == COMMITS

@@ -13,8 +13,8 @@ Left out: threads, and when to save. `exchange` is an all-gather of small JSON v
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from rollforward.storage import LocalStorage, Storage
 from rollforward.store import cleaning, strictjson
 from rollforward.store import manifest as manifests
 from rollforward.store.attachments import write_attachments
+from rollforward.store.attempt import Attempt, Committed, Description, Saved
 from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, manifest_path, meta_path
 from rollforward.store.manifest import Attachment, FileRecord, Manifest, StoredTensor, tensors_of
 from rollforward.store.meta import write_meta
@@ -41,57 +42,10 @@ from rollforward.store.parts import (
     write_part,
 )
 from rollforward.store.retention import Retention
-from rollforward.store.tensorfile import ArraySource, WrittenFile
+from rollforward.store.tensorfile import ArraySource
 
 Exchange = Callable[[Any], list[Any]]
 Tensors = Mapping[str, Mapping[str, NDArray[Any]]]
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A committed checkpoint, and what saving it took on this rank."""
-
-    manifest: Manifest
-    bytes_written: int
-    """Tensor bytes written by this rank; what did not change was not written."""
-    seconds: float
-    warnings: tuple[str, ...]
-    """What went wrong after the checkpoint was committed; one line each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """What a checkpoint says besides its tensors; the same on all ranks."""
-
-    position: Position
-    global_step: int
-    run_id: str
-    incarnation: int
-    state: Mapping[str, Any]
-    fingerprint: str
-    versions: Mapping[str, str]
-    attachments: Mapping[str, bytes]
-
-
-@dataclass
-class Attempt:
-    """A save under way on one rank."""
-
-    description: Description
-    number: int
-    """Behind the file prefix, when this position had a checkpoint before."""
-    created: str
-    roles: list[str]
-    shares: Mapping[str, list[list[str]]]
-    """role -> rank -> names, as `parts.assign` says."""
-    sources: Sources
-    started: float
-    written: dict[str, WrittenFile | None]
-    """role -> what this rank wrote; None where nothing changed."""
-
-    def target(self, role: str, rank: int) -> TensorFileName:
-        """The file of a role and rank."""
-        return TensorFileName(role, rank, self.description.position, self.number)
 
 
 class CheckpointStore:
@@ -164,7 +118,10 @@ class CheckpointStore:
             self.write(attempt)
         except Exception as caught:
             error = caught
-        return self.finish(self.commit(attempt, error), attempt)
+        committed = self.commit(attempt, error)
+        warnings = (*committed.warnings, *self.tidy(committed))
+        seconds = time.perf_counter() - attempt.started
+        return Saved(committed.manifest, attempt.bytes_written, seconds, seconds, warnings)
 
     def plan(self, description: Description, sources: Sources) -> Attempt:
         """Agree on the names of the files. Collective; nothing is written. The first part of `save`."""
@@ -198,6 +155,12 @@ class CheckpointStore:
             written={},
         )
 
+    def share(self, attempt: Attempt) -> Iterator[tuple[str, str]]:
+        """(role, name) of the tensors that this rank writes."""
+        for role in attempt.roles:
+            for name in attempt.shares[role][self._rank]:
+                yield role, name
+
     def write(self, attempt: Attempt) -> None:
         """Write this rank's part, durably. Not collective, so it may run on another thread."""
         previous = Previous.of(self.previous, self._rank, self._world_size)
@@ -206,7 +169,7 @@ class CheckpointStore:
             mine = {name: attempt.sources[role][name] for name in names}
             attempt.written[role] = write_part(self.storage, attempt.target(role, self._rank), mine, previous)
 
-    def commit(self, attempt: Attempt, error: Exception | None = None) -> Manifest:
+    def commit(self, attempt: Attempt, error: Exception | None = None) -> Committed:
         """Publish the checkpoint when all ranks have written their part. Collective.
 
         `error` is what `write` raised on this rank, if it did: then every rank raises.
@@ -227,33 +190,38 @@ class CheckpointStore:
             if not self._may_be_visible(position):
                 self._withdraw(attempt)
             raise
-        self._verdict = verdict
         attachments = tuple(Attachment(path, size, found) for path, size, found in verdict["attachments"])
-        self.previous = replace(manifest, attachments=attachments, digest=verdict["digest"])
-        return self.previous
-
-    def finish(self, manifest: Manifest, attempt: Attempt) -> Saved:
-        """Derive meta.json and remove old files of this rank. Not collective; never fails the save."""
+        manifest = replace(manifest, attachments=attachments, digest=verdict["digest"])
         kept = cleaning.Kept(
-            frozenset(
-                (role, Position.parse(text), number) for role, text, number in self._verdict["generations"]
-            ),
-            frozenset(Position.parse(text) for text in self._verdict["unreadable"]),
+            frozenset((role, Position.parse(text), number) for role, text, number in verdict["generations"]),
+            frozenset(Position.parse(text) for text in verdict["unreadable"]),
         )
-        warnings: list[str] = list(self._verdict["warnings"]) if self._rank == 0 else []
-        for file in manifest.files:
+        warnings = _suspicions(self.previous, manifest) + (verdict["warnings"] if self._rank == 0 else [])
+        self.previous = manifest
+        return Committed(manifest, kept, tuple(warnings))
+
+    def tidy(self, committed: Committed) -> list[str]:
+        """Derive meta.json and remove old files of this rank; returns warnings, never fails the save.
+
+        Not collective, so it may run on another thread, but not while the next part is written.
+        """
+        warnings: list[str] = []
+        for file in committed.manifest.files:
             name = TensorFileName.parse(file.path)
             if name is not None and name.rank == self._rank:
                 try:
                     write_meta(self.storage, meta_path(name.role, name.rank), name)
                 except StorageError as error:
                     warnings.append(f"meta.json of {name.role} could not be written: {error.message}")
-        warnings += cleaning.remove_files(self.storage, kept, self._rank)
+        warnings += cleaning.remove_files(self.storage, committed.kept, self._rank)
         if self._rank == 0:
-            warnings += cleaning.remove_files_of_stray_ranks(self.storage, kept, self._world_size)
+            warnings += cleaning.remove_files_of_stray_ranks(self.storage, committed.kept, self._world_size)
             warnings += cleaning.remove_temporaries(self.storage)
-        written = sum(file.size for file in attempt.written.values() if file is not None)
-        return Saved(manifest, written, time.perf_counter() - attempt.started, tuple(warnings))
+        return warnings
+
+    def all_written(self, written: bool) -> bool:
+        """Whether every rank has written its part, or failed to. Collective."""
+        return all(self._exchange(written))
 
     def _report(self, attempt: Attempt, error: Exception | None) -> Any:
         if error is not None:
@@ -365,6 +333,21 @@ class CheckpointStore:
                 f"checkpoint {position} was not saved, {doing} it failed on {told}", hint=failed[0][1]["hint"]
             ) from own
         return [answer["value"] for answer in answers]
+
+
+def _suspicions(before: Manifest | None, now: Manifest) -> list[str]:
+    """Training that leaves every bit where it was is worth a word."""
+    if before is None or before.run_id != now.run_id or now.global_step <= before.global_step:
+        return []
+    old, new = before.role_digests(), now.role_digests()
+    trained = [role for role in ("policy_model", "optimizer") if role in new]
+    if not trained or any(old.get(role) != new[role] for role in trained):
+        return []
+    steps = now.global_step - before.global_step
+    return [
+        f"suspicious: after {steps} more steps {' and '.join(trained)} of {now.position} are byte for byte "
+        f"those of {before.position}"
+    ]
 
 
 def _role_of(file: FileRecord) -> str | None:

@@ -105,6 +105,8 @@ def write_part(
 ) -> WrittenFile | None:
     """Write one role of this rank; None when nothing changed and nothing was written."""
     if previous.unchanged(target.role, sources):
+        for source in sources.values():
+            source.release()
         return None
     return write_tensors(storage, target.path, sources)
 
@@ -139,6 +141,9 @@ class _StoredSource:
             chunk = memoryview(bytearray(min(CHUNK_BYTES, self._record.end - begin)))
             self._handle.read_into(chunk, begin)
             yield chunk
+
+    def release(self) -> None:
+        """The handle is closed by who opened it."""
 
 
 def part_to_json(written: WrittenFile | None) -> Any:

@@ -112,6 +112,10 @@ class TensorSource(Protocol):
         """The bytes in order. A chunk may change after the next one was asked for."""
         ...
 
+    def release(self) -> None:
+        """Its bytes will not be asked for again."""
+        ...
+
 
 class ArraySource:
     """A NumPy array, read where it lies."""
@@ -126,6 +130,9 @@ class ArraySource:
         data = as_bytes(self._array).data
         for begin in range(0, data.nbytes, CHUNK_BYTES):
             yield data[begin : begin + CHUNK_BYTES]
+
+    def release(self) -> None:
+        """Nothing is held."""
 
 
 def dtype_code(dtype: np.dtype[Any]) -> str:
@@ -161,6 +168,7 @@ def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSourc
                 raise ValueError(
                     f"tensor {record.name!r} gave {written} bytes where {record.size} were planned"
                 )
+            tensors[record.name].release()
             digests.append(hasher.hexdigest())
 
     size = storage.write(path, content())

@@ -1,0 +1,296 @@
+"""Checkpoints in the shadow of generation: written from the live arrays while the next step generates.
+
+    begin          agree on names, start a thread, return
+    (generation)   the thread writes this rank's part straight from the live arrays, without a copy
+    before_update  what is not written yet, normally nothing, is copied aside
+    boundary       when every rank's part is durable: publish, collectively
+    (generation)   the thread derives meta.json and removes old files
+
+Promises: what is saved is the state as it was at `begin`, to the bit, as long as arrays change
+only between `before_update` and the next `begin`. The caller waits for at most one copy of its
+part, and normally not at all. Everything collective happens on the caller's thread. A failure in
+the background is told at the next boundary; training goes on, since the checkpoint before
+stands; what never succeeded is raised by `close`. With `prove_unchanged` every tensor is digested
+in `begin` already, and a tensor that has other bytes when it is written fails the save.
+
+It fits `grpo.ports.Checkpoints`, which it does not know.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from rollforward.errors import EngineError, RollforwardError, StorageError
+from rollforward.position import Position
+from rollforward.store.attempt import Attempt, Committed, Description, Saved
+from rollforward.store.checkpoints import CheckpointStore, Tensors
+from rollforward.store.tensorfile import CHUNK_BYTES, as_bytes, dtype_code
+
+
+class _Guard:
+    """A lock between the thread that writes and the caller who waits to change the arrays.
+
+    A plain lock is not enough: the writer takes it again for the next chunk at once, and the
+    caller might get no turn until the last one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free = threading.Event()
+        self._free.set()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """For the writer; stands back while the caller waits."""
+        self._free.wait()
+        with self._lock:
+            yield
+
+    @contextlib.contextmanager
+    def copying(self) -> Iterator[None]:
+        """For the caller; waits for one chunk at most."""
+        self._free.clear()
+        try:
+            with self._lock:
+                yield
+        finally:
+            self._free.set()
+
+
+class LiveSource:
+    """A live array as a `TensorSource`: read in place until it is told to keep a copy."""
+
+    def __init__(self, array: NDArray[Any], guard: _Guard) -> None:
+        self.dtype = dtype_code(array.dtype)
+        self.shape = tuple(array.shape)
+        # A view in C order is read in place; anything else has to be copied, and only once.
+        self._array: NDArray[np.uint8] | None = as_bytes(array)
+        self._guard = guard
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Each chunk is given out under the guard, so that it cannot change while it is written."""
+        begin = 0
+        while True:
+            with self._guard.reading():
+                if self._array is None:
+                    raise RuntimeError("a tensor was read after its part had been written")
+                data = self._array.data
+                if begin >= data.nbytes:
+                    return
+                yield data[begin : begin + CHUNK_BYTES]
+            begin += CHUNK_BYTES
+
+    def keep_copy(self) -> int:
+        """Read from a copy from now on; returns its bytes. The caller holds the guard."""
+        if self._array is None:
+            return 0
+        self._array = np.array(self._array, copy=True)
+        return self._array.nbytes
+
+    def release(self) -> None:
+        """Nothing more will be read; a copy is let go."""
+        with self._guard.reading():
+            self._array = None
+
+
+class _Job:
+    """One checkpoint under way: its thread and what came of it."""
+
+    def __init__(self, attempt: Attempt, sources: Mapping[str, Mapping[str, LiveSource]]) -> None:
+        self.attempt = attempt
+        self.sources = sources
+        self.error: Exception | None = None
+        self.blocked = 0.0
+        self.thread: threading.Thread | None = None
+        self.written = threading.Event()
+
+
+class ShadowCheckpoints:
+    """`CheckpointStore.save` spread over a step. Collective: all ranks call each method at the same point.
+
+    `tensors` gives the live arrays, role -> name -> array; `about` goes to every checkpoint as to
+    `CheckpointStore.save`. `saved` is told of each committed checkpoint, `failed` of each that
+    could not be saved, `warned` of what went wrong after a commit; all on the caller's thread.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        tensors: Callable[[], Tensors],
+        about: Mapping[str, Any],
+        *,
+        saved: Callable[[Saved], None],
+        failed: Callable[[StorageError], None],
+        warned: Callable[[str], None],
+        prove_unchanged: bool = False,
+    ) -> None:
+        self.copied_bytes = 0
+        """How much the last checkpoint had to copy aside."""
+        self._store = store
+        self._tensors = tensors
+        self._about = about
+        self._saved = saved
+        self._failed = failed
+        self._warned = warned
+        self._prove_unchanged = prove_unchanged
+        self._guard = _Guard()
+        self._job: _Job | None = None
+        self._tidying: threading.Thread | None = None
+        self._leftover_warnings: list[str] = []
+        self._unsaved: StorageError | None = None
+
+    def begin(self, position: Position, global_step: int) -> None:
+        """Start to save the state as it is now, and return.
+
+        A checkpoint that is still under way is waited for and committed first.
+        """
+        self._settle()
+        started = time.perf_counter()
+        live = {
+            role: {name: LiveSource(array, self._guard) for name, array in named.items()}
+            for role, named in self._tensors().items()
+        }
+        description = Description(
+            position=position,
+            global_step=global_step,
+            **{"fingerprint": "", "versions": {}, "attachments": {}, **self._about},
+        )
+        try:
+            job = _Job(self._store.plan(description, live), live)
+        except StorageError as error:
+            self._note_failure(error)
+            return
+        digests = self._digests(job) if self._prove_unchanged else None
+        job.thread = threading.Thread(
+            target=self._write, args=(job, digests), name=f"checkpoint {position}", daemon=True
+        )
+        self.copied_bytes = 0
+        self._job = job
+        job.blocked = time.perf_counter() - started
+        job.thread.start()
+
+    def before_update(self) -> None:
+        """The arrays may change once this returns."""
+        job = self._job
+        if job is None or job.written.is_set():
+            return
+        started = time.perf_counter()
+        mine = [source for _, _, source in self._share(job)]
+        with self._guard.copying():
+            self.copied_bytes += sum(source.keep_copy() for source in mine)
+        job.blocked += time.perf_counter() - started
+
+    def boundary(self) -> None:
+        """Commit what all ranks have finished; tell of what failed."""
+        self._tell_warnings()
+        job = self._job
+        if job is None:
+            return
+        started = time.perf_counter()
+        if self._store.all_written(job.written.is_set()):
+            job.blocked += time.perf_counter() - started
+            self._commit(job)
+
+    def close(self) -> None:
+        """Finish and commit what is under way; StorageError when the newest state could not be saved."""
+        self._settle()
+        if self._tidying is not None:
+            self._tidying.join()
+        self._tell_warnings()
+        if self._unsaved is not None:
+            raise self._unsaved
+
+    def _settle(self) -> None:
+        """Wait for what is under way and commit it."""
+        job = self._job
+        if job is not None and job.thread is not None:
+            job.thread.join()
+            self._store.all_written(True)
+            self._commit(job)
+
+    def _commit(self, job: _Job) -> None:
+        started = time.perf_counter()
+        self._job = None
+        try:
+            committed = self._store.commit(job.attempt, job.error)
+        except StorageError as error:
+            self._note_failure(error)
+            return
+        self._unsaved = None
+        self._tidying = threading.Thread(target=self._tidy, args=(committed,), name="tidying", daemon=True)
+        self._tidying.start()
+        now = time.perf_counter()
+        self._saved(
+            Saved(
+                committed.manifest,
+                job.attempt.bytes_written,
+                now - job.attempt.started,
+                job.blocked + now - started,
+                committed.warnings,
+            )
+        )
+
+    def _write(self, job: _Job, digests: Mapping[tuple[str, str], str] | None) -> None:
+        """On the thread: this rank's part, after the tidying of the checkpoint before has ended."""
+        try:
+            if self._tidying is not None:
+                self._tidying.join()
+            self._store.write(job.attempt)
+            if digests is not None:
+                _compare(job.attempt, digests)
+        except Exception as error:
+            job.error = error if isinstance(error, RollforwardError) else _unexpected(error)
+        finally:
+            for _, _, source in self._share(job):
+                source.release()
+            job.written.set()
+
+    def _tidy(self, committed: Committed) -> None:
+        """On the thread: what a commit leaves to do."""
+        self._leftover_warnings += self._store.tidy(committed)
+
+    def _share(self, job: _Job) -> Iterator[tuple[str, str, LiveSource]]:
+        for role, name in self._store.share(job.attempt):
+            yield role, name, job.sources[role][name]
+
+    def _digests(self, job: _Job) -> dict[tuple[str, str], str]:
+        found = {}
+        for role, name, source in self._share(job):
+            hasher = xxhash.xxh3_128()
+            for chunk in source.chunks():
+                hasher.update(chunk)
+            found[role, name] = hasher.hexdigest()
+        return found
+
+    def _note_failure(self, error: StorageError) -> None:
+        self._unsaved = error
+        self._failed(error)
+
+    def _tell_warnings(self) -> None:
+        while self._leftover_warnings:
+            self._warned(self._leftover_warnings.pop(0))
+
+
+def _compare(attempt: Attempt, digests: Mapping[tuple[str, str], str]) -> None:
+    for role, written in attempt.written.items():
+        for record in written.tensors if written is not None else ():
+            if record.digest != digests[role, record.name]:
+                raise EngineError(
+                    f"checkpoint {attempt.description.position}: {role} {record.name} changed while it was "
+                    "written",
+                    hint="the engine must not touch its tensors between begin and before_update",
+                )
+
+
+def _unexpected(error: Exception) -> StorageError:
+    found = StorageError(
+        f"{type(error).__name__}: {error}", hint="this is a fault of the program; please report it"
+    )
+    found.__cause__ = error
+    return found

@@ -1,0 +1,261 @@
+"""Checkpoints written while the next step generates, from arrays that then change."""
+
+import threading
+
+import numpy as np
+import pytest
+from lockstep import LockStep
+
+from rollforward.errors import EngineError, RunLocked, StorageError
+from rollforward.position import Position
+from rollforward.storage import LocalStorage, OsFiles
+from rollforward.store import CheckpointStore, ShadowCheckpoints, find, list_checkpoints, read_tensors
+from rollforward.store.tensorfile import CHUNK_BYTES
+
+ABOUT = {"run_id": "r", "incarnation": 1, "state": {"n": 1}}
+
+
+class Gate(OsFiles):
+    """A real disk that can be held up, or fail, at writing into some folder."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.open.set()
+        self.reached = threading.Event()
+        self.broken = False
+
+    def write(self, fd, data):
+        self.reached.set()
+        assert self.open.wait(30)
+        if self.broken:
+            raise OSError(28, "No space left on device")
+        return super().write(fd, data)
+
+
+class Engine:
+    """Three tensors that every update changes in place."""
+
+    def __init__(self, size=1000):
+        self.arrays = {
+            "policy_model": {"w": np.zeros(size, np.float32), "v": np.zeros((3, size), np.float32)},
+            "optimizer": {"m": np.zeros(size, np.float64)},
+            "ref": {"w": np.zeros(size, np.float32)},
+        }
+
+    def update(self):
+        for role in ("policy_model", "optimizer"):
+            for array in self.arrays[role].values():
+                array += 1
+
+
+class Told:
+    def __init__(self):
+        self.saved, self.failed, self.warned = [], [], []
+
+
+def shadow(root, engine, *, ops=None, told=None, store=None, **options):
+    told = told or Told()
+    store = store or CheckpointStore(LocalStorage(root, ops))
+    checkpoints = ShadowCheckpoints(
+        store,
+        lambda: engine.arrays,
+        ABOUT,
+        saved=told.saved.append,
+        failed=told.failed.append,
+        warned=told.warned.append,
+        **options,
+    )
+    return checkpoints, told
+
+
+def step(checkpoints, engine):
+    checkpoints.before_update()
+    engine.update()
+    checkpoints.boundary()
+
+
+def assert_holds(root, position, value):
+    storage = LocalStorage(root)
+    listed = {item.position: item for item in list_checkpoints(storage, deep=True)}
+    assert listed[position].valid, listed[position].reason
+    for role, name, array in read_tensors(storage, listed[position].manifest):
+        assert (array == (0 if role == "ref" else value)).all(), (role, name)
+
+
+def test_nothing_is_visible_before_the_boundary_and_then_all_of_it_is(tmp_path):
+    engine = Engine()
+    checkpoints, told = shadow(tmp_path, engine)
+    checkpoints.begin(Position(0, 1), 1)
+    checkpoints._job.written.wait(30)
+    assert list_checkpoints(LocalStorage(tmp_path)) == []
+    step(checkpoints, engine)
+    assert [saved.manifest.position for saved in told.saved] == [Position(0, 1)]
+    assert checkpoints.copied_bytes == 0
+    assert_holds(tmp_path, Position(0, 1), 0)
+    checkpoints.close()
+    assert (tmp_path / "train/rank_0/meta.json").exists()
+
+
+def test_a_slow_disk_costs_a_copy_and_saves_the_state_of_the_beginning(tmp_path):
+    engine, gate = Engine(size=CHUNK_BYTES // 2), Gate()
+    checkpoints, told = shadow(tmp_path, engine, ops=gate)
+    gate.open.clear()
+    checkpoints.begin(Position(0, 1), 1)
+    assert gate.reached.wait(30)
+    # The header is held up, before any tensor is read: everything is copied aside.
+    checkpoints.before_update()
+    engine.update()
+    total = sum(array.nbytes for named in engine.arrays.values() for array in named.values())
+    assert checkpoints.copied_bytes == total
+    checkpoints.boundary()
+    assert told.saved == []
+    gate.open.set()
+    for _ in range(3):
+        step(checkpoints, engine)
+    checkpoints.close()
+    assert [saved.manifest.position for saved in told.saved] == [Position(0, 1)]
+    assert_holds(tmp_path, Position(0, 1), 0)
+
+
+def test_an_update_in_the_middle_of_a_tensor_does_not_tear_it(tmp_path):
+    engine, gate = Engine(size=CHUNK_BYTES), Gate()
+    checkpoints, _ = shadow(tmp_path, engine, ops=gate)
+
+    chunks = []
+    real = gate.write
+
+    def slow(fd, data):
+        chunks.append(data.nbytes)
+        if len(chunks) == 3:
+            gate.reached.set()
+        threading.Event().wait(0.005)
+        return real(fd, data)
+
+    gate.write = slow
+    gate.reached.clear()
+    checkpoints.begin(Position(0, 1), 1)
+    assert gate.reached.wait(30)
+    step(checkpoints, engine)
+    step(checkpoints, engine)
+    checkpoints.close()
+    assert checkpoints.copied_bytes > 0
+    assert_holds(tmp_path, Position(0, 1), 0)
+
+
+def test_every_step_saved_is_the_state_of_its_step(tmp_path):
+    engine = Engine()
+    checkpoints, told = shadow(tmp_path, engine)
+    for number in range(6):
+        checkpoints.begin(Position(0, number), number)
+        step(checkpoints, engine)
+    checkpoints.close()
+    assert [saved.manifest.position.step for saved in told.saved] == list(range(6))
+    for number in range(2, 6):
+        assert_holds(tmp_path, Position(0, number), number)
+    assert told.failed == []
+    assert told.warned == []
+
+
+def test_a_failure_in_the_background_is_told_at_the_boundary_and_training_goes_on(tmp_path):
+    engine, gate = Engine(), Gate()
+    checkpoints, told = shadow(tmp_path, engine, ops=gate)
+    checkpoints.begin(Position(0, 1), 1)
+    step(checkpoints, engine)
+    checkpoints._settle()
+    gate.broken = True
+    checkpoints.begin(Position(0, 2), 2)
+    checkpoints._job.written.wait(30)
+    assert told.failed == []
+    step(checkpoints, engine)
+    assert "0_2 was not saved" in told.failed[0].message
+    assert find(LocalStorage(tmp_path)).manifest.position == Position(0, 1)
+    gate.broken = False
+    checkpoints.begin(Position(0, 3), 3)
+    checkpoints.close()
+    assert find(LocalStorage(tmp_path)).manifest.position == Position(0, 3)
+
+
+def test_a_state_that_was_never_saved_is_an_error_at_the_end(tmp_path):
+    engine, gate = Engine(), Gate()
+    checkpoints, told = shadow(tmp_path, engine, ops=gate)
+    gate.broken = True
+    checkpoints.begin(Position(0, 1), 1)
+    with pytest.raises(StorageError, match="0_1 was not saved"):
+        checkpoints.close()
+    assert len(told.failed) == 1
+
+
+def test_an_engine_that_changes_its_tensors_too_early_is_caught(tmp_path):
+    engine, gate = Engine(), Gate()
+    checkpoints, _ = shadow(tmp_path, engine, ops=gate, prove_unchanged=True)
+    gate.open.clear()
+    checkpoints.begin(Position(0, 1), 1)
+    assert gate.reached.wait(30)
+    engine.arrays["policy_model"]["w"][500] = 7
+    gate.open.set()
+    with pytest.raises(EngineError, match="policy_model w changed while it was written"):
+        checkpoints.close()
+    assert list_checkpoints(LocalStorage(tmp_path)) == []
+
+
+def test_an_engine_that_waits_is_proved_right(tmp_path):
+    engine, gate = Engine(), Gate()
+    checkpoints, told = shadow(tmp_path, engine, ops=gate, prove_unchanged=True)
+    gate.open.clear()
+    checkpoints.begin(Position(0, 1), 1)
+    checkpoints.before_update()
+    engine.update()
+    gate.open.set()
+    checkpoints.close()
+    assert len(told.saved) == 1
+    assert_holds(tmp_path, Position(0, 1), 0)
+
+
+def test_training_that_changes_nothing_is_suspicious(tmp_path):
+    engine = Engine()
+    checkpoints, told = shadow(tmp_path, engine)
+    for number in (1, 2):
+        checkpoints.begin(Position(0, number), number)
+        checkpoints.boundary()
+        checkpoints._settle()
+    checkpoints.close()
+    assert told.saved[0].warnings == ()
+    assert "suspicious: after 1 more steps policy_model and optimizer" in told.saved[1].warnings[0]
+
+
+def test_a_folder_that_was_taken_over_stops_the_trainer(tmp_path):
+    def fence():
+        raise RunLocked("taken over")
+
+    engine = Engine()
+    checkpoints, _ = shadow(tmp_path, engine, store=CheckpointStore(tmp_path, fence=fence))
+    with pytest.raises(RunLocked):
+        checkpoints.begin(Position(0, 1), 1)
+
+
+def test_ranks_commit_together_and_only_when_all_have_written(tmp_path):
+    gates = [Gate(), Gate()]
+    tolds = [Told(), Told()]
+
+    def work(rank, exchange):
+        engine = Engine()
+        store = CheckpointStore(
+            LocalStorage(tmp_path, gates[rank]), rank=rank, world_size=2, exchange=exchange
+        )
+        checkpoints, told = shadow(tmp_path, engine, store=store, told=tolds[rank])
+        gates[1].open.clear()
+        checkpoints.begin(Position(0, 0), 0)
+        step(checkpoints, engine)
+        early = list(told.saved)
+        exchange(None)
+        gates[1].open.set()
+        for number in range(1, 4):
+            step(checkpoints, engine)
+            checkpoints.begin(Position(0, number), number)
+        checkpoints.close()
+        return early
+
+    assert LockStep(2).run(work) == [[], []]
+    for told in tolds:
+        assert [saved.manifest.position.step for saved in told.saved] == [0, 1, 2, 3]
+    assert_holds(tmp_path, Position(0, 0), 0)
