@@ -26,7 +26,7 @@ A run that was killed goes on from its newest valid checkpoint:
   rollforward train --config grpo.yaml --resume_training --actor_checkpoint_path RUN/train \\
       --ref_checkpoint_path RUN/ref --save_checkpoint_dir RUN
 
-Options go before what the configuration says. Names may be written with dashes."""
+Options take precedence over the configuration. Names may be written with dashes."""
 
 _OPTIONS = (
     ("--dataset_file", "FILE", "rl_config.dataset_file", "JSON Lines, or reasoning_gym:NAME?parameter=value"),

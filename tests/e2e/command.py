@@ -1,0 +1,108 @@
+"""Runs `rollforward` as a user does: another process, real MindSpore, a real kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rollforward.run import heartbeat
+from rollforward.run.metrics import FILE, read
+
+ROOT = Path(__file__).resolve().parents[2]
+ARITHMETIC = ROOT / "examples" / "arithmetic"
+SETTINGS = {
+    "rl_config.dataset_file": ARITHMETIC / "train.jsonl",
+    "rl_config.chunk_size": 2,
+    "rl_config.num_rollouts": 2,
+    "rl_config.num_generations": 4,
+    "rl_config.batch_size": 8,
+    "rl_config.max_steps": 6,
+    "rl_config.save_ckpt_interval": 2,
+    "actor_config.lr_schedule.lr": 0.001,
+    "generate_config.max_prompt_length": 6,
+    "generate_config.sampling_config.max_tokens": 8,
+}
+PROGRAM = [sys.executable, "-m", "rollforward.cli.main"]
+
+
+@dataclass
+class Command:
+    """`rollforward train` of one run in a folder of its own."""
+
+    folder: Path
+    workers: int = 1
+    program: list[str] = field(default_factory=lambda: [*PROGRAM, "train"])
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "save_ckpt"
+
+    def arguments(self, *, resume: bool) -> list[str]:
+        found = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+        found += [
+            "--save_checkpoint_dir",
+            str(self.run),
+            "--save-strategy-dir",
+            str(self.folder / "strategy"),
+        ]
+        if resume:
+            found += ["--resume_training", "--actor_checkpoint_path", str(self.run / "train")]
+            found += ["--ref_checkpoint_path", str(self.run / "ref")]
+        else:
+            found += ["--actor_checkpoint_path", str(ARITHMETIC / "model")]
+        return found if self.workers == 1 else [*found, "--workers", str(self.workers)]
+
+    def start(self, *, resume: bool = False, log: str = "train.txt") -> "subprocess.Popen[bytes]":
+        self.folder.mkdir(exist_ok=True)
+        environment = dict(os.environ, LOCAL_DEFAULT_PATH=str(self.folder))
+        with (self.folder / log).open("wb") as output:
+            return subprocess.Popen(
+                [*self.program, *self.arguments(resume=resume)],
+                cwd=self.folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def finish(self, *, resume: bool = False, log: str = "train.txt") -> str:
+        """Run to the end; returns what was said."""
+        code = self.start(resume=resume, log=log).wait(timeout=300)
+        said = (self.folder / log).read_text()
+        assert code == 0, said
+        return said
+
+    def kill_inside(self, process: "subprocess.Popen[bytes]", phase: str, step: int, rank: int = 0) -> None:
+        """SIGKILL a worker while it is inside a phase of that step or a later one."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            pulse = heartbeat.read(self.run, rank)
+            if pulse is None or pulse.phase != phase or int(pulse.position.split("_")[1]) < step:
+                time.sleep(0.005)
+                continue
+            os.kill(pulse.pid, signal.SIGSTOP)
+            if heartbeat.read(self.run, rank) == pulse:
+                os.kill(pulse.pid, signal.SIGKILL)
+                return
+            os.kill(pulse.pid, signal.SIGCONT)
+        raise AssertionError((self.folder / "train.txt").read_text())
+
+    def newest(self) -> dict[str, Any]:
+        """The newest checkpoint, as `rollforward inspect --deep --json` has it."""
+        command = [*PROGRAM, "inspect", str(self.run), "--deep", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        checkpoint: dict[str, Any] = json.loads(done.stdout)["checkpoints"][-1]
+        assert checkpoint["valid"], checkpoint["reason"]
+        return checkpoint
+
+    def figures(self) -> list[dict[str, float]]:
+        """Metrics without what the clock says."""
+        clock = ("incarnation", "time", "tokens_per_second")
+        return [
+            {key: value for key, value in record.items() if key not in clock and "seconds/" not in key}
+            for record in read(self.run / FILE)
+        ]

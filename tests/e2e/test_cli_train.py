@@ -1,0 +1,123 @@
+"""Train a real model with MindSpore, kill the process, resume: nothing changed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import ARITHMETIC, PROGRAM, ROOT, Command
+
+from rollforward.run.doctor import rank_folders
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run that was never killed."""
+    command = Command(tmp_path_factory.mktemp("whole"))
+    command.finish()
+    return command
+
+
+def test_killed_inside_generation_and_inside_an_update_it_ends_with_the_same_bits(
+    whole: Command, tmp_path: Path
+) -> None:
+    killed = Command(tmp_path / "killed")
+    process = killed.start()
+    killed.kill_inside(process, "generate", 3)
+    assert process.wait() != 0
+    process = killed.start(resume=True)
+    killed.kill_inside(process, "update", 5)
+    process.wait()
+    said = killed.finish(resume=True)
+
+    assert "restored: policy 1.2 MB, optimizer 2.4 MB, reference 1.2 MB" in said
+    assert killed.newest()["digests"] == whole.newest()["digests"]
+    assert killed.newest()["incarnation"] == 3
+    assert killed.figures() == whole.figures()
+    assert [record["global_step"] for record in killed.figures()] == list(range(6))
+
+
+def test_the_policy_learnt_something_and_the_reference_did_not(whole: Command) -> None:
+    digests = whole.newest()["digests"]
+    assert digests["policy_model"] != digests["ref"]
+    assert any(record["grad_norm"] > 0 for record in whole.figures())
+
+
+def test_tensor_files_open_with_other_tools(whole: Command) -> None:
+    from safetensors.numpy import load_file
+
+    (folder,) = rank_folders(whole.run / "train")
+    assert folder.meta is not None
+    ours = load_file(folder.path / folder.meta.file)
+    base = load_file(ARITHMETIC / "model" / "model.safetensors")
+    assert {name: array.shape for name, array in ours.items()} == {n: a.shape for n, a in base.items()}
+    program = (
+        f"import mindspore as ms; print(len(ms.load_checkpoint({str(folder.path / folder.meta.file)!r}, "
+    )
+    program += "format='safetensors')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == str(len(base))
+
+
+def test_nothing_is_littered_where_it_was_started(whole: Command) -> None:
+    assert {path.name for path in whole.folder.iterdir()} == {"save_ckpt", "strategy", "log", "train.txt"}
+    assert [path.name for path in (whole.folder / "strategy").iterdir()] == ["strategy_0.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "--set", "rl_config.epoch=3"], "the nearest known key is 'epochs'"),
+        (["train", "--config", "absent.yaml"], "absent.yaml: no such file"),
+        (["train", "--resume-training", "--actor_checkpoint_path", "nowhere/train"], "no such folder"),
+        (["train", "--verifier_weight", "much"], "expected numbers with commas between"),
+        (["train", "--resume_trainin"], "did you mean --resume_training?"),
+        (["inspect", "nowhere"], "holds no run"),
+        (["inspekt", "nowhere"], "invalid choice"),
+    ],
+)
+def test_input_that_cannot_be_used_ends_with_2_and_one_message(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Try: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_whose_weights_do_not_fit_changes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in (ARITHMETIC / "model").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    command = Command(tmp_path)
+    arguments = [*PROGRAM, "train", *command.arguments(resume=False), "--actor_checkpoint_path", str(folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "model.layers.2" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_two_workers_killed_and_resumed_end_with_the_same_bits(tmp_path: Path) -> None:
+    """The one under msrun and the script of the examples, the other under `--workers 2`."""
+    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2"]
+    msrun += ["--join=True", "--master_port=18431", f"--log_dir={tmp_path}/logs"]
+    whole = Command(tmp_path / "whole", program=[*msrun, str(ROOT / "examples/grpo/main.py")])
+    whole.finish()
+    killed = Command(tmp_path / "killed", workers=2)
+    process = killed.start()
+    killed.kill_inside(process, "update", 3, rank=1)
+    assert process.wait(timeout=5) == 1
+    assert "worker 1 (process" in (killed.folder / "train.txt").read_text()
+    killed.finish(resume=True)
+    assert killed.newest()["digests"] == whole.newest()["digests"]
+    assert killed.figures() == whole.figures()
+    assert {path.name for path in (killed.folder / "strategy").iterdir()} == {
+        "strategy_0.ckpt",
+        "strategy_1.ckpt",
+    }
