@@ -41,7 +41,7 @@ from rollforward.store.checkpoints import CheckpointStore
 from rollforward.store.finding import CheckpointInfo, Found, find, list_checkpoints, load_manifest
 from rollforward.store.lock import RunLock, newest_incarnation
 from rollforward.store.manifest import Manifest
-from rollforward.store.restoring import check_layout, read_attachments, read_tensors
+from rollforward.store.restoring import check_layout, read_attachments, read_tensors, restore_into
 from rollforward.store.retention import Retention
 from rollforward.store.shadow import ShadowCheckpoints
 
@@ -61,4 +61,5 @@ __all__ = [
     "newest_incarnation",
     "read_attachments",
     "read_tensors",
+    "restore_into",
 ]

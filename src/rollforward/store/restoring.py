@@ -6,8 +6,11 @@ prove intact; what was yielded before that was intact.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch, StorageError
@@ -40,6 +43,46 @@ def read_tensors(
                 array, data = new_array(record)
                 read_verified(handle, record, file.path, data)
                 yield role, record.name, array
+
+
+def restore_into(
+    storage: Storage,
+    manifest: Manifest,
+    tensors: Mapping[str, Mapping[str, NDArray[Any]]],
+    *,
+    threads: int = 2,
+) -> int:
+    """Read a checkpoint's tensors straight into arrays, several at once; returns the bytes.
+
+    `tensors` is role -> name -> writable array, of the dtypes and shapes that `check_layout` checks;
+    roles that are not in it are left out. Every byte is verified, but only after it is in its place:
+    after CheckpointInvalid the arrays hold bytes that must not be used, until an older checkpoint
+    has been restored over them.
+    """
+    with ExitStack() as opened, ThreadPoolExecutor(max_workers=threads) as pool:
+        reads = []
+        for file, role, records in _by_file(manifest, tensors.keys()):
+            handle = opened.enter_context(open_checked(storage, file, records))
+            reads += [(record, handle, file.path, tensors[role][record.name]) for record in records]
+        reads.sort(key=lambda read: -read[0].size)
+        waiting = [pool.submit(_read_into, *read) for read in reads]
+        try:
+            for done in waiting:
+                done.result()
+        except BaseException:
+            for left in waiting:
+                left.cancel()
+            raise
+        return sum(read[0].size for read in reads)
+
+
+def _read_into(record: TensorRecord, handle: ReadHandle, path: str, array: NDArray[Any]) -> None:
+    if array.flags.c_contiguous and array.flags.writeable and array.dtype.byteorder != ">":
+        read_verified(handle, record, path, array.reshape(-1).view(np.uint8))
+        return
+    found, data = new_array(record)
+    read_verified(handle, record, path, data)
+    array[...] = found
 
 
 def verify(storage: Storage, manifest: Manifest) -> None:

@@ -21,6 +21,7 @@ from rollforward.store import (
     load_manifest,
     read_attachments,
     read_tensors,
+    restore_into,
 )
 
 
@@ -205,6 +206,38 @@ def test_a_flipped_bit_is_found_before_the_tensor_is_handed_out(storage):
         list(read_tensors(storage, saved.manifest))
     assert [item.valid for item in list_checkpoints(storage)] == [True]
     assert [item.valid for item in list_checkpoints(storage, deep=True)] == [False]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_restoring_puts_every_byte_straight_into_the_arrays(tmp_path, threads):
+    saved = save(CheckpointStore(tmp_path), 3)
+    arrays = {
+        role: {name: np.full_like(array, 77) for name, array in named.items()}
+        for role, named in tensors(3).items()
+    }
+    # A view that is not in C order is filled through a copy.
+    arrays["policy_model"]["w2"] = np.zeros((3, 5), np.float32).T
+    size = restore_into(LocalStorage(tmp_path), saved.manifest, arrays, threads=threads)
+    assert size == sum(array.nbytes for named in arrays.values() for array in named.values())
+    for role, named in tensors(3).items():
+        assert all(np.array_equal(arrays[role][name], array) for name, array in named.items())
+
+
+def test_restoring_some_roles_leaves_the_others_alone(storage):
+    saved = save(CheckpointStore(storage), 3)
+    arrays = {"ref": {name: np.ones_like(array) for name, array in tensors(3)["ref"].items()}}
+    restore_into(storage, saved.manifest, arrays)
+    assert not any(array.any() for array in arrays["ref"].values())
+
+
+def test_restoring_damaged_bytes_is_an_error(storage):
+    saved = save(CheckpointStore(storage), 1)
+    path = "optimizer/rank_0/optimizer_rank_0-0_1.safetensors"
+    content = bytearray(storage._ops.tree()[f"/data/run/{path}"])
+    content[-3] ^= 1
+    storage.write(path, [content])
+    with pytest.raises(CheckpointInvalid, match="recorded digest"):
+        restore_into(storage, saved.manifest, tensors(1))
 
 
 def test_nothing_to_resume_says_what_was_looked_for_and_what_is_there(storage):
