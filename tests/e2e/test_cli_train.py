@@ -63,6 +63,8 @@ def test_tensor_files_open_with_other_tools(whole: Command) -> None:
 def test_nothing_is_littered_where_it_was_started(whole: Command) -> None:
     assert {path.name for path in whole.folder.iterdir()} == {"save_ckpt", "strategy", "log", "train.txt"}
     assert [path.name for path in (whole.folder / "strategy").iterdir()] == ["strategy_0.ckpt"]
+    kept = (whole.folder / "log" / "train.log").read_text()
+    assert "training: starts at step 0_0" in kept
 
 
 @pytest.mark.parametrize(

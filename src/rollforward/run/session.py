@@ -20,16 +20,8 @@ from typing import Any
 from rollforward import verifiers
 from rollforward.errors import RunLocked, StorageError
 from rollforward.grpo.ports import Engine, Group, Observer
-from rollforward.grpo.schedule import LearningRate
-from rollforward.grpo.trainer import Trainer, TrainerSettings
-from rollforward.grpo.types import (
-    EngineSettings,
-    Floats,
-    ObjectiveSettings,
-    OptimizerSettings,
-    Prompt,
-    SamplingSettings,
-)
+from rollforward.grpo.trainer import Trainer
+from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
 from rollforward.run import environment, metrics, strategy
 from rollforward.run.engine import EnginePackage
@@ -37,10 +29,11 @@ from rollforward.run.folders import FromCheckpoint, FromModel
 from rollforward.run.heartbeat import Heartbeat
 from rollforward.run.metrics import Metrics, TensorBoard
 from rollforward.run.plan import Plan, schedule_of, versions
-from rollforward.run.progress import Display, Several, in_bytes, open_display
+from rollforward.run.progress import Display, LogFile, Several, in_bytes, open_display
 from rollforward.run.recovery import Restored, restore
 from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
 from rollforward.run.saving import BlockingCheckpoints
+from rollforward.run.settings import engine_settings, learning_rate, trainer_settings
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, RunLock, Saved, newest_incarnation
 from rollforward.store.finding import positions
@@ -61,12 +54,14 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
         )
         stack.callback(display.close)
-        _introduce(plan, display.line)
+        log_file = LogFile(display.line)
+        stack.callback(log_file.close)
+        _introduce(plan, log_file.line)
         engine = engines.create(engine_settings(plan), group)
         after = newest_incarnation(plan.source.run) if isinstance(plan.source, FromCheckpoint) else 0
         incarnation, fence = _own_the_folder(plan.outputs.run, after, group, stack)
-        _make_ready(plan, engines, engine, display.line)
-        restored = _restore(plan, engine, display.line)
+        _make_ready(plan, engines, engine, log_file)
+        restored = _restore(plan, engine, log_file.line)
         start = restored.manifest.position if restored else plan.start
         observers = stack.enter_context(_observers(plan, start, group, incarnation, display))
         store = CheckpointStore(
@@ -79,80 +74,9 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             fence=fence,
         )
         about = _about(plan, incarnation, restored, group)
-        log = _open_log(plan, engine, about["run_id"], incarnation, restored, display.line)
+        log = _open_log(plan, engine, about["run_id"], incarnation, restored, log_file.line)
         stack.callback(log.journal.close)
-        _run_steps(plan, engine, store, about, log, restored, display, observers)
-
-
-def engine_settings(plan: Plan) -> EngineSettings:
-    """What the engine is built from."""
-    config, source = plan.config, plan.source
-    sampling, optimizer = config.generate_config.sampling_config, config.actor_config.optimizer
-    new = isinstance(source, FromModel)
-    return EngineSettings(
-        model_config=plan.model_config,
-        policy_folder=str(source.policy) if new else None,
-        reference_folder=str(source.reference) if new else None,
-        prompt_length=config.generate_config.max_prompt_length,
-        samples_per_generation=config.samples_per_generation,
-        samples_per_micro_batch=config.rl_config.batch_size,
-        sampling=SamplingSettings(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_k=max(sampling.top_k, 0),
-            top_p=sampling.top_p,
-            stop_token_ids=sampling.eos_token_id or plan.tokenizer.eos_token_ids,
-            pad_token_id=_pad_token_id(plan),
-        ),
-        objective=ObjectiveSettings(
-            beta=config.rl_config.beta,
-            epsilon_low=config.rl_config.epsilon_low,
-            epsilon_high=config.rl_config.epsilon_high,
-        ),
-        optimizer=OptimizerSettings(
-            adam_beta1=optimizer.adam_beta1,
-            adam_beta2=optimizer.adam_beta2,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            max_grad_norm=optimizer.max_grad_norm,
-        ),
-        device_target=config.context.device_target,
-        compile_cache_folder=str(plan.outputs.run / "compile_cache")
-        if config.rl_config.enable_compile_cache
-        else None,
-    )
-
-
-def trainer_settings(plan: Plan) -> TrainerSettings:
-    """What the trainer needs to know."""
-    rl, ref = plan.config.rl_config, plan.config.ref_config
-    return TrainerSettings(
-        seed=rl.seed,
-        num_generations=rl.num_generations,
-        num_iterations=rl.num_iterations,
-        prompt_length=plan.config.generate_config.max_prompt_length,
-        max_tokens=plan.config.generate_config.sampling_config.max_tokens,
-        pad_token_id=_pad_token_id(plan),
-        standardise_advantages=rl.advantage_std,
-        loss_aggregation="token_mean" if rl.loss_aggregation == "token_mean" else "sequence_mean",
-        verifier_names=plan.config.reward_config.verifier_function,
-        verifier_weights=plan.config.verifier_weights,
-        ref_model_sync_steps=ref.ref_model_sync_steps if ref.sync_ref_model else 0,
-        # 0 means only the final checkpoint: further apart than the run is long.
-        save_ckpt_interval=rl.save_ckpt_interval or plan.total_steps + 1,
-    )
-
-
-def learning_rate(plan: Plan) -> LearningRate:
-    """The schedule, in optimizer steps."""
-    schedule = plan.config.actor_config.lr_schedule
-    whole = plan.total_steps * plan.config.rl_config.num_iterations
-    return LearningRate(
-        lr=schedule.lr,
-        min_lr=schedule.min_lr,
-        warmup_steps=schedule.warmup_step,
-        decay_steps=schedule.decay_steps or max(whole, schedule.warmup_step + 1),
-    )
+        _run_steps(plan, engine, store, about, log, restored, display, log_file.line, observers)
 
 
 def _run_steps(
@@ -163,6 +87,7 @@ def _run_steps(
     log: JournaledRollouts,
     restored: Restored | None,
     display: Display,
+    say: Say,
     observer: Observer,
 ) -> None:
     """Train from the restored position to the end."""
@@ -170,13 +95,13 @@ def _run_steps(
     def saved(result: Saved) -> None:
         manifest = result.manifest
         display.saved(manifest.position)
-        display.line(
+        say(
             f"checkpoint: {manifest.position} saved to {plan.outputs.run}, "
             f"{in_bytes(result.bytes_written)} written in {result.seconds:.2f} s"
         )
         log.journal.checkpoint_begun()
         for warning in (*result.warnings, *_prune(log, store)):
-            display.line(f"warning: {warning}")
+            say(f"warning: {warning}")
 
     start = restored.manifest.position if restored else plan.start
     checkpoints = BlockingCheckpoints(store, engine, about, saved)
@@ -186,9 +111,9 @@ def _run_steps(
         # From here on the folder can be resumed by itself, whenever it is killed.
         checkpoints.begin(start, start.global_step(plan.steps_per_epoch))
     if start >= plan.end:
-        display.line(f"training: nothing to do, the run ends at {plan.end}")
+        say(f"training: nothing to do, the run ends at {plan.end}")
         return
-    display.line(
+    say(
         f"training: {'goes on' if restored else 'starts'} at step {start} "
         f"({start.global_step(plan.steps_per_epoch) + 1} of {plan.total_steps})"
     )
@@ -204,7 +129,7 @@ def _run_steps(
         observer=observer,
         settings=settings,
     ).run(start, plan.end)
-    display.line(f"done: {plan.total_steps} steps, the last checkpoint is {plan.end} in {plan.outputs.run}")
+    say(f"done: {plan.total_steps} steps, the last checkpoint is {plan.end} in {plan.outputs.run}")
 
 
 def _prune(log: JournaledRollouts, store: CheckpointStore) -> list[str]:
@@ -302,7 +227,7 @@ def _no_fence() -> None:
     """The first rank alone publishes, and it alone is fenced."""
 
 
-def _make_ready(plan: Plan, engines: EnginePackage, engine: Engine, say: Say) -> None:
+def _make_ready(plan: Plan, engines: EnginePackage, engine: Engine, log_file: LogFile) -> None:
     """Clear old strategy files, write this rank's, make the log folder."""
     folder, group = plan.outputs.strategy, engine.group
     cleared = strategy.clear(folder) if group.rank == 0 else []
@@ -316,9 +241,11 @@ def _make_ready(plan: Plan, engines: EnginePackage, engine: Engine, say: Say) ->
     content = engines.strategy_file(shapes, group.world_size)
     if content is not None:
         strategy.write(folder, group.rank, content)
-    say(f"strategy: {len(cleared)} old files cleared from {folder}, strategy_<rank>.ckpt written")
+    log_file.line(f"strategy: {len(cleared)} old files cleared from {folder}, strategy_<rank>.ckpt written")
     plan.outputs.log.mkdir(parents=True, exist_ok=True)
-    say(f"logs: {plan.outputs.log}")
+    if group.rank == 0:
+        log_file.keep(plan.outputs.log / "train.log")
+    log_file.line(f"logs: {plan.outputs.log}")
 
 
 def _restore(plan: Plan, engine: Engine, say: Say) -> Restored | None:
@@ -397,11 +324,6 @@ def _scorer(plan: Plan) -> Callable[[Sequence[Prompt], Sequence[str]], Floats]:
         return verifiers.score(plan.verifiers, prompts, completions)
 
     return score
-
-
-def _pad_token_id(plan: Plan) -> int:
-    given = plan.config.generate_config.sampling_config.pad_token_id
-    return plan.tokenizer.pad_token_id if given is None else given
 
 
 def _same_folder(plan: Plan) -> bool:
