@@ -170,20 +170,43 @@ class CheckpointStore:
             attempt.written[role] = write_part(self.storage, attempt.target(role, self._rank), mine, previous)
 
     def commit(self, attempt: Attempt, error: Exception | None = None) -> Committed:
-        """Publish the checkpoint when all ranks have written their part. Collective.
+        """`gather`, `publish` and `conclude` in one. Collective.
 
         `error` is what `write` raised on this rank, if it did: then every rank raises.
         """
-        position = attempt.description.position
+        manifest = self.gather(attempt, error)
+        verdict, failure = None, None
         try:
-            parts = self._together(position, "writing", lambda: self._report(attempt, error))
+            verdict = self.publish(attempt, manifest)
+        except Exception as caught:
+            failure = caught
+        return self.conclude(attempt, manifest, verdict, failure)
+
+    def gather(self, attempt: Attempt, error: Exception | None = None) -> Manifest:
+        """What all ranks have written, as the manifest that says so; nothing is visible yet. Collective."""
+        try:
+            parts = self._together(
+                attempt.description.position, "writing", lambda: self._report(attempt, error)
+            )
             parts = self._settle_roles(attempt, parts)
         except Exception:
             self._withdraw(attempt)
             raise
-        manifest = self._build(attempt, parts)
+        return self._build(attempt, parts)
+
+    def conclude(
+        self, attempt: Attempt, manifest: Manifest, verdict: Any, failure: Exception | None
+    ) -> Committed:
+        """Learn on every rank how `publish` fared on rank 0, and believe it. Collective."""
+        position = attempt.description.position
+
+        def tell() -> Any:
+            if failure is not None:
+                raise failure
+            return verdict
+
         try:
-            verdict = self._together(position, "publishing", lambda: self._publish(attempt, manifest))[0]
+            verdict = self._together(position, "publishing", tell)[0]
         except Exception:
             # The manifest may be visible although it is not known to be durable: then its files must stay.
             self._inventory = None
@@ -219,9 +242,9 @@ class CheckpointStore:
             warnings += cleaning.remove_temporaries(self.storage)
         return warnings
 
-    def all_written(self, written: bool) -> bool:
-        """Whether every rank has written its part, or failed to. Collective."""
-        return all(self._exchange(written))
+    def all_ready(self, ready: bool) -> bool:
+        """Whether every rank is. Collective."""
+        return all(self._exchange(ready))
 
     def _report(self, attempt: Attempt, error: Exception | None) -> Any:
         if error is not None:
@@ -274,8 +297,11 @@ class CheckpointStore:
             tensors=tuple(tensors),
         )
 
-    def _publish(self, attempt: Attempt, manifest: Manifest) -> Any:
-        """Rank 0 makes the checkpoint exist, then takes back those that are too old."""
+    def publish(self, attempt: Attempt, manifest: Manifest) -> Any:
+        """Rank 0 makes the checkpoint exist, then takes back those that are too old; others do nothing.
+
+        Not collective, so it may run on another thread; `conclude` wants what it returns or raises.
+        """
         if self._rank != 0 or self._inventory is None:
             return None
         named = self._inventory.attachments()

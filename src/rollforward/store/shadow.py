@@ -3,7 +3,9 @@
     begin          agree on names, start a thread, return
     (generation)   the thread writes this rank's part straight from the live arrays, without a copy
     before_update  what is not written yet, normally nothing, is copied aside
-    boundary       when every rank's part is durable: publish, collectively
+    boundary       when every rank's part is durable: gather what was written, collectively
+    (generation)   rank 0's thread publishes the manifest
+    boundary       every rank learns that the checkpoint exists
     (generation)   the thread derives meta.json and removes old files
 
 Promises: what is saved is the state as it was at `begin`, to the bit, as long as arrays change
@@ -30,6 +32,7 @@ from rollforward.errors import EngineError, RollforwardError, StorageError
 from rollforward.position import Position
 from rollforward.store.attempt import Attempt, Committed, Description, Saved
 from rollforward.store.checkpoints import CheckpointStore, Tensors
+from rollforward.store.manifest import Manifest
 from rollforward.store.tensorfile import CHUNK_BYTES, as_bytes, dtype_code
 
 
@@ -100,15 +103,39 @@ class LiveSource:
 
 
 class _Job:
-    """One checkpoint under way: its thread and what came of it."""
+    """One checkpoint under way, and what came of the work that its thread does: first write, then publish."""
 
     def __init__(self, attempt: Attempt, sources: Mapping[str, Mapping[str, LiveSource]]) -> None:
         self.attempt = attempt
         self.sources = sources
+        self.manifest: Manifest | None = None
+        """Set when all ranks have written: from then on it is being published."""
+        self.verdict: Any = None
         self.error: Exception | None = None
         self.blocked = 0.0
-        self.thread: threading.Thread | None = None
-        self.written = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, work: Callable[[], Any]) -> None:
+        """Do the next thing on a thread."""
+
+        def body() -> None:
+            try:
+                self.verdict = work()
+            except Exception as error:
+                self.error = error if isinstance(error, RollforwardError) else _unexpected(error)
+
+        name = f"checkpoint {self.attempt.description.position}"
+        self._thread = threading.Thread(target=body, name=name, daemon=True)
+        self._thread.start()
+
+    def idle(self) -> bool:
+        """Whether the thread has done what it was given."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until it is idle."""
+        if self._thread is not None:
+            self._thread.join()
 
 
 class ShadowCheckpoints:
@@ -167,18 +194,15 @@ class ShadowCheckpoints:
             self._note_failure(error)
             return
         digests = self._digests(job) if self._prove_unchanged else None
-        job.thread = threading.Thread(
-            target=self._write, args=(job, digests), name=f"checkpoint {position}", daemon=True
-        )
         self.copied_bytes = 0
         self._job = job
+        job.start(lambda: self._write(job, digests))
         job.blocked = time.perf_counter() - started
-        job.thread.start()
 
     def before_update(self) -> None:
         """The arrays may change once this returns."""
         job = self._job
-        if job is None or job.written.is_set():
+        if job is None or job.manifest is not None or job.idle():
             return
         started = time.perf_counter()
         mine = [source for _, _, source in self._share(job)]
@@ -187,15 +211,16 @@ class ShadowCheckpoints:
         job.blocked += time.perf_counter() - started
 
     def boundary(self) -> None:
-        """Commit what all ranks have finished; tell of what failed."""
+        """Go on with what all ranks have finished; tell of what is committed and what failed."""
         self._tell_warnings()
         job = self._job
         if job is None:
             return
         started = time.perf_counter()
-        if self._store.all_written(job.written.is_set()):
-            job.blocked += time.perf_counter() - started
-            self._commit(job)
+        ready = self._store.all_ready(job.idle())
+        job.blocked += time.perf_counter() - started
+        if ready:
+            self._advance(job)
 
     def close(self) -> None:
         """Finish and commit what is under way; StorageError when the newest state could not be saved."""
@@ -208,32 +233,40 @@ class ShadowCheckpoints:
 
     def _settle(self) -> None:
         """Wait for what is under way and commit it."""
-        job = self._job
-        if job is not None and job.thread is not None:
-            job.thread.join()
-            self._store.all_written(True)
-            self._commit(job)
+        while (job := self._job) is not None:
+            job.wait()
+            self._store.all_ready(True)
+            self._advance(job)
 
-    def _commit(self, job: _Job) -> None:
+    def _advance(self, job: _Job) -> None:
+        """All ranks have written: let rank 0 publish. It has published: believe it."""
         started = time.perf_counter()
-        self._job = None
         try:
-            committed = self._store.commit(job.attempt, job.error)
+            if job.manifest is None:
+                manifest = job.manifest = self._store.gather(job.attempt, job.error)
+                job.start(lambda: self._store.publish(job.attempt, manifest))
+                committed = None
+            else:
+                committed = self._store.conclude(job.attempt, job.manifest, job.verdict, job.error)
         except StorageError as error:
+            self._job = None
             self._note_failure(error)
             return
+        except BaseException:
+            self._job = None
+            raise
+        job.blocked += time.perf_counter() - started
+        if committed is not None:
+            self._job = None
+            self._conclude(job, committed)
+
+    def _conclude(self, job: _Job, committed: Committed) -> None:
         self._unsaved = None
         self._tidying = threading.Thread(target=self._tidy, args=(committed,), name="tidying", daemon=True)
         self._tidying.start()
-        now = time.perf_counter()
+        seconds = time.perf_counter() - job.attempt.started
         self._saved(
-            Saved(
-                committed.manifest,
-                job.attempt.bytes_written,
-                now - job.attempt.started,
-                job.blocked + now - started,
-                committed.warnings,
-            )
+            Saved(committed.manifest, job.attempt.bytes_written, seconds, job.blocked, committed.warnings)
         )
 
     def _write(self, job: _Job, digests: Mapping[tuple[str, str], str] | None) -> None:
@@ -244,12 +277,9 @@ class ShadowCheckpoints:
             self._store.write(job.attempt)
             if digests is not None:
                 _compare(job.attempt, digests)
-        except Exception as error:
-            job.error = error if isinstance(error, RollforwardError) else _unexpected(error)
         finally:
             for _, _, source in self._share(job):
                 source.release()
-            job.written.set()
 
     def _tidy(self, committed: Committed) -> None:
         """On the thread: what a commit leaves to do."""

@@ -82,12 +82,16 @@ def assert_holds(root, position, value):
         assert (array == (0 if role == "ref" else value)).all(), (role, name)
 
 
-def test_nothing_is_visible_before_the_boundary_and_then_all_of_it_is(tmp_path):
+def test_nothing_is_visible_before_the_boundary_and_it_is_told_when_it_is_durable(tmp_path):
     engine = Engine()
     checkpoints, told = shadow(tmp_path, engine)
     checkpoints.begin(Position(0, 1), 1)
-    checkpoints._job.written.wait(30)
+    checkpoints._job.wait()
     assert list_checkpoints(LocalStorage(tmp_path)) == []
+    step(checkpoints, engine)
+    checkpoints._job.wait()
+    assert find(LocalStorage(tmp_path)).manifest.position == Position(0, 1)
+    assert told.saved == []
     step(checkpoints, engine)
     assert [saved.manifest.position for saved in told.saved] == [Position(0, 1)]
     assert checkpoints.copied_bytes == 0
@@ -164,7 +168,7 @@ def test_a_failure_in_the_background_is_told_at_the_boundary_and_training_goes_o
     checkpoints._settle()
     gate.broken = True
     checkpoints.begin(Position(0, 2), 2)
-    checkpoints._job.written.wait(30)
+    checkpoints._job.wait()
     assert told.failed == []
     step(checkpoints, engine)
     assert "0_2 was not saved" in told.failed[0].message
