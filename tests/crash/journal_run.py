@@ -96,6 +96,7 @@ class Driver:
         self._checkpoints: list[tuple[int, int]] = []
         """(incarnation, step) of those on the history that goes on, oldest first."""
         self._salt = 0
+        self._changed_at = 0
         self._next = 0
         self._killed = False
         self.run.disk.mkdir("/data")
@@ -119,8 +120,9 @@ class Driver:
 
     def back(self) -> None:
         """From an older checkpoint, as when the newest is damaged."""
-        if len(self._checkpoints) < 2 and self.run.promise.oldest > FIRST:
-            # There is none: it was removed.
+        older = self._checkpoints[-2][1] if len(self._checkpoints) > 1 else 0
+        if older < max(self.run.promise.oldest.step, self._changed_at):
+            # It was removed, or is of another configuration: nothing beyond it could be used.
             return self.start()
         newest = self._checkpoints[-1:]
         self._checkpoints[-1:] = []
@@ -131,6 +133,7 @@ class Driver:
     def change(self) -> None:
         """From the newest checkpoint, with another configuration: what is beyond it is abandoned."""
         self._salt += 1000
+        self._changed_at = self._from()[1]
         self._start(inherits=self._from()[1])
 
     def step(self) -> None:

@@ -63,7 +63,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_five_hundred_kills(world_size: int) -> None:
-    changes = {"end": Position(60, 0), "ref_model_sync_steps": 7}
+    changes = {"end": Position(100, 0), "ref_model_sync_steps": 7}
     whole = start(SimulatedDisk(), Work(), world_size, **changes)
     killed, work, kills = run_killed(world_size, 500, world_size, **changes)
     print(f"{kills} kills, {sum(report.replayed_steps for report in work.reports)} steps replayed")
