@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,7 +60,9 @@ class Command:
 
     def start(self, *, resume: bool = False, log: str = "train.txt") -> "subprocess.Popen[bytes]":
         self.folder.mkdir(exist_ok=True)
-        environment = dict(os.environ, LOCAL_DEFAULT_PATH=str(self.folder))
+        # msrun starts whatever `python` is: the one of these tests.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = dict(os.environ, LOCAL_DEFAULT_PATH=str(self.folder), PATH=path)
         with (self.folder / log).open("wb") as output:
             return subprocess.Popen(
                 [*self.program, *self.arguments(resume=resume)],
@@ -68,6 +71,10 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+
+    def take_graphs(self, other: "Command") -> None:
+        """Begin with what another run compiled; compiling is most of the time of these tests."""
+        shutil.copytree(other.run / "compile_cache", self.run / "compile_cache")
 
     def finish(self, *, resume: bool = False, log: str = "train.txt") -> str:
         """Run to the end; returns what was said."""

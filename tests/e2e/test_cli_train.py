@@ -23,6 +23,7 @@ def test_killed_inside_generation_and_inside_an_update_it_ends_with_the_same_bit
     whole: Command, tmp_path: Path
 ) -> None:
     killed = Command(tmp_path / "killed")
+    killed.take_graphs(whole)
     process = killed.start()
     killed.kill_inside(process, "generate", 3)
     assert process.wait() != 0
@@ -112,6 +113,7 @@ def test_two_workers_killed_and_resumed_end_with_the_same_bits(tmp_path: Path) -
     whole = Command(tmp_path / "whole", program=[*msrun, str(ROOT / "examples/grpo/main.py")])
     whole.finish()
     killed = Command(tmp_path / "killed", workers=2)
+    killed.take_graphs(whole)
     process = killed.start()
     killed.kill_inside(process, "update", 3, rank=1)
     assert process.wait(timeout=5) == 1
