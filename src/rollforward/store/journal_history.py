@@ -1,0 +1,114 @@
+"""What a journal tells of a run's past: each start, how far it came, and what became of it.
+
+For people who look at a run, not for training: every segment is read, those of abandoned
+histories too. Nothing on disk is changed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rollforward.errors import StorageError
+from rollforward.position import Position
+from rollforward.storage import Storage
+from rollforward.store.journal_frames import NO_SALT, Ending, Frame, examine, read_frames
+from rollforward.store.journal_reading import Segment, list_segments
+from rollforward.store.journal_records import Record, SegmentHeader, decode_header, decode_record
+from rollforward.store.layout import JOURNAL, parse_rank
+
+
+@dataclass
+class StartOfRun:
+    """One incarnation of one rank, as its segments tell it."""
+
+    incarnation: int
+    header: SegmentHeader | None = None
+    """Of its first segment that can be read; None when there is none."""
+    chunks: int = 0
+    updates: int = 0
+    first: Position | None = None
+    """Earliest step of which it wrote a record."""
+    last: Position | None = None
+    """Latest step of which it wrote a record."""
+    last_time: str = ""
+    """When it wrote last, UTC: where it was killed, this is shortly before."""
+    size: int = 0
+    """Bytes of its segments."""
+    events: list[Record] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """Torn and damaged places, a line each."""
+    abandoned_from: Position | None = None
+    """A later start went on from here and left what this one had done beyond; None when none did."""
+
+    def add(self, record: Record) -> None:
+        """One more record, in the order of writing."""
+        self.last_time = record.time
+        if record.kind == "segment":
+            return
+        if record.kind == "event":
+            self.events.append(record)
+            return
+        self.chunks += record.kind == "rollouts"
+        self.updates += record.kind == "outcome"
+        self.first = record.position if self.first is None else min(self.first, record.position)
+        self.last = record.position if self.last is None else max(self.last, record.position)
+
+
+def journal_ranks(storage: Storage) -> list[int]:
+    """The ranks that have a journal."""
+    found = (parse_rank(entry.name) for entry in storage.scan(JOURNAL) if entry.kind == "folder")
+    return sorted(rank for rank in found if rank is not None)
+
+
+def history(storage: Storage, rank: int) -> list[StartOfRun]:
+    """Every start of which there still are segments, oldest first."""
+    starts: dict[int, StartOfRun] = {}
+    segments = list_segments(storage, rank)
+    for segment in segments:
+        start = starts.setdefault(segment.name.incarnation, StartOfRun(segment.name.incarnation))
+        start.size += segment.size
+        try:
+            _read(segment, start)
+        except StorageError as error:
+            start.problems.append(f"{segment}: {error.message}")
+    _mark_abandoned(list(starts.values()))
+    return list(starts.values())
+
+
+def _read(segment: Segment, start: StartOfRun) -> None:
+    frame: Frame | None = None
+    salt = NO_SALT
+    with segment.storage.open(segment.name.path) as handle:
+        for frame in read_frames(handle):
+            try:
+                if frame.offset == 0:
+                    salt = frame.digest
+                    header = decode_header(frame.payload, segment.name)
+                    start.header = start.header or header
+                start.add(decode_record(frame.payload))
+            except ValueError as error:
+                start.problems.append(f"{segment}, byte {frame.offset}: {error}")
+                return
+        ending = examine(handle, frame, salt)
+    if ending.problem:
+        start.problems.append(f"{segment}: {_said(ending)}")
+
+
+def _said(ending: Ending) -> str:
+    return f"{'damaged' if ending.damaged else 'cut off'} at byte {ending.offset}: {ending.problem}"
+
+
+def _mark_abandoned(starts: Sequence[StartOfRun]) -> None:
+    """The last start's history says what of each earlier one it left behind."""
+    newest = next((start.header for start in reversed(starts) if start.header is not None), None)
+    if newest is None:
+        return
+    lineage = newest.whole_lineage
+    for start in starts:
+        if start.last is None or start.incarnation > newest.identity.incarnation:
+            continue
+        if start.incarnation not in lineage:
+            start.abandoned_from = start.first
+            continue
+        before = lineage[start.incarnation]
+        if before is not None and start.last >= before:
+            start.abandoned_from = before
