@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from golden_models import FOLDER
 from mindspore import Tensor
+from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.model import Rotary
 from rollforward.engines.mindspore.rope import RopeConfig, inverse_frequencies
@@ -28,15 +29,27 @@ def in_the_older_spelling(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def cosines_and_sines(
+    rope: RopeConfig, positions: NDArray[np.int32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """[B, L, head_dim] each: every head's."""
+    found = [
+        part.asnumpy() for part in Rotary(rope, heads=2, kv_heads=1, head_dim=HEAD_DIM)(Tensor(positions))
+    ]
+    for all_heads, one_head in zip(found[:2], found[2:], strict=True):
+        np.testing.assert_array_equal(all_heads, np.repeat(one_head, 2, axis=2))
+    return found[2][:, :, 0], found[3][:, :, 0]
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['name']}-{case['length']}")
 def test_frequencies_agree_with_transformers(case: dict[str, Any]) -> None:
     ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
     rope = RopeConfig.parse(case["config"])
     last = (case["length"] or 12) - 1
-    cos, sin = Rotary(rope, HEAD_DIM)(Tensor(np.array([[0, 1, last]], np.int32)))
+    cos, sin = cosines_and_sines(rope, np.array([[0, 1, last]], np.int32))
     angles = np.array([[0], [1], [last]]) * np.tile(case["inverse_frequencies"], 2)
-    np.testing.assert_allclose(cos.asnumpy()[0], np.cos(angles) * case["attention_factor"], atol=5e-5)
-    np.testing.assert_allclose(sin.asnumpy()[0], np.sin(angles) * case["attention_factor"], atol=5e-5)
+    np.testing.assert_allclose(cos[0], np.cos(angles) * case["attention_factor"], atol=5e-5)
+    np.testing.assert_allclose(sin[0], np.sin(angles) * case["attention_factor"], atol=5e-5)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['name']}-{case['length']}")
@@ -49,10 +62,10 @@ def test_a_long_row_does_not_stretch_its_short_neighbour_under_dynamic_scaling()
     dynamic = next(case for case in CASES if case["name"] == "dynamic" and case["length"] == 10)
     rope = RopeConfig.parse(dynamic["config"])
     positions = np.array([[0, 1, 9], [0, 1, 199]], np.int32)
-    cos, _ = Rotary(rope, HEAD_DIM)(Tensor(positions))
+    cos, _ = cosines_and_sines(rope, positions)
     frequencies = np.tile(inverse_frequencies(rope, HEAD_DIM), 2)
-    np.testing.assert_allclose(cos.asnumpy()[0], np.cos(positions[0][:, None] * frequencies), atol=5e-6)
-    assert not np.allclose(cos.asnumpy()[1, 1], cos.asnumpy()[0, 1], atol=5e-5)
+    np.testing.assert_allclose(cos[0], np.cos(positions[0][:, None] * frequencies), atol=5e-6)
+    assert not np.allclose(cos[1, 1], cos[0, 1], atol=5e-5)
 
 
 def test_a_scaling_that_is_not_known_is_refused_by_name() -> None:

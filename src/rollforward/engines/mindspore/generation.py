@@ -126,12 +126,12 @@ class Prefill(_Step):
     def construct(self, ids: Tensor, mask: Tensor, uniforms: Tensor) -> Tensor:
         """ids int32 and mask bool [B, P], left-padded; uniforms float32 [B] -> int32 [B]."""
         batch, length = ids.shape
-        cos, sin = self.decoder.rotary(positions_of(mask))
-        added = attention_mask(mask)
+        angles = self.decoder.rotary(positions_of(mask))
+        added = self.decoder.mask_of_heads(attention_mask(mask))
         x = self.decoder.model.embed_tokens(ids.reshape(-1))
         for index in range(self.layers):
             layer = self.decoder.model.layers[index]
-            q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+            q, k, v = layer.self_attn.project(layer.input_layernorm(x), angles)
             self.scatter(self.keys[index], self.places, k.reshape(-1, self.head_dim))
             self.scatter(self.values[index], self.places, v.reshape(-1, self.head_dim))
             x = x + layer.self_attn.attend(q, k, v, added)
@@ -153,12 +153,13 @@ class Decode(_Step):
 
         mask is float32 [B, 1, 1, S], added to the scores; uniforms float32 [B].
         """
-        cos, sin = self.decoder.rotary(positions)
+        angles = self.decoder.rotary(positions)
+        mask = self.decoder.mask_of_heads(mask)
         places = self.starts + column
         x = self.decoder.model.embed_tokens(tokens)
         for index in range(self.layers):
             layer = self.decoder.model.layers[index]
-            q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+            q, k, v = layer.self_attn.project(layer.input_layernorm(x), angles)
             # ScatterUpdate returns the updated buffer itself: using that orders the read after the write.
             keys = self.scatter(self.keys[index], places, k.reshape(-1, self.head_dim))
             values = self.scatter(self.values[index], places, v.reshape(-1, self.head_dim))

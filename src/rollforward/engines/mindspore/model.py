@@ -8,6 +8,9 @@ that every projection is one matrix product; only attention looks at `[B, heads,
 multiplies with `head_weight`, in slices if it must. What generation needs besides (projection
 and attention apart, to put a cache between them) is public on `Attention`.
 
+Element-wise operations here take operands of one shape, or a scalar: see `spread`. And SiLU is
+written out, since the CPU kernel of `SiLU` keeps a buffer of its input's size for good.
+
 Left out: dropout, which the supported families do not train with; and half precision.
 """
 
@@ -24,6 +27,17 @@ __all__ = ["Attention", "Decoder", "Layer", "ModelConfig", "attention_mask", "in
 
 MASKED = -1e9
 """Added to the scores of keys that must not be seen. Finite, so that a row of only padding is no NaN."""
+
+
+def spread(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`x` broadcast to `shape`, as an operator of its own.
+
+    Where the shapes of their operands differ, the CPU kernels of MindSpore 2.10 (Add, Sub, Mul, Div,
+    Select) make lists of element indices when they are built, and keep them for good: 16 bytes for each
+    element of the result, for each operator of the graph. That was most of a training step's memory.
+    Operands of one shape need no such lists, and the spread copy is freed after use.
+    """
+    return ops.broadcast_to(x, shape)
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -44,7 +58,7 @@ def attention_mask(mask: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Cell):
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last axis (Zhang and Sennrich, 2019)."""
+    """`x / sqrt(mean(x^2) + eps) * weight` over rows (Zhang and Sennrich, 2019)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -52,8 +66,11 @@ class RMSNorm(nn.Cell):
         self.eps = eps
 
     def construct(self, x: Tensor) -> Tensor:
-        """Same shape as `x`."""
-        return x * ops.rsqrt((x * x).mean(-1, keep_dims=True) + self.eps) * self.weight
+        """[N, size] -> [N, size]."""
+        scale = ops.rsqrt((x * x).mean(-1, keep_dims=True) + self.eps)
+        # The outer product [N, 1] x [1, size] spreads both factors at once, and its gradients are products
+        # too: half the time of two spreads and their sums.
+        return x * ops.matmul(scale, self.weight.reshape(1, -1))
 
 
 class Linear(nn.Cell):
@@ -65,13 +82,14 @@ class Linear(nn.Cell):
         self.has_bias = bias
         if bias:
             self.bias = Parameter(Tensor(np.zeros(outputs, np.float32)), name="bias")
+            self.add = ops.BiasAdd()
         self.product = ops.MatMul(transpose_b=True)
 
     def construct(self, x: Tensor) -> Tensor:
         """[N, inputs] -> [N, outputs]."""
         y = self.product(x, self.weight)
         if self.has_bias:
-            y = y + self.bias
+            y = self.add(y, self.bias)
         return y
 
 
@@ -88,15 +106,20 @@ class Embedding(nn.Cell):
         return self.gather(self.weight, ids, 0)
 
 
+Angles = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Cosines and sines for queries, [B, L, heads, head_dim], and for keys, [B, L, kv_heads, head_dim]."""
+
+
 class Rotary(nn.Cell):
-    """Cosines and sines of the angles at given positions.
+    """Cosines and sines of the angles at given positions, once for all layers.
 
     With `dynamic` scaling the angles of a row depend on the row's own last position, and on
     nothing else in the batch.
     """
 
-    def __init__(self, rope: RopeConfig, head_dim: int) -> None:
+    def __init__(self, rope: RopeConfig, *, heads: int, kv_heads: int, head_dim: int) -> None:
         super().__init__()
+        self.heads, self.kv_heads = heads, kv_heads
         self.frequencies = Tensor(inverse_frequencies(rope, head_dim).reshape(1, 1, -1))
         self.scale = rope.attention_factor
         self.dynamic = rope.kind == "dynamic"
@@ -106,8 +129,8 @@ class Rotary(nn.Cell):
         exponents = -np.arange(0, head_dim, 2, dtype=np.float64) / max(head_dim - 2, 1)
         self.growth_exponents = Tensor(exponents.astype(np.float32).reshape(1, 1, -1))
 
-    def construct(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """int32 [B, L] -> two of float32 [B, L, head_dim]; the second half repeats the first."""
+    def construct(self, positions: Tensor) -> Angles:
+        """int32 [B, L] -> float32; the second half of a head's dimensions repeats the first."""
         places = positions.astype(ms.float32)
         frequencies = self.frequencies
         if self.dynamic:
@@ -115,15 +138,19 @@ class Rotary(nn.Cell):
             growth = self.factor * length / self.limit - (self.factor - 1.0)
             frequencies = frequencies * ops.pow(growth.expand_dims(-1), self.growth_exponents)
         angles = places.expand_dims(-1) * frequencies
-        angles = ops.cat((angles, angles), -1)
-        return ops.cos(angles) * self.scale, ops.sin(angles) * self.scale
+        angles = ops.cat((angles, angles), -1).expand_dims(2)
+        cos, sin = ops.cos(angles) * self.scale, ops.sin(angles) * self.scale
+        batch, length, _, head_dim = angles.shape
+        queries = (batch, length, self.heads, head_dim)
+        keys = (batch, length, self.kv_heads, head_dim)
+        return spread(cos, queries), spread(sin, queries), spread(cos, keys), spread(sin, keys)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair `(i, i + D/2)` of `x` [B, L, heads, D] by the angles [B, L, D]."""
+    """Turn each pair `(i, i + D/2)` of `x` by its angle; all [B, L, heads, D]."""
     # Split and concatenate are each other's gradients, which makes this form cheaper than slices.
     first, second = ops.split(x, x.shape[-1] // 2, -1)
-    return x * cos.expand_dims(2) + ops.cat((-second, first), -1) * sin.expand_dims(2)
+    return x * cos + ops.cat((-second, first), -1) * sin
 
 
 class Attention(nn.Cell):
@@ -146,21 +173,20 @@ class Attention(nn.Cell):
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """[B * L, hidden] -> queries [B, heads, L, D], keys and values [B, kv_heads, L, D], rotated."""
-        batch, length = cos.shape[0], cos.shape[1]
-        q = self.q_proj(x).reshape(batch, length, self.heads, self.head_dim)
-        k = self.k_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).reshape(batch, length, self.kv_heads, self.head_dim)
+        cos, sin, key_cos, key_sin = angles
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x).reshape(key_cos.shape)
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = self.q_norm(q.reshape(-1, self.head_dim)), self.k_norm(k.reshape(-1, self.head_dim))
+        q = rotate(q.reshape(cos.shape), cos, sin)
+        k = rotate(k.reshape(key_cos.shape), key_cos, key_sin)
         return q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Mix values by softmaxed scores and project: -> [B * L, hidden].
 
-        q [B, heads, L, D]; k, v [B, kv_heads, S, D]; mask [B, 1, L, S], added to the scores.
+        q [B, heads, L, D]; k, v [B, kv_heads, S, D]; mask [B, heads, L, S], added to the scores.
         """
         batch, length, seen = q.shape[0], q.shape[2], k.shape[2]
         # The queries that share a key-value head are stacked, so that keys are never repeated in memory.
@@ -172,9 +198,9 @@ class Attention(nn.Cell):
         mixed = mixed.reshape(batch, self.heads, length, self.head_dim).transpose(0, 2, 1, 3)
         return self.o_proj(mixed.reshape(batch * length, self.heads * self.head_dim))
 
-    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def construct(self, x: Tensor, angles: Angles, mask: Tensor) -> Tensor:
         """[B * L, hidden] -> [B * L, hidden]."""
-        q, k, v = self.project(x, cos, sin)
+        q, k, v = self.project(x, angles)
         return self.attend(q, k, v, mask)
 
 
@@ -189,7 +215,8 @@ class MLP(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """[N, hidden] -> [N, hidden]."""
-        return self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate = self.gate_proj(x)
+        return self.down_proj(gate * ops.sigmoid(gate) * self.up_proj(x))
 
 
 class Layer(nn.Cell):
@@ -202,9 +229,9 @@ class Layer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+    def construct(self, x: Tensor, angles: Angles, mask: Tensor) -> Tensor:
         """[B * L, hidden] -> [B * L, hidden]."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
+        x = x + self.self_attn(self.input_layernorm(x), angles, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -225,7 +252,9 @@ class Decoder(nn.Cell):
         super().__init__()
         self.config = config
         self.model = _Body(config)
-        self.rotary = Rotary(config.rope, config.head_dim)
+        self.rotary = Rotary(
+            config.rope, heads=config.heads, kv_heads=config.kv_heads, head_dim=config.head_dim
+        )
         if not config.tied:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self._named = dict(self.parameters_and_names())
@@ -244,6 +273,11 @@ class Decoder(nn.Cell):
     def update_parameters_name(self, prefix: str = "", recurse: bool = True) -> None:
         """Keep the names: MindSpore would put the attribute path of a cell around this one before them."""
 
+    def mask_of_heads(self, mask: Tensor) -> Tensor:
+        """[B, 1, L, S] -> [B, heads, L, S], as `Attention.attend` takes it."""
+        batch, _, length, seen = mask.shape
+        return spread(mask, (batch, self.config.heads, length, seen))
+
     def hidden(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """The final-normed hidden states, float32 [B, L, hidden].
 
@@ -251,10 +285,11 @@ class Decoder(nn.Cell):
         `attention_mask`). May be called from another cell's `construct`.
         """
         batch, length = ids.shape
-        cos, sin = self.rotary(positions)
+        angles = self.rotary(positions)
+        mask = self.mask_of_heads(mask)
         x = self.model.embed_tokens(ids.reshape(-1))
         for layer in self.model.layers:
-            x = layer(x, cos, sin, mask)
+            x = layer(x, angles, mask)
         return self.model.norm(x).reshape(batch, length, -1)
 
     def construct(self, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
