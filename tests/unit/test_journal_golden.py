@@ -1,0 +1,56 @@
+"""Journals of every format version that was ever released go on being read, and are made the same."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from journal_case import assert_same_chunk
+
+from rollforward.position import Position
+from rollforward.run.rollout_codec import unpack, unpack_outcome
+from rollforward.storage import LocalStorage
+from rollforward.store.journal_reading import read_journal, read_record
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "journal"
+
+
+@pytest.fixture(scope="module")
+def make() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_golden_journal", GOLDEN / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_version_1_reads_back(make: ModuleType) -> None:
+    view = read_journal([LocalStorage(GOLDEN / "version_1")], rank=0, since=Position(0, 0))
+    assert not view.problems
+    assert not view.torn
+    assert len(view.rollouts) == 6
+    for (position, number), place in view.rollouts.items():
+        assert_same_chunk(unpack(read_record(place)), make.chunk(2 * position.step + number))
+    for (position, _), place in view.outcomes.items():
+        found, expected = unpack_outcome(read_record(place)), make.outcome(position.step)
+        assert (found.loss, found.grad_norm, found.kl) == (expected.loss, expected.grad_norm, expected.kl)
+        assert (found.learning_rate, found.weights) == (1e-3, "feed" * 8)
+    assert view.header is not None
+    assert view.header.identity == make.identity(2)
+    assert view.lineage == {1: Position(0, 3), 2: None}
+
+
+def test_version_1_is_written_byte_for_byte_as_before(
+    make: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "FOLDER", tmp_path)
+    make.main()
+    golden = {
+        path.relative_to(GOLDEN / "version_1"): path for path in (GOLDEN / "version_1").rglob("*.journal")
+    }
+    made = {path.relative_to(tmp_path): path for path in tmp_path.rglob("*.journal")}
+    assert made.keys() == golden.keys()
+    assert len(made) == 4
+    for name, path in made.items():
+        assert path.read_bytes() == golden[name].read_bytes(), name
