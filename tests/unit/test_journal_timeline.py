@@ -72,7 +72,7 @@ def names(starts: dict[int, Start]) -> list[SegmentName]:
 
 
 @given(runs())
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_live_records_are_those_that_a_start_builds_on(starts: dict[int, Start]) -> None:
     written = [(i, step) for i, start in starts.items() for held in start.segments.values() for step in held]
     for incarnation, start in starts.items():
@@ -81,7 +81,7 @@ def test_live_records_are_those_that_a_start_builds_on(starts: dict[int, Start])
 
 
 @given(runs(), st.integers(0, 3 * STEPS), st.data())
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_what_is_removed_is_not_needed_and_what_is_not_needed_is_removed(
     starts: dict[int, Start], oldest: int, data: st.DataObject
 ) -> None:
