@@ -15,6 +15,8 @@ from itertools import pairwise
 import mindspore as ms
 from mindspore import nn, ops
 
+from rollforward.engines.mindspore.model import spread
+
 SLICE_BYTES = 32 * 2**20
 """The logits of a slice take at most this much; about four such arrays are alive at a time."""
 
@@ -61,13 +63,18 @@ class TokenLogprobs(nn.Cell):
         self, hidden: ms.Tensor, weight: ms.Tensor, targets: ms.Tensor, _: ms.Tensor, dout: ms.Tensor
     ) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
         """The gradients of hidden and weight; the targets have none."""
+        # Scaled by dout here and at the end: the logits of a slice are then touched by no broadcast
+        # (see `model.spread`).
+        scale = spread(dout.expand_dims(1), hidden.shape)
+        scaled = hidden * scale
         pieces: tuple[ms.Tensor, ...] = ()
         weight_gradient = ops.zeros_like(weight)
         for start, end in self.slices:
             rows = ops.depend(hidden[start:end], weight_gradient)
             probabilities = ops.exp(self.log_softmax(self.times_transposed(rows, weight)))
-            chosen = ops.one_hot(targets[start:end], self.vocabulary, self.on, self.off)
-            logits_gradient = (chosen - probabilities) * dout[start:end].expand_dims(1)
-            pieces = (*pieces, self.times(logits_gradient, weight))
-            weight_gradient = weight_gradient + self.transposed_times(logits_gradient, rows)
-        return ops.concat(pieces, 0), weight_gradient, ops.zeros_like(targets)
+            # Made from `rows`, and so not made for all slices at once.
+            chosen = ops.one_hot(ops.depend(targets[start:end], rows), self.vocabulary, self.on, self.off)
+            difference = chosen - probabilities
+            pieces = (*pieces, self.times(difference, weight))
+            weight_gradient = weight_gradient + self.transposed_times(difference, scaled[start:end])
+        return ops.concat(pieces, 0) * scale, weight_gradient, ops.zeros_like(targets)
