@@ -145,6 +145,9 @@ class SimulatedDisk:
     def size(self, fd: int) -> int:
         return len(self._open[fd][0].content)
 
+    def start_write_back(self, fd: int, offset: int, size: int) -> None:
+        """A hint makes nothing durable."""
+
     def fsync(self, fd: int) -> None:
         file, path = self._open[fd]
         self._before("fsync", path)

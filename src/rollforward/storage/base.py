@@ -140,6 +140,10 @@ class FileOps(Protocol):
         """Bytes in an open file."""
         ...
 
+    def start_write_back(self, fd: int, offset: int, size: int) -> None:
+        """A hint that these bytes may go to the disk now; it promises nothing and never fails."""
+        ...
+
     def fsync(self, fd: int) -> None:
         """Make the file's content durable."""
         ...

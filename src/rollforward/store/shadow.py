@@ -19,6 +19,7 @@ It fits `grpo.ports.Checkpoints`, which it does not know.
 """
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -102,8 +103,33 @@ class LiveSource:
             self._array = None
 
 
+class _Worker:
+    """One thread that does one thing after the other. It ends with the process."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Do this after what was given before; does not wait."""
+        self._tasks.put(task)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Until all that was given is done."""
+        done = threading.Event()
+        self.submit(done.set)
+        done.wait()
+
+    def _run(self) -> None:
+        while True:
+            self._tasks.get()()
+
+
 class _Job:
-    """One checkpoint under way, and what came of the work that its thread does: first write, then publish."""
+    """One checkpoint under way, and what came of the thread's work for it: write, then publish."""
 
     def __init__(self, attempt: Attempt, sources: Mapping[str, Mapping[str, LiveSource]]) -> None:
         self.attempt = attempt
@@ -113,29 +139,17 @@ class _Job:
         self.verdict: Any = None
         self.error: Exception | None = None
         self.blocked = 0.0
-        self._thread: threading.Thread | None = None
+        self.idle = threading.Event()
+        """Set when the thread has done what it was given."""
 
-    def start(self, work: Callable[[], Any]) -> None:
-        """Do the next thing on a thread."""
-
-        def body() -> None:
-            try:
-                self.verdict = work()
-            except Exception as error:
-                self.error = error if isinstance(error, RollforwardError) else _unexpected(error)
-
-        name = f"checkpoint {self.attempt.description.position}"
-        self._thread = threading.Thread(target=body, name=name, daemon=True)
-        self._thread.start()
-
-    def idle(self) -> bool:
-        """Whether the thread has done what it was given."""
-        return self._thread is None or not self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Until it is idle."""
-        if self._thread is not None:
-            self._thread.join()
+    def run(self, work: Callable[[], Any]) -> None:
+        """On the thread."""
+        try:
+            self.verdict = work()
+        except Exception as error:
+            self.error = error if isinstance(error, RollforwardError) else _unexpected(error)
+        finally:
+            self.idle.set()
 
 
 class ShadowCheckpoints:
@@ -168,7 +182,7 @@ class ShadowCheckpoints:
         self._prove_unchanged = prove_unchanged
         self._guard = _Guard()
         self._job: _Job | None = None
-        self._tidying: threading.Thread | None = None
+        self._worker = _Worker()
         self._leftover_warnings: list[str] = []
         self._unsaved: StorageError | None = None
 
@@ -196,13 +210,13 @@ class ShadowCheckpoints:
         digests = self._digests(job) if self._prove_unchanged else None
         self.copied_bytes = 0
         self._job = job
-        job.start(lambda: self._write(job, digests))
-        job.blocked = time.perf_counter() - started
+        self._give(job, lambda: self._write(job, digests))
+        job.blocked += time.perf_counter() - started
 
     def before_update(self) -> None:
         """The arrays may change once this returns."""
         job = self._job
-        if job is None or job.manifest is not None or job.idle():
+        if job is None or job.manifest is not None or job.idle.is_set():
             return
         started = time.perf_counter()
         mine = [source for _, _, source in self._share(job)]
@@ -217,7 +231,7 @@ class ShadowCheckpoints:
         if job is None:
             return
         started = time.perf_counter()
-        ready = self._store.all_ready(job.idle())
+        ready = self._store.all_ready(job.idle.is_set())
         job.blocked += time.perf_counter() - started
         if ready:
             self._advance(job)
@@ -225,8 +239,7 @@ class ShadowCheckpoints:
     def close(self) -> None:
         """Finish and commit what is under way; StorageError when the newest state could not be saved."""
         self._settle()
-        if self._tidying is not None:
-            self._tidying.join()
+        self._worker.wait()
         self._tell_warnings()
         if self._unsaved is not None:
             raise self._unsaved
@@ -234,7 +247,7 @@ class ShadowCheckpoints:
     def _settle(self) -> None:
         """Wait for what is under way and commit it."""
         while (job := self._job) is not None:
-            job.wait()
+            job.idle.wait()
             self._store.all_ready(True)
             self._advance(job)
 
@@ -244,7 +257,7 @@ class ShadowCheckpoints:
         try:
             if job.manifest is None:
                 manifest = job.manifest = self._store.gather(job.attempt, job.error)
-                job.start(lambda: self._store.publish(job.attempt, manifest))
+                self._give(job, lambda: self._store.publish(job.attempt, manifest))
                 committed = None
             else:
                 committed = self._store.conclude(job.attempt, job.manifest, job.verdict, job.error)
@@ -262,18 +275,19 @@ class ShadowCheckpoints:
 
     def _conclude(self, job: _Job, committed: Committed) -> None:
         self._unsaved = None
-        self._tidying = threading.Thread(target=self._tidy, args=(committed,), name="tidying", daemon=True)
-        self._tidying.start()
+        self._worker.submit(lambda: self._tidy(committed))
         seconds = time.perf_counter() - job.attempt.started
         self._saved(
             Saved(committed.manifest, job.attempt.bytes_written, seconds, job.blocked, committed.warnings)
         )
 
+    def _give(self, job: _Job, work: Callable[[], Any]) -> None:
+        job.idle.clear()
+        self._worker.submit(lambda: job.run(work))
+
     def _write(self, job: _Job, digests: Mapping[tuple[str, str], str] | None) -> None:
-        """On the thread: this rank's part, after the tidying of the checkpoint before has ended."""
+        """On the thread: this rank's part."""
         try:
-            if self._tidying is not None:
-                self._tidying.join()
             self._store.write(job.attempt)
             if digests is not None:
                 _compare(job.attempt, digests)
@@ -283,7 +297,10 @@ class ShadowCheckpoints:
 
     def _tidy(self, committed: Committed) -> None:
         """On the thread: what a commit leaves to do."""
-        self._leftover_warnings += self._store.tidy(committed)
+        try:
+            self._leftover_warnings += self._store.tidy(committed)
+        except Exception as error:
+            self._leftover_warnings.append(f"tidying up failed: {type(error).__name__}: {error}")
 
     def _share(self, job: _Job) -> Iterator[tuple[str, str, LiveSource]]:
         for role, name in self._store.share(job.attempt):

@@ -50,6 +50,9 @@ _CODES = {dtype: code for code, dtype in reversed(DTYPES.items())}
 CHUNK_BYTES = 4 << 20
 """Small enough that a chunk is still in the cache when it is copied after it was digested."""
 
+READ_CHUNK_BYTES = 512 << 10
+"""Smaller: what was read is digested while it is still in the core's own cache."""
+
 ALIGNMENT = 4096
 MAX_HEADER_BYTES = 100_000_000
 """The bound that the safetensors library sets too."""
@@ -296,8 +299,8 @@ def read_verified(handle: ReadHandle, record: TensorRecord, path: str, into: NDA
     """
     hasher = xxhash.xxh3_128()
     view = into.data
-    for begin in range(0, record.size, CHUNK_BYTES):
-        chunk = view[begin : begin + CHUNK_BYTES]
+    for begin in range(0, record.size, READ_CHUNK_BYTES):
+        chunk = view[begin : begin + READ_CHUNK_BYTES]
         try:
             handle.read_into(chunk, record.begin + begin)
         except StorageError as error:

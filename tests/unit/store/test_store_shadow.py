@@ -86,10 +86,10 @@ def test_nothing_is_visible_before_the_boundary_and_it_is_told_when_it_is_durabl
     engine = Engine()
     checkpoints, told = shadow(tmp_path, engine)
     checkpoints.begin(Position(0, 1), 1)
-    checkpoints._job.wait()
+    checkpoints._job.idle.wait(30)
     assert list_checkpoints(LocalStorage(tmp_path)) == []
     step(checkpoints, engine)
-    checkpoints._job.wait()
+    checkpoints._job.idle.wait(30)
     assert find(LocalStorage(tmp_path)).manifest.position == Position(0, 1)
     assert told.saved == []
     step(checkpoints, engine)
@@ -168,7 +168,7 @@ def test_a_failure_in_the_background_is_told_at_the_boundary_and_training_goes_o
     checkpoints._settle()
     gate.broken = True
     checkpoints.begin(Position(0, 2), 2)
-    checkpoints._job.wait()
+    checkpoints._job.idle.wait(30)
     assert told.failed == []
     step(checkpoints, engine)
     assert "0_2 was not saved" in told.failed[0].message
