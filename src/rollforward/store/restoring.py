@@ -31,15 +31,23 @@ MAX_ATTACHMENT_BYTES = 1 << 30
 
 
 def read_tensors(
-    storage: Storage, manifest: Manifest, roles: Collection[str] | None = None
+    storage: Storage,
+    manifest: Manifest,
+    roles: Collection[str] | None = None,
+    *,
+    only: Collection[tuple[str, str]] | None = None,
 ) -> Iterator[tuple[str, str, NDArray[Any]]]:
     """Yield (role, name, array) of every tensor of the roles (None: all), each verified before.
+
+    `only` picks single tensors by (role, name).
 
     BF16 and FP8 tensors come as their raw bits (uint16, uint8); the manifest names their dtype.
     """
     for file, role, records in _by_file(manifest, roles):
         with open_checked(storage, file, records) as handle:
             for record in records:
+                if only is not None and (role, record.name) not in only:
+                    continue
                 array, data = new_array(record)
                 read_verified(handle, record, file.path, data)
                 yield role, record.name, array
