@@ -28,8 +28,8 @@ _DIGESTS = "digests.json"
 
 
 @contextmanager
-def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[None]:
-    """Within it, graphs are taken from the cache, or put there. Whoever enters compiles in a fixed order."""
+def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[Path]:
+    """Within it, graphs are taken from the folder it gives, or put there; compile in a fixed order."""
     folder = root.absolute() / f"{_key(settings, group.world_size)}-{group.rank}"
     whole = _is_whole(folder)
     if not whole:
@@ -37,7 +37,7 @@ def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[
         folder.mkdir(parents=True, exist_ok=True)
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
     try:
-        yield
+        yield folder
     finally:
         ms.set_context(enable_compile_cache=False)
     if not whole:

@@ -1,0 +1,31 @@
+"""What is said of tensors before MindSpore is loaded is what MindSpore then has."""
+
+import json
+from dataclasses import replace
+
+import mindspore_case
+import pytest
+from engine_case import SETTINGS
+from golden_models import FAMILIES, FOLDER
+
+from rollforward.engines.mindspore.config import ModelConfig
+from rollforward.engines.mindspore.model import Decoder
+from rollforward.engines.mindspore.shapes import parameter_shapes, tensor_layout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_names_and_shapes_are_the_decoders(family: str) -> None:
+    config = ModelConfig.parse(json.loads((FOLDER / family / "config.json").read_text()))
+    real = {key: tuple(parameter.shape) for key, parameter in Decoder(config).named_parameters().items()}
+    assert parameter_shapes(config) == real
+
+
+def test_layout_is_that_of_the_engine_and_takes_no_memory() -> None:
+    engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.MODEL))
+    layout = tensor_layout(ModelConfig.parse(mindspore_case.MODEL))
+    for role, named in engine.tensors().items():
+        assert {(name, array.dtype, array.shape) for name, array in named.items()} == {
+            (name, array.dtype, array.shape) for name, array in layout[role].items()
+        }
+    assert set(layout) == set(engine.tensors())
+    assert {stride for array in layout["policy_model"].values() for stride in array.strides} == {0}
