@@ -9,7 +9,7 @@ from rollforward.errors import NothingToResume
 from rollforward.position import Position
 from rollforward.run.rollout_reading import read_step
 from rollforward.storage import LocalStorage
-from rollforward.store.journal_history import history, journal_ranks
+from rollforward.store.journal_history import Extent, extent, history, journal_ranks
 
 START = Position(0, 0)
 
@@ -110,3 +110,12 @@ def test_a_step_that_is_not_there_says_what_is(storage: LocalStorage) -> None:
         read_step(storage, step(9))
     assert "nothing of step 0_9" in raised.value.message
     assert "rank 0, start 2: steps 0_4 to 0_5" in raised.value.message
+
+
+def test_the_extent_is_what_is_on_disk(storage: LocalStorage, disk: SimulatedDisk) -> None:
+    assert extent(storage) == Extent(0, 0, None)
+    some_history(storage)
+    content = [data for path, data in disk.tree().items() if path.endswith(".journal")]
+    found = extent(storage)
+    assert (found.segments, found.reaches_back_to) == (len(content), START)
+    assert found.size == sum(len(data or b"") for data in content)

@@ -53,6 +53,25 @@ class StartOfRun:
         self.last = record.position if self.last is None else max(self.last, record.position)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much journal there is, over all ranks; from names and sizes alone, whatever the files hold."""
+
+    segments: int
+    size: int
+    """Bytes."""
+    reaches_back_to: Position | None
+    """The earliest step that every rank's segments begin with; None without segments."""
+
+
+def extent(storage: Storage) -> Extent:
+    """The journal of a run's folder, at a glance."""
+    by_rank = [list_segments(storage, rank) for rank in journal_ranks(storage)]
+    segments = [segment for found in by_rank for segment in found]
+    firsts = [min(segment.name.first for segment in found) for found in by_rank if found]
+    return Extent(len(segments), sum(segment.size for segment in segments), max(firsts, default=None))
+
+
 def journal_ranks(storage: Storage) -> list[int]:
     """The ranks that have a journal."""
     found = (parse_rank(entry.name) for entry in storage.scan(JOURNAL) if entry.kind == "folder")
