@@ -26,8 +26,9 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 
 @dataclass(frozen=True)
 class GoldenModel:
-    """One folder: its configuration, the model loaded from it, and what transformers says."""
+    """One folder: its configuration, the model loaded from it, and what transformers says of it."""
 
+    family: str
     config: dict[str, Any]
     decoder: Decoder
     prompts: NDArray[np.int32]
@@ -77,7 +78,7 @@ def golden_model(family: str) -> GoldenModel:
     views = {name: parameter.asnumpy() for name, parameter in decoder.named_parameters().items()}
     load_weights(folder, parsed, views)
     with np.load(folder / "expected.npz") as expected:
-        return GoldenModel(config=config, decoder=decoder, **expected)
+        return GoldenModel(family=family, config=config, decoder=decoder, **expected)
 
 
 class Logits(nn.Cell):
@@ -95,7 +96,12 @@ class Logits(nn.Cell):
         return logits.reshape(ids.shape[0], ids.shape[1], -1)
 
 
-def logits_of(cell: Logits, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """`Logits`, NumPy to NumPy."""
-    found: NDArray[np.float32] = cell(Tensor(ids), Tensor(mask)).asnumpy()
+@cache
+def _logits_cell(family: str) -> Logits:
+    return Logits(golden_model(family).decoder)
+
+
+def logits_of(family: str, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """All logits [B, L, vocabulary] of a batch, computed without a cache; compiled once for each shape."""
+    found: NDArray[np.float32] = _logits_cell(family)(Tensor(ids), Tensor(mask)).asnumpy()
     return found

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from golden_models import GoldenModel, Logits, golden_model, logits_of
+from golden_models import GoldenModel, golden_model, logits_of
 from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.generation import Generator, left_aligned
@@ -56,13 +56,12 @@ def assert_same(one: Generation, other: Generation) -> None:
 
 
 def test_the_cache_draws_what_the_model_without_one_draws(golden: GoldenModel, generator: Generator) -> None:
-    logits = Logits(golden.decoder)
     ids, mask = golden.left_padded()
     numbers = uniforms(4)
     completions = with_stops(generator, ()).generate(ids, mask, numbers).completion_ids
     whole = (
         logits_of(
-            logits,
+            golden.family,
             np.concatenate([ids, completions], axis=1),
             np.concatenate([mask, np.ones_like(completions, np.bool_)], axis=1),
         )[:, ids.shape[1] - 1 : -1].astype(np.float64)

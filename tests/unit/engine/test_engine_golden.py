@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from golden_models import FAMILIES, GoldenModel, Logits, golden_model, logits_of
+from golden_models import FAMILIES, GoldenModel, golden_model, logits_of
 
 from rollforward.engines.mindspore.generation import Generator
 from rollforward.grpo.types import SamplingSettings
@@ -13,19 +13,14 @@ def golden(request: pytest.FixtureRequest) -> GoldenModel:
     return golden_model(request.param)
 
 
-@pytest.fixture(scope="module")
-def logits(golden: GoldenModel) -> Logits:
-    return Logits(golden.decoder)
-
-
-def test_logits_agree_with_transformers(golden: GoldenModel, logits: Logits) -> None:
-    found = logits_of(logits, golden.prompts, golden.mask)
+def test_logits_agree_with_transformers(golden: GoldenModel) -> None:
+    found = logits_of(golden.family, golden.prompts, golden.mask)
     np.testing.assert_allclose(found[golden.mask], golden.logits[golden.mask], atol=1e-4, rtol=0)
 
 
-def test_padding_at_the_left_changes_no_logits(golden: GoldenModel, logits: Logits) -> None:
+def test_padding_at_the_left_changes_no_logits(golden: GoldenModel) -> None:
     ids, mask = golden.left_padded()
-    found = logits_of(logits, ids, mask)
+    found = logits_of(golden.family, ids, mask)
     np.testing.assert_allclose(found[mask], golden.logits[golden.mask], atol=1e-4, rtol=0)
 
 
