@@ -295,6 +295,23 @@ def test_resuming_into_a_new_folder_leaves_the_old_one_and_needs_it_no_more(disk
     assert report.replayed_steps == 4
 
 
+@pytest.mark.parametrize(("branch", "replayed"), [(2, 0), (3, 1), (4, 2), (5, 3), (9, 3)])
+def test_a_branch_replays_up_to_its_beginning_and_takes_nothing_beyond(
+    storage: LocalStorage, branch: int, replayed: int
+) -> None:
+    log, _ = open_log(storage, 1, START)
+    for number in range(5):
+        run_step(log, step(number))
+    log.append(step(5), 0, chunk(50))
+    log, report = open_log(storage, 2, step(2), (1, step(2)), inherit_before=step(branch))
+    assert report.replayed_steps == replayed
+    assert report.reused_chunks == int(branch == 9)
+    assert (log.find(step(4), 0) is not None) == (branch > 4)
+    run_step(log, step(2))
+    _, report = open_log(storage, 3, step(2), (1, step(2)))
+    assert report.replayed_steps == max(replayed, 1), "the abandoned part stays abandoned"
+
+
 def test_reading_a_stretch_reads_that_stretch_only(storage: LocalStorage) -> None:
     log, _ = open_log(storage, 1, START)
     for number in range(6):

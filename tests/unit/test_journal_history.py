@@ -1,5 +1,7 @@
 """What people are told of a run's journal is what happened, and looking changes nothing."""
 
+import json
+
 import pytest
 from journal_case import assert_same_chunk, chunk, open_log, outcome, run_step
 from lockstep import LockStep
@@ -36,7 +38,7 @@ def some_history(storage: LocalStorage) -> None:
         log.journal.checkpoint_begun()
     log.append(step(4), 0, chunk(40))
     log, _ = open_log(storage, 2, step(4), (1, step(4)))
-    log.journal.note(step(4), "resumed", {"by": "someone"})
+    log.journal.note(step(4), "looked at", {"by": "someone"})
     run_step(log, step(4))
     run_step(log, step(5))
     log, _ = open_log(storage, 3, step(3), (1, step(3)), fingerprint="other")
@@ -54,7 +56,8 @@ def test_each_start_is_told_with_its_reach_and_what_became_of_it(storage: LocalS
         step(4),
     )
     assert (second.chunks, second.updates, second.first, second.last) == (3, 2, step(4), step(5))
-    assert [record.metadata["event"] for record in second.events] == ["resumed"]
+    assert [record.metadata["event"] for record in second.events] == ["resumed", "looked at"]
+    assert json.loads(second.events[0].metadata["detail"])["replay_until"] == "0_4"
     assert (first.abandoned_from, second.abandoned_from, third.abandoned_from) == (step(3), step(3), None)
     assert third.header is not None
     assert (third.header.start, third.header.identity.fingerprint) == (step(3), "other")

@@ -169,6 +169,7 @@ def open_rollout_log(
     identity: Identity,
     start: Position,
     checkpoint: tuple[int, Position] | None,
+    inherit_before: Position | None = None,
     settings: LogSettings,
     all_gather: Callable[[Any], list[Any]],
     notice: Notice,
@@ -178,6 +179,7 @@ def open_rollout_log(
 
     `sources`: the folders whose journals count, oldest first; empty for a new run. Those besides
     `storage` are only read. `checkpoint`: incarnation and position of the checkpoint that was restored.
+    `inherit_before`: take over nothing of this position or later, to branch off there; None takes all.
     Collective. StorageError, on all ranks, when one of them cannot read or write its journal.
     """
 
@@ -196,11 +198,17 @@ def open_rollout_log(
     compatible = all(answer["compatible"] for answer in answers)
     until = min(Position(*answer["until"]) for answer in answers) if compatible else start
     before = until.following(settings.steps_per_epoch) if compatible else start
+    if inherit_before is not None:
+        until, before = min(until, inherit_before), min(before, inherit_before)
     inherited = view.inherited(before)
 
     def open_journal() -> tuple[Journal, list[str]]:
         repaired = repair(storage, view)
-        return Journal(storage, identity, start=start, inherited=inherited), repaired
+        journal = Journal(storage, identity, start=start, inherited=inherited)
+        if checkpoint is not None:
+            detail = {"saved_by": checkpoint[0], "replay_until": str(until), "compatible": compatible}
+            journal.note(start, "resumed", {**detail, "repaired": repaired, "problems": list(view.problems)})
+        return journal, repaired
 
     def chunks(_: tuple[Journal, list[str]]) -> int:
         return sum((until, chunk) in inherited.rollouts for chunk in range(settings.chunks_per_step))
