@@ -85,17 +85,24 @@ class Command:
 
     def kill_inside(self, process: "subprocess.Popen[bytes]", phase: str, step: int, rank: int = 0) -> None:
         """SIGKILL a worker while it is inside a phase of that step or a later one."""
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and process.poll() is None:
-            pulse = heartbeat.read(self.run, rank)
-            if pulse is None or pulse.phase != phase or int(pulse.position.split("_")[1]) < step:
-                time.sleep(0.005)
-                continue
+        while True:
+            pulse = self.wait_until_inside(process, phase, step, rank)
             os.kill(pulse.pid, signal.SIGSTOP)
             if heartbeat.read(self.run, rank) == pulse:
                 os.kill(pulse.pid, signal.SIGKILL)
                 return
             os.kill(pulse.pid, signal.SIGCONT)
+
+    def wait_until_inside(
+        self, process: "subprocess.Popen[bytes]", phase: str, step: int, rank: int = 0
+    ) -> heartbeat.Pulse:
+        """Come back when a worker is inside a phase of that step or a later one."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            pulse = heartbeat.read(self.run, rank)
+            if pulse is not None and pulse.phase == phase and int(pulse.position.split("_")[1]) >= step:
+                return pulse
+            time.sleep(0.005)
         raise AssertionError((self.folder / "train.txt").read_text())
 
     def newest(self) -> dict[str, Any]:

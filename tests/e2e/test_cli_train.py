@@ -1,6 +1,7 @@
 """Train a real model with MindSpore, kill the process, resume: nothing changed."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from command import ARITHMETIC, PROGRAM, ROOT, Command
 
 from rollforward.run.doctor import rank_folders
+from rollforward.store import RunLock
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,20 @@ def test_nothing_is_littered_where_it_was_started(whole: Command) -> None:
     assert [path.name for path in (whole.folder / "strategy").iterdir()] == ["strategy_0.ckpt"]
     kept = (whole.folder / "log" / "train.log").read_text()
     assert "training: starts at step 0_0" in kept
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_in_good_order(whole: Command, tmp_path: Path, number: int, code: int) -> None:
+    command = Command(tmp_path / "run")
+    command.take_graphs(whole)
+    process = command.start()
+    command.wait_until_inside(process, "generate", 1)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    said = (command.folder / "train.txt").read_text()
+    assert "resume with --resume_training" in said
+    assert "Traceback" not in said
+    assert RunLock.acquire(command.run).taken_over is None
 
 
 @pytest.mark.parametrize(

@@ -10,25 +10,19 @@ An error is one message, what to try after it, and no traceback unless `--debug`
 """
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from rollforward.cli import doctor, inspect, train
 from rollforward.cli.arguments import Parser
+from rollforward.cli.stopping import Stopped, on_sigterm
 from rollforward.errors import RollforwardError
 from rollforward.run.environment import LAUNCHED, this_process
 from rollforward.run.launch import error_text, report
 
 VERBS = (train, inspect, doctor)
-
-
-class Stopped(BaseException):
-    """SIGTERM came. Not an Exception, so that nothing on the way takes it for an error to handle."""
 
 
 def build_parser() -> Parser:
@@ -51,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = build_parser().parse_known_args(given)
     if unknown:
         options.verb_parser.unknown(unknown)
-    signal.signal(signal.SIGTERM, _stop)
+    on_sigterm()
     code, message = 0, None
     try:
         code = options.run(options, given)
@@ -61,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
     except KeyboardInterrupt:
         code, message = 130, "stopped by Ctrl-C; resume with --resume_training"
-    except Stopped:
-        code, message = 143, "stopped by SIGTERM; resume with --resume_training"
+    except Stopped as stop:
+        code, message = stop.exit_code, f"stopped by {stop.told}; resume with --resume_training"
     except BrokenPipeError:
         # The reader of a pipe has left, `head` for one. Nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,10 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(message + "\n")
     _tell_launcher(code, message)
     return code
-
-
-def _stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped
 
 
 def _tell_launcher(code: int, message: str | None) -> None:
