@@ -192,14 +192,10 @@ def open_rollout_log(
         until = view.first_incomplete(
             start, chunks_per_step=settings.chunks_per_step, steps_per_epoch=settings.steps_per_epoch
         )
-        return {"until": list(until), "compatible": _compatible(view, identity)}
+        return {"until": str(until), "compatible": _compatible(view, identity)}
 
     view, answers = _together(look, mine, all_gather)
-    compatible = all(answer["compatible"] for answer in answers)
-    until = min(Position(*answer["until"]) for answer in answers) if compatible else start
-    before = until.following(settings.steps_per_epoch) if compatible else start
-    if inherit_before is not None:
-        until, before = min(until, inherit_before), min(before, inherit_before)
+    compatible, until, before = _agree(answers, start, settings.steps_per_epoch, inherit_before)
     inherited = view.inherited(before)
 
     def open_journal() -> tuple[Journal, list[str]]:
@@ -246,6 +242,19 @@ def _together(
         if other["problem"] is not None:
             raise StorageError(f"rank {rank}: {other['problem']}", hint="see that rank's log")
     return result, [other["answer"] for other in everyone]
+
+
+def _agree(
+    answers: Sequence[dict[str, Any]], start: Position, steps_per_epoch: int, inherit_before: Position | None
+) -> tuple[bool, Position, Position]:
+    """Whether records are used at all; up to where steps are replayed; before where records are inherited."""
+    if not all(answer["compatible"] for answer in answers):
+        return False, start, start
+    until = min(Position.parse(answer["until"]) for answer in answers)
+    before = until.following(steps_per_epoch)
+    if inherit_before is not None:
+        until, before = min(until, inherit_before), min(before, inherit_before)
+    return True, until, before
 
 
 def _compatible(view: JournalView, identity: Identity) -> bool:
