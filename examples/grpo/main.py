@@ -5,7 +5,7 @@ msrun --worker_num=2 --local_worker_num=2 --join=True --log_dir=LOGS examples/gr
 
 import sys
 
-from rollforward.cli.main import main
+from rollforward.cli.main import run_process
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    run_process(["train", *sys.argv[1:]])

@@ -14,15 +14,21 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
-from rollforward.cli import doctor, inspect, train
 from rollforward.cli.arguments import Parser
-from rollforward.cli.stopping import Stopped, on_sigterm
+from rollforward.cli.stopping import Stopped, take_signals
 from rollforward.errors import RollforwardError
 from rollforward.run.environment import LAUNCHED, this_process
 from rollforward.run.launch import error_text, report
 
-VERBS = (train, inspect, doctor)
+
+def verb_modules() -> list[ModuleType]:
+    """The verbs. Imported here and not above: signals must be taken before NumPy is imported."""
+    from rollforward.cli import doctor, inspect, train
+
+    return [train, inspect, doctor]
 
 
 def build_parser() -> Parser:
@@ -31,7 +37,7 @@ def build_parser() -> Parser:
         prog="rollforward", description="GRPO post-training on MindSpore that recovers like a database."
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for verb in VERBS:
+    for verb in verb_modules():
         below = verbs.add_parser(verb.NAME, help=verb.SUMMARY, description=verb.DESCRIPTION)
         verb.add_arguments(below)
         below.add_option("--debug", action="store_true", help="show the traceback of an error")
@@ -42,16 +48,15 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options, unknown = build_parser().parse_known_args(given)
-    if unknown:
-        options.verb_parser.unknown(unknown)
-    on_sigterm()
-    code, message = 0, None
+    code, message, debug = 0, None, "--debug" in given
     try:
+        options, unknown = build_parser().parse_known_args(given)
+        if unknown:
+            options.verb_parser.unknown(unknown)
         code = options.run(options, given)
     except RollforwardError as error:
         code, message = error.exit_code, error_text(error)
-        if options.debug:
+        if debug:
             traceback.print_exc()
     except KeyboardInterrupt:
         code, message = 130, "stopped by Ctrl-C; resume with --resume_training"
@@ -62,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         code, message = 1, f"{error_text(error)}\nTry: --debug for where it happened"
-        if options.debug:
+        if debug:
             traceback.print_exc()
     if message is not None:
         sys.stderr.write(message + "\n")
@@ -77,5 +82,11 @@ def _tell_launcher(code: int, message: str | None) -> None:
         report(Path(folder), process.rank, code=code, error=message)
 
 
+def run_process(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`main` as the whole of this process."""
+    take_signals()
+    sys.exit(main(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

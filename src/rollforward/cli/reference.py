@@ -5,7 +5,7 @@ import json
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from rollforward.cli.main import VERBS, build_parser
+from rollforward.cli.main import build_parser, verb_modules
 from rollforward.run.config import Config
 from rollforward.run.ignored import IGNORED
 from rollforward.run.schema import default_of, kind_name, meaning_of
@@ -23,7 +23,7 @@ def command_line_page() -> str:
         "1 something failed, 2 the input cannot be used (nothing was changed), 130 Ctrl-C, 143 SIGTERM."
     )
     parts.append(f"```\n{parser.format_help()}```")
-    for verb in VERBS:
+    for verb in verb_modules():
         parts += [f"## rollforward {verb.NAME}", f"```\n{verbs.choices[verb.NAME].format_help()}```"]
     return "\n\n".join(parts) + "\n"
 

@@ -18,22 +18,18 @@ class Stopped(BaseException):
         self.told = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
 
 
-def on_sigterm() -> None:
-    """From now on SIGTERM raises Stopped in the main thread."""
-    signal.signal(signal.SIGTERM, _stop)
-
-
-def keep_interrupts_from_the_framework() -> None:
-    """From now on SIGINT raises Stopped too. To be called before MindSpore is imported.
+def take_signals() -> None:
+    """From now on SIGTERM and SIGINT raise Stopped in the main thread. To be called before NumPy is imported.
 
     MindSpore (2.10) takes SIGINT over while it compiles or runs a graph, and turns it into
     SIGTERM, so Ctrl-C could not be told from a termination. Here the signal is blocked in every
-    thread but one, which waits for it. A process that ignores SIGINT (under nohup) goes on to.
+    thread but one, which waits for it; libraries that start threads of their own must therefore
+    be imported later. A process that ignores SIGINT (under nohup) goes on to.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=_wait_for_interrupt, name="interrupts", daemon=True).start()
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        threading.Thread(target=_wait_for_interrupt, name="interrupts", daemon=True).start()
 
 
 def _wait_for_interrupt() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from rollforward.cli import worker
 from rollforward.cli.arguments import Parser, split_list
-from rollforward.cli.stopping import keep_interrupts_from_the_framework
 from rollforward.errors import ConfigError
 from rollforward.run import config, launch
 from rollforward.run.engine import MindSpore
@@ -126,7 +125,6 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             log_folder=plan.outputs.log,
             run_folder=plan.outputs.run,
         )
-    keep_interrupts_from_the_framework()
     train(plan, engines)
     return 0
 

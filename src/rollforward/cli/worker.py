@@ -11,6 +11,6 @@ if __name__ == "__main__":
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [folder for folder in sys.path if str(Path(folder).resolve()) != here]
 
-    from rollforward.cli.main import main
+    from rollforward.cli.main import run_process
 
-    sys.exit(main())
+    run_process()

@@ -23,8 +23,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from rollforward.errors import RollforwardError, WorkerFailed
 from rollforward.run import heartbeat
@@ -36,7 +35,7 @@ _LOOK_EVERY = 0.2
 _ENDING = 10.0
 """Seconds that `msrun` has to end after the last worker has."""
 _PATIENCE = 5.0
-"""Seconds that workers have to end by themselves after SIGTERM or SIGINT."""
+"""Seconds that workers have to end by themselves after SIGTERM."""
 _NO_WORKER = "-2"
 """For `msrun --tail_worker_log`: the number of no worker, since the log is shown from here."""
 _SHOWN_LINES = 15
@@ -84,11 +83,15 @@ def launch(
         with (log_folder / "msrun.log").open("wb") as output:
             msrun = _start(script, arguments, workers, log_folder, Path(folder), output)
             watch = _Watch(msrun, Path(folder), workers, log_folder, run_folder)
-            with _Signals() as signals:
-                try:
-                    return watch.until_the_end(signals)
-                finally:
-                    watch.end_all()
+            try:
+                return watch.until_the_end()
+            except RollforwardError:
+                raise
+            except BaseException:
+                watch.ask_to_end()
+                raise
+            finally:
+                watch.end_all()
 
 
 def _start(
@@ -119,26 +122,6 @@ def _start(
     )
 
 
-class _Signals:
-    """Notes SIGINT and SIGTERM while it is entered, instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
-
-
 class _Watch:
     """Looks after `msrun` and its workers until they end."""
 
@@ -158,13 +141,11 @@ class _Watch:
         self._reports: dict[int, Report] = {}
         self._shown = 0
 
-    def until_the_end(self, signals: _Signals) -> int:
-        """Look until all workers ended well, one failed, or we are told to stop."""
+    def until_the_end(self) -> int:
+        """Look until all workers ended well, or one failed."""
         while True:
             self._read_reports()
             self._show_first_worker()
-            if signals.received is not None:
-                return self._stop(signals.received)
             # msrun is asked before the workers are: if it is gone and a worker has not said
             # how it ended, it is not going to.
             gone = self._msrun.poll() is not None
@@ -232,17 +213,16 @@ class _Watch:
             hint=f"resume with --resume_training; the worker's log is {log}",
         )
 
-    def _stop(self, number: int) -> int:
-        """Hand the signal on, give the workers a moment, and return its exit code."""
+    def ask_to_end(self) -> None:
+        """SIGTERM to the workers, and a moment for them to end in good order."""
         for known in self._reports.values():
             if known.code is None:
                 with suppress(ProcessLookupError):
-                    os.kill(known.pid, number)
+                    os.kill(known.pid, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline and any(alive(known.pid) for known in self._reports.values()):
             time.sleep(_LOOK_EVERY)
         self._show_first_worker()
-        return 128 + number
 
     def _show_first_worker(self) -> None:
         """Relay what the first rank has written since the last time, whole lines only."""
