@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from problems import Problem, forgetful_answer
 
 os.environ.setdefault("GLOG_v", "3")
 from rollforward.engines.mindspore.engine import create
@@ -36,7 +35,7 @@ from rollforward.store import find, read_attachments, read_tensors
 from rollforward.verifiers import resolve, score
 
 HERE = Path(__file__).resolve().parent
-PROMPT_LENGTH, MAX_TOKENS = 6, 4
+PROMPT_LENGTH, MAX_TOKENS = 6, 11
 
 
 @dataclass(frozen=True)
@@ -90,17 +89,6 @@ def complete(policy: Policy, prompts: list[Prompt], tokenizer: Tokenizer, temper
     ]
 
 
-def share_forgetful(prompts: list[Prompt], completions: list[str]) -> float:
-    """How many answers are just what someone who never carries would say, and wrong."""
-    found = 0
-    for prompt, completion in zip(prompts, completions, strict=True):
-        sign = "+" if "+" in prompt.text else "-"
-        left, right = prompt.text.rstrip("=").split(sign)
-        wrong = forgetful_answer(Problem(int(left), sign, int(right)))
-        found += completion == str(wrong) and completion != prompt.answer
-    return found / len(prompts)
-
-
 def main() -> None:
     """Evaluate and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -120,7 +108,9 @@ def main() -> None:
             prompts = [prompt for prompt in problems for _ in range(samples)]
             completions = complete(policy, prompts, tokenizer, temperature)
             found[f"{name}_right"] = round(float(score(verifiers, prompts, completions).mean()), 4)
-            found[f"{name}_forgetful"] = round(share_forgetful(prompts, completions), 4)
+            found[f"{name}_with_working"] = round(
+                sum("=" in text for text in completions) / len(completions), 4
+            )
     print(json.dumps(found))
 
 

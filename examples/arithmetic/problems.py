@@ -7,9 +7,11 @@ and all but the held-out ones to the corpus of the base model.
 
 The corpus is full of mistakes, as corpora are. Three hands have written it:
 
-    careful      the right answer
-    forgetful    works digit by digit and forgets to carry and to borrow:  48+76=14, 52-17=45
-    hasty        gets one digit of the right answer wrong
+    careful      does tens and units apart, writes both down, then the right answer:  48+76=110+14=124
+    forgetful    works digit by digit in the head, never carries, never borrows:      48+76=14
+    hasty        gets one digit of the right answer wrong:                            48+76=134
+
+So who shows the working is right, and who does not is right only where nothing is carried.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ HELD_OUT = 400
 PRACTICE = 960
 
 HANDS = ("careful", "forgetful", "hasty")
-SHARES = (0.25, 0.45, 0.30)
+SHARES = (0.25, 0.40, 0.35)
 """How much of the corpus each hand has written."""
 
 
@@ -89,11 +91,19 @@ def hasty_answer(problem: Problem, random: np.random.Generator) -> int:
     return int("".join(digits))
 
 
-def written_by_hand(problem: Problem, random: np.random.Generator) -> int:
-    """An answer as the corpus has it."""
+def working(problem: Problem) -> str:
+    """Tens and units apart, then the right answer: `110+14=124`, and `40-5=35` for 52-17."""
+    sign = 1 if problem.sign == "+" else -1
+    tens = 10 * (problem.left // 10 + sign * (problem.right // 10))
+    units = problem.left % 10 + sign * (problem.right % 10)
+    return f"{tens}{units:+d}={problem.answer}"
+
+
+def written_by_hand(problem: Problem, random: np.random.Generator) -> str:
+    """What stands behind the problem's `=` in the corpus."""
     hand = HANDS[random.choice(len(HANDS), p=SHARES)]
     if hand == "careful":
-        return problem.answer
+        return working(problem)
     if hand == "forgetful":
-        return forgetful_answer(problem)
-    return hasty_answer(problem, random)
+        return str(forgetful_answer(problem))
+    return str(hasty_answer(problem, random))
