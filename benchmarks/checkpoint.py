@@ -1,6 +1,7 @@
 """Checkpoints side by side: python benchmarks/checkpoint.py [--size 512MB] [--rounds 5] [--folder DIR]
 
-The same state, the same disk, one process, the ways in turn, `--rounds` times; medians are shown.
+The same state, the same disk, one process, the ways in turn, `--rounds` times. The best round of
+each is shown: what other processes do to a machine only ever adds.
 
     blocked   seconds for which a training loop has to wait
     durable   seconds until every byte is on stable storage: where a way does not sync its files,
@@ -16,7 +17,6 @@ where it says CRC. Left out: more than one process, and object stores.
 import argparse
 import os
 import shutil
-import statistics
 import tempfile
 import threading
 import time
@@ -172,7 +172,6 @@ def measure_ours(
     # The first save makes folders; a run does that once.
     small = {"policy_model": {"w": np.zeros(4, np.float32)}}
     store.save(Position(0, 0), small, global_step=0, **about)
-    sync([])
     with PeakMemory() as memory:
         if shadow:
             save_in_shadow(store, tensors, about, result, number)
@@ -224,11 +223,11 @@ def measure_way(way: Way, result: Result) -> None:
 
 
 def table(results: list[Result], size: int) -> str:
-    """Medians, with ratios to the physical limits."""
+    """Best rounds, with ratios to the physical limits."""
     by_name = {result.name: result for result in results}
-    copy = statistics.median(by_name["memory copy"].blocked)
+    copy = min(by_name["memory copy"].blocked)
     plain = by_name["plain write, fsync, read"]
-    limits = {key: statistics.median(getattr(plain, key)) for key in ("durable", "warm", "cold")}
+    limits = {key: min(getattr(plain, key)) for key in ("durable", "warm", "cold")}
     lines = [
         f"{'':36}{'blocked':>16}{'returned':>10}{'durable':>16}"
         f"{'read, warm':>16}{'read, cold':>16}{'extra':>8}"
@@ -236,7 +235,7 @@ def table(results: list[Result], size: int) -> str:
     for result in results:
         cells = [cell(result.blocked, copy, 16), cell(result.returned, None, 10)]
         cells += [cell(getattr(result, key), limits[key], 16) for key in ("durable", "warm", "cold")]
-        extra = f"{statistics.median(result.extra):8.0f}" if result.extra else " " * 8
+        extra = f"{min(result.extra):8.0f}" if result.extra else " " * 8
         lines.append(f"{result.name:36}{''.join(cells)}{extra}  {result.remark}")
     lines.append(
         f"state: {size / 1e6:.0f} MB in tensors of {TENSOR_BYTES / 1e6:.0f} MB; seconds, and in brackets the"
@@ -249,12 +248,12 @@ def table(results: list[Result], size: int) -> str:
 
 
 def cell(values: list[float], limit: float | None, width: int) -> str:
-    """One median and its ratio."""
+    """The best round and its ratio."""
     if not values:
         return " " * width
-    middle = statistics.median(values)
-    ratio = "" if limit is None else f" ({middle / limit:5.2f})"
-    return f"{middle:.3f}{ratio}".rjust(width)
+    best = min(values)
+    ratio = "" if limit is None else f" ({best / limit:5.2f})"
+    return f"{best:.3f}{ratio}".rjust(width)
 
 
 def picture(results: list[Result], size: int, path: Path) -> None:
@@ -267,7 +266,7 @@ def picture(results: list[Result], size: int, path: Path) -> None:
     figure, axes = plt.subplots(1, 4, figsize=(16, 5), sharey=True)
     shown = [result for result in results if result.name != "memory copy"]
     for axis, key in zip(axes, ("blocked", "durable", "warm", "cold"), strict=True):
-        values = [statistics.median(getattr(result, key) or [0.0]) for result in shown]
+        values = [min(getattr(result, key) or [0.0]) for result in shown]
         colours = ["tab:orange" if result.name.startswith("ours") else "tab:gray" for result in shown]
         axis.barh([result.name for result in shown], values, color=colours)
         axis.set_title(f"{key}, seconds for {size / 1e6:.0f} MB")
@@ -294,13 +293,14 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to write; a temporary folder by default"
     )
+    parser.add_argument("--without_peers", action="store_true", help="only ours and the limits")
     parser.add_argument("--picture", type=Path, default=None, help="PNG to draw")
     options = parser.parse_args()
     state = make_state(options.size)
     size = sum(array.nbytes for array in state.values())
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="checkpoint-bench-") as name:
         folder = Path(name)
-        ways = [*mindspore_ways(state, folder), *torch_ways(state, folder)]
+        ways = [] if options.without_peers else [*mindspore_ways(state, folder), *torch_ways(state, folder)]
         copy, plain = Result("memory copy"), Result("plain write, fsync, read")
         ours = Result("ours, blocking", remark="verified")
         shadow = Result("ours, in the shadow of generation", remark="verified")

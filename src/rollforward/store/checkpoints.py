@@ -119,9 +119,10 @@ class CheckpointStore:
         except Exception as caught:
             error = caught
         committed = self.commit(attempt, error)
-        warnings = (*committed.warnings, *self.tidy(committed))
         seconds = time.perf_counter() - attempt.started
-        return Saved(committed.manifest, attempt.bytes_written, seconds, seconds, warnings)
+        warnings = (*committed.warnings, *self.tidy(committed))
+        blocked = time.perf_counter() - attempt.started
+        return Saved(committed.manifest, attempt.bytes_written, seconds, blocked, warnings)
 
     def plan(self, description: Description, sources: Sources) -> Attempt:
         """Agree on the names of the files. Collective; nothing is written. The first part of `save`."""
