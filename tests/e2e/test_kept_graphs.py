@@ -1,0 +1,25 @@
+"""Graphs that are taken from an earlier start compute the same bits as freshly compiled ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("engine_digest.py")
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def test_a_start_with_kept_graphs_computes_the_same_bits(tmp_path: Path) -> None:
+    environment = {**os.environ, "GLOG_v": "3", "PYTHONPATH": str(SOURCE)}
+    folder = tmp_path / "graphs"
+    found, kept = [], []
+    for arguments in ([], [str(folder)], [str(folder)]):
+        command = [sys.executable, str(SCRIPT), *arguments]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=240, check=True
+        )
+        found.append(done.stdout.splitlines()[-1])
+        kept.append(sorted((path.name, path.stat().st_mtime_ns) for path in folder.rglob("*.mindir")))
+    assert found[0] == found[1] == found[2]
+    assert kept[1]
+    assert kept[1] == kept[2], "the last start compiled again instead of taking what was kept"
