@@ -1,5 +1,6 @@
 """A run from its options to its last checkpoint, with a NumPy engine: killed, damaged, moved, refused."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def everything_in(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
+
+
+def settled(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder once the thread that saves has ended its work; a real kill would end the thread."""
+    before: dict[str, bytes] = {}
+    while (now := everything_in(folder)) != before:
+        before = now
+        time.sleep(0.3)
+    return now
 
 
 def positions(folder: Path) -> list[str]:
@@ -132,7 +142,7 @@ class TestFolders:
         place.train("whole")
         with pytest.raises(Killed):
             place.train("old", ToyPackage(dies_at_update=4))
-        before = everything_in(place.root / "old")
+        before = settled(place.root / "old")
         place.train("new", resume=True, source="old")
         assert everything_in(place.root / "old") == before
         assert place.digests("new") == place.digests("whole")

@@ -1,40 +1,91 @@
-"""The trainer's `Checkpoints`, over the store: a checkpoint is written while the trainer waits."""
+"""The trainer's `Checkpoints`: the store's, in the shadow of generation, with the journal kept in step.
+
+A checkpoint that begins begins a journal segment too, so that old segments can go when old
+checkpoints do. What comes of a checkpoint is told at the next step boundary, a line each; one
+that fails does not end the run, unless nothing newer succeeds until the run is over.
+"""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from rollforward.errors import StorageError
 from rollforward.grpo.ports import Engine
 from rollforward.position import Position
-from rollforward.store import CheckpointStore, Saved
+from rollforward.run.progress import in_bytes
+from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
+from rollforward.store.finding import positions
+from rollforward.store.journal import Journal
 
 
-class BlockingCheckpoints:
-    """Saves and commits a checkpoint within `begin`. See `grpo.ports.Checkpoints`."""
+class RunCheckpoints:
+    """See `grpo.ports.Checkpoints`."""
 
     def __init__(
         self,
         store: CheckpointStore,
         engine: Engine,
+        journal: Journal,
         about: Mapping[str, Any],
-        saved: Callable[[Saved], None],
+        *,
+        run: Path,
+        say: Callable[[str], None],
+        committed: Callable[[Position], None],
     ) -> None:
-        """`about` goes to every `CheckpointStore.save`; `saved` is told of each checkpoint."""
+        """`about` goes to every checkpoint; `committed` is told the position of each that exists."""
         self._store = store
         self._engine = engine
+        self._journal = journal
         self._about = about
-        self._saved = saved
+        self._run = run
+        self._say = say
+        self._committed = committed
+        self._shadow = ShadowCheckpoints(
+            store,
+            engine.tensors,
+            about,
+            saved=self._saved,
+            failed=lambda error: self._warn(f"{error.message}. Try: {error.hint}"),
+            warned=self._warn,
+        )
 
-    def begin(self, position: Position, global_step: int) -> None:
-        """Save the state as it is now; StorageError when a worker cannot."""
+    def save_now(self, position: Position, global_step: int) -> None:
+        """Save and commit before this returns. StorageError on all workers when one cannot."""
+        self._journal.checkpoint_begun()
         self._saved(
             self._store.save(position, self._engine.tensors(), global_step=global_step, **self._about)
         )
 
+    def begin(self, position: Position, global_step: int) -> None:
+        """See `grpo.ports.Checkpoints.begin`."""
+        self._journal.checkpoint_begun()
+        self._shadow.begin(position, global_step)
+
     def before_update(self) -> None:
-        """Nothing is still to be read."""
+        """See `grpo.ports.Checkpoints.before_update`."""
+        self._shadow.before_update()
 
     def boundary(self) -> None:
-        """Nothing is under way."""
+        """See `grpo.ports.Checkpoints.boundary`."""
+        self._shadow.boundary()
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """See `grpo.ports.Checkpoints.close`. StorageError when the newest state could not be saved."""
+        self._shadow.close()
+
+    def _saved(self, result: Saved) -> None:
+        position = result.manifest.position
+        self._committed(position)
+        self._say(
+            f"checkpoint: {position} saved to {self._run}, {in_bytes(result.bytes_written)} written "
+            f"in {result.seconds:.2f} s, training waited {result.blocked:.3f} s"
+        )
+        for warning in result.warnings:
+            self._warn(warning)
+        try:
+            self._journal.prune(min(positions(self._store.storage)))
+        except StorageError as error:
+            self._warn(f"an old journal segment could not be removed: {error.message}")
+
+    def _warn(self, text: str) -> None:
+        self._say(f"warning: {text}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforward import verifiers
-from rollforward.errors import RunLocked, StorageError
+from rollforward.errors import RunLocked
 from rollforward.grpo.ports import Engine, Group, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
@@ -32,11 +32,10 @@ from rollforward.run.plan import Plan, schedule_of, versions
 from rollforward.run.progress import Display, LogFile, Several, in_bytes, open_display
 from rollforward.run.recovery import Restored, restore
 from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
-from rollforward.run.saving import BlockingCheckpoints
+from rollforward.run.saving import RunCheckpoints
 from rollforward.run.settings import engine_settings, learning_rate, trainer_settings
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointStore, Retention, RunLock, Saved, newest_incarnation
-from rollforward.store.finding import positions
+from rollforward.store import CheckpointStore, Retention, RunLock, newest_incarnation
 from rollforward.store.journal_records import Identity
 from rollforward.store.manifest import digest_of_arrays
 
@@ -92,24 +91,15 @@ def _run_steps(
 ) -> None:
     """Train from the restored position to the end."""
 
-    def saved(result: Saved) -> None:
-        manifest = result.manifest
-        display.saved(manifest.position)
-        say(
-            f"checkpoint: {manifest.position} saved to {plan.outputs.run}, "
-            f"{in_bytes(result.bytes_written)} written in {result.seconds:.2f} s"
-        )
-        log.journal.checkpoint_begun()
-        for warning in (*result.warnings, *_prune(log, store)):
-            say(f"warning: {warning}")
-
     start = restored.manifest.position if restored else plan.start
-    checkpoints = BlockingCheckpoints(store, engine, about, saved)
+    checkpoints = RunCheckpoints(
+        store, engine, log.journal, about, run=plan.outputs.run, say=say, committed=display.saved
+    )
     if restored is not None:
         display.saved(start)
     if restored is None or not _same_folder(plan):
         # From here on the folder can be resumed by itself, whenever it is killed.
-        checkpoints.begin(start, start.global_step(plan.steps_per_epoch))
+        checkpoints.save_now(start, start.global_step(plan.steps_per_epoch))
     if start >= plan.end:
         say(f"training: nothing to do, the run ends at {plan.end}")
         return
@@ -130,15 +120,6 @@ def _run_steps(
         settings=settings,
     ).run(start, plan.end)
     say(f"done: {plan.total_steps} steps, the last checkpoint is {plan.end} in {plan.outputs.run}")
-
-
-def _prune(log: JournaledRollouts, store: CheckpointStore) -> list[str]:
-    """Remove what of the journal no kept checkpoint needs; what went wrong, a line each."""
-    try:
-        log.journal.prune(min(positions(store.storage)))
-    except StorageError as error:
-        return [f"an old journal segment could not be removed: {error.message}"]
-    return []
 
 
 def _open_log(
