@@ -241,7 +241,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
                 fontsize=9,
             )
     axes.set(xlabel="step", ylabel="mean reward", title="The same run, killed twice and never killed")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 

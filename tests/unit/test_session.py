@@ -36,7 +36,7 @@ def everything_in(folder: Path) -> dict[str, bytes]:
 
 
 def settled(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder once the thread that saves has ended its work; a real kill would end the thread."""
+    """Everything in a folder once the thread that saves is done; a real kill would have ended it."""
     before: dict[str, bytes] = {}
     while (now := everything_in(folder)) != before:
         before = now
