@@ -58,7 +58,7 @@ def restore_into(
     manifest: Manifest,
     tensors: Mapping[str, Mapping[str, NDArray[Any]]],
     *,
-    threads: int = 2,
+    threads: int = 4,
 ) -> int:
     """Read a checkpoint's tensors straight into arrays, several at once; returns the bytes.
 
