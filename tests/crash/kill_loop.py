@@ -1,9 +1,10 @@
 """Kill a process that saves and prunes, at random instants: python kill_loop.py FOLDER KILLS SEED
 
-Each child takes the lock, resumes what it finds, and saves as fast as it can, telling through a
-pipe what was committed. It is killed with SIGKILL; then the folder is opened with the recovery
-code: what was told must be there, every visible checkpoint must be whole, and hold what its step
-says. Prints a JSON object with the counts. A process of its own, so that forking is safe.
+Each child takes the lock, resumes what it finds, and saves as fast as it can, every second one in
+the shadow of its training, telling through a pipe what was committed. It is killed with SIGKILL;
+then the folder is opened with the recovery code: what was told must be there, every visible
+checkpoint must be whole, and hold what its step says. Prints a JSON object with the counts. A
+process of its own, so that forking is safe.
 """
 
 import json
@@ -12,13 +13,22 @@ import random
 import signal
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
 from rollforward.errors import NothingToResume
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointStore, Retention, RunLock, find, list_checkpoints, read_tensors
+from rollforward.store import (
+    CheckpointStore,
+    Retention,
+    RunLock,
+    ShadowCheckpoints,
+    find,
+    list_checkpoints,
+    read_tensors,
+)
 
 
 def state(step: int) -> dict[str, dict[str, np.ndarray]]:
@@ -31,8 +41,8 @@ def state(step: int) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def train(folder: str, told: int) -> None:
-    """The child: never returns."""
+def train(folder: str, told: int, shadow: bool) -> None:
+    """The child: never returns. In the shadow, arrays change while a thread still writes."""
     lock = RunLock.acquire(folder)
     storage = LocalStorage(folder)
     try:
@@ -41,18 +51,36 @@ def train(folder: str, told: int) -> None:
     except NothingToResume:
         previous, step = None, 1
     store = CheckpointStore(storage, retention=Retention(newest=2), previous=previous, fence=lock.check)
+    about = {"run_id": "killed", "incarnation": lock.incarnation, "state": {}}
+    about |= {"attachments": {"config.json": b"{}"}}
+    if shadow:
+        train_in_the_shadow(store, about, step, told)
     while True:
-        store.save(
-            Position(0, step),
-            state(step),
-            global_step=step,
-            run_id="killed",
-            incarnation=lock.incarnation,
-            state={},
-            attachments={"config.json": b"{}"},
-        )
+        store.save(Position(0, step), state(step), global_step=step, **about)
         os.write(told, step.to_bytes(8, "little"))
         step += 1
+
+
+def train_in_the_shadow(store: CheckpointStore, about: dict[str, Any], step: int, told: int) -> None:
+    """Updates in place, as an engine does them, between checkpoints that a thread writes."""
+    live = state(step)
+    checkpoints = ShadowCheckpoints(
+        store,
+        lambda: live,
+        about,
+        saved=lambda saved: os.write(told, saved.manifest.global_step.to_bytes(8, "little")) and None,
+        failed=lambda error: sys.exit(str(error)),
+        warned=lambda warning: sys.exit(warning),
+    )
+    while True:
+        checkpoints.begin(Position(0, step), step)
+        time.sleep(0.002)
+        checkpoints.before_update()
+        step += 1
+        for role, named in state(step).items():
+            for name, array in named.items():
+                live[role][name][...] = array
+        checkpoints.boundary()
 
 
 def look(folder: str, committed: int) -> None:
@@ -71,12 +99,12 @@ def main(folder: str, kills: int, seed: int) -> None:
     """Kill, look, and go on."""
     drawn = random.Random(seed)
     committed = saves = 0
-    for _ in range(kills):
+    for number in range(kills):
         heard, told = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(heard)
-            train(folder, told)
+            train(folder, told, shadow=number % 2 == 1)
         os.close(told)
         time.sleep(drawn.uniform(0.002, 0.08))
         os.kill(child, signal.SIGKILL)
