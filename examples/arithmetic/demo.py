@@ -80,6 +80,8 @@ class Run:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=os.environ | {"LOCAL_DEFAULT_PATH": str(self.folder)},
+                # The configuration names its data from here.
+                cwd=HERE.parent.parent,
             )
 
     def steps(self) -> list[dict[str, Any]]:
@@ -267,7 +269,7 @@ def main() -> int:
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     began = time.monotonic()
-    out = fresh_folder(options.out)
+    out = fresh_folder(options.out.resolve())
     # A copy: whatever happens to the original meanwhile, both runs are of the same configuration.
     config = Path(shutil.copy(HERE / "grpo.yaml", out / "grpo.yaml"))
     runs = [
