@@ -26,9 +26,9 @@ from rollforward.run.launch import error_text, report
 
 def verb_modules() -> list[ModuleType]:
     """The verbs. Imported here and not above: signals must be taken before NumPy is imported."""
-    from rollforward.cli import doctor, inspect, train
+    from rollforward.cli import doctor, inspect, train, verify
 
-    return [train, inspect, doctor]
+    return [train, inspect, verify, doctor]
 
 
 def build_parser() -> Parser:

@@ -10,17 +10,22 @@ from rollforward.store import CheckpointInfo, list_checkpoints
 from rollforward.store.layout import COMMITS
 
 
-def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
-    """The checkpoints of a run, the oldest first; `deep` reads and digests every byte.
-
-    Raises NothingToResume when the folder is not that of a run.
-    """
+def open_run(folder: Path) -> LocalStorage:
+    """The storage of a run's folder; NothingToResume when the folder is not that of a run."""
     if not (folder / COMMITS).is_dir():
         raise NothingToResume(
             f"{folder} holds no run: there is no {COMMITS}/ in it; {what_is_near(folder)}",
             hint="name the folder that --save_checkpoint_dir named",
         )
-    return list_checkpoints(LocalStorage(folder), deep=deep)[::-1]
+    return LocalStorage(folder)
+
+
+def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
+    """The checkpoints of a run, the oldest first; `deep` reads and digests every byte.
+
+    Raises NothingToResume when the folder is not that of a run.
+    """
+    return list_checkpoints(open_run(folder), deep=deep)[::-1]
 
 
 def as_json(info: CheckpointInfo) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""`rollforward verify`: whether everything that a run has saved is intact."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn as SpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from rollforward.cli.arguments import Parser
+from rollforward.run import checking
+from rollforward.run.checking import JournalVerdict
+from rollforward.run.listing import open_run
+from rollforward.run.progress import in_bytes
+from rollforward.store.looking import Verdict, verify_checkpoints
+
+NAME = "verify"
+SUMMARY = "check that what a run has saved is intact"
+DESCRIPTION = """\
+Check every checkpoint of a run, the newest first: that its manifest proves intact and that all
+files are there with their sizes. With --deep every byte of every checkpoint and of the journal is
+read and digested too, with a progress bar when standard error is a terminal.
+
+On a terminal the verdicts are a table, elsewhere one line each: checkpoint or journal, position or
+rank, verdict, with tabs between. Nothing is changed on disk. The exit code is 0 when everything is
+intact, 1 when something is not. An end of the journal that a kill cut off is not damage: the next
+start of the run cuts it."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of `verify`."""
+    parser.add_argument("folder", metavar="RUN", help="the run's folder (--save_checkpoint_dir)")
+    parser.add_option("--deep", action="store_true", help="read and digest every byte")
+    parser.add_option("--json", action="store_true", help="print the verdicts as JSON")
+
+
+def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
+    """Print the verdicts."""
+    storage = open_run(Path(options.folder))
+    began = time.perf_counter()
+    journals: list[JournalVerdict] = []
+    if options.deep:
+        with _bar(checking.bytes_to_check(storage)) as advance:
+            checkpoints = list(verify_checkpoints(storage, progress=advance))
+            journals = list(checking.check_journals(storage, advance))
+    else:
+        checkpoints = list(checking.check_checkpoints(storage))
+    seconds = time.perf_counter() - began
+    wrong = sum(bool(found.reason) for found in checkpoints) + sum(len(found.problems) for found in journals)
+    if options.json:
+        sys.stdout.write(json.dumps(_as_json(options, checkpoints, journals, wrong, seconds)) + "\n")
+    elif sys.stdout.isatty():
+        _table(checkpoints, journals, seconds)
+    else:
+        for found in checkpoints:
+            sys.stdout.write(f"checkpoint\t{found.position}\t{found.reason or 'valid'}\n")
+        for journal in journals:
+            for line in _journal_lines(journal):
+                sys.stdout.write(f"journal\trank_{journal.rank}\t{line}\n")
+    return 1 if wrong else 0
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar with speed, on standard error where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading", total=total)
+        yield lambda size: progress.advance(task, size)
+
+
+def _journal_lines(journal: JournalVerdict) -> list[str]:
+    torn = [f"valid, its end was cut off by a kill: {line}" for line in journal.torn]
+    return [*journal.problems, *torn] or ["valid"]
+
+
+def _table(checkpoints: Sequence[Verdict], journals: Sequence[JournalVerdict], seconds: float) -> None:
+    console = Console()
+    table = Table("what", "verdict")
+    for found in checkpoints:
+        table.add_row(
+            f"checkpoint {found.position}", f"[bold red]{found.reason}" if found.reason else "valid"
+        )
+    for journal in journals:
+        for line in _journal_lines(journal):
+            table.add_row(f"journal, rank {journal.rank}", _verdict(line, bad=line in journal.problems))
+    console.print(table)
+    read = sum(found.bytes_read for found in checkpoints) + sum(found.size for found in journals)
+    if read:
+        console.print(f"{in_bytes(read)} read and digested in {seconds:.2f} s, {in_bytes(read / seconds)}/s")
+
+
+def _verdict(text: str, *, bad: bool) -> Text:
+    return Text(text, style="bold red" if bad else "")
+
+
+def _as_json(
+    options: argparse.Namespace,
+    checkpoints: Sequence[Verdict],
+    journals: Sequence[JournalVerdict],
+    wrong: int,
+    seconds: float,
+) -> dict[str, object]:
+    return {
+        "folder": options.folder,
+        "deep": options.deep,
+        "problems": wrong,
+        "seconds": round(seconds, 3),
+        "checkpoints": [
+            {
+                "position": str(found.position),
+                "valid": not found.reason,
+                "reason": found.reason,
+                "bytes_read": found.bytes_read,
+            }
+            for found in checkpoints
+        ],
+        "journal": [
+            {
+                "rank": found.rank,
+                "segments": found.segments,
+                "size": found.size,
+                "problems": list(found.problems),
+                "torn": list(found.torn),
+            }
+            for found in journals
+        ],
+    }

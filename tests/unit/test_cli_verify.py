@@ -1,0 +1,91 @@
+"""`rollforward verify` says what is wrong with a run's folder, and with the exit code whether anything is."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_session import Killed, Place, ToyPackage
+
+from rollforward.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A run that has ended: 0_0, 0_3, 1_1, 1_4, 2_0."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = Place(tmp_path_factory.mktemp("verify"))
+        patch.chdir(place.root)
+        place.train("run")
+    return place
+
+
+@pytest.fixture
+def run(trained: Place) -> object:
+    """Its folder, put right again afterwards."""
+    folder = trained.root / "run"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    yield folder
+    for path, content in before.items():
+        path.write_bytes(content)
+
+
+def flip_the_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_intact_run_is_said_to_be(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--deep", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        *(f"checkpoint\t{position}\tvalid" for position in ("2_0", "1_4", "1_1", "0_3", "0_0")),
+        "journal\trank_0\tvalid",
+    ]
+
+
+def test_a_flipped_bit_is_found_with_deep_only(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip_the_last_bit(run / "train/rank_0/policy_model_rank_0-1_1.safetensors")
+    assert main(["verify", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(run), "--deep"]) == 1
+    bad = [line for line in capsys.readouterr().out.splitlines() if not line.endswith("\tvalid")]
+    assert len(bad) == 1
+    assert bad[0].startswith("checkpoint\t1_1\t")
+    assert "policy_model_rank_0-1_1.safetensors" in bad[0]
+
+
+def test_a_missing_file_is_found_without_deep(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "optimizer/rank_0/optimizer_rank_0-0_3.safetensors").unlink()
+    assert main(["verify", str(run), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["problems"] == 1
+    assert [found["position"] for found in said["checkpoints"] if not found["valid"]] == ["0_3"]
+
+
+def test_damage_in_the_middle_of_the_journal_is_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segment = run / "journal/rank_0/1-0_3.journal"
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    assert main(["verify", str(run), "--deep", "--json"]) == 1
+    (journal,) = json.loads(capsys.readouterr().out)["journal"]
+    assert "1-0_3.journal" in journal["problems"][0]
+
+
+def test_a_torn_end_of_the_journal_is_no_damage(
+    trained: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained.root)
+    with pytest.raises(Killed):
+        trained.train("torn", ToyPackage(dies_at_update=4))
+    segment = max((trained.root / "torn/journal/rank_0").glob("1-*.journal"))
+    segment.write_bytes(segment.read_bytes()[:-3])
+    capsys.readouterr()
+    assert main(["verify", str(trained.root / "torn"), "--deep"]) == 0
+    assert "journal\trank_0\tvalid, its end was cut off by a kill: " in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
