@@ -126,6 +126,14 @@ def test_a_symbolic_link_is_never_written_through(storage):
     assert read_small(storage, "real/f", limit=7) == b"kept"
 
 
+def test_nothing_is_removed_through_a_symbolic_link(storage):
+    storage.write("real/f", [b"kept"])
+    link(storage, "folder_link", f"{storage.root}/real")
+    with pytest.raises(StorageError, match="symbolic link"):
+        storage.remove("folder_link/f")
+    assert storage.stat("real/f")
+
+
 def test_a_file_in_the_place_of_a_folder_is_named(storage):
     storage.write("train", [b""])
     with pytest.raises(StorageError, match="a file is in the way"):

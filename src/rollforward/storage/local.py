@@ -199,8 +199,9 @@ class LocalStorage:
             raise storage_error("listing", target, error) from error
 
     def remove(self, path: str) -> None:
-        """See `Storage.remove`."""
+        """See `Storage.remove`. Nothing is removed through a symbolic link that stands for a folder."""
         target = self._full(path)
+        self._refuse_links(path)
         try:
             self._ops.unlink(target)
         except FileNotFoundError:

@@ -6,7 +6,7 @@ prove intact; what was yielded before that was intact.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
 
@@ -28,6 +28,9 @@ from rollforward.store.tensorfile import (
 )
 
 MAX_ATTACHMENT_BYTES = 1 << 30
+
+_OPEN_FILES = 64
+"""So many at once while restoring: a thousand ranks have more files than a process may open."""
 
 
 def read_tensors(
@@ -67,21 +70,30 @@ def restore_into(
     after CheckpointInvalid the arrays hold bytes that must not be used, until an older checkpoint
     has been restored over them.
     """
-    with ExitStack() as opened, ThreadPoolExecutor(max_workers=threads) as pool:
-        reads = []
-        for file, role, records in _by_file(manifest, tensors.keys()):
-            handle = opened.enter_context(open_checked(storage, file, records))
-            reads += [(record, handle, file.path, tensors[role][record.name]) for record in records]
-        reads.sort(key=lambda read: -read[0].size)
-        waiting = [pool.submit(_read_into, *read) for read in reads]
-        try:
-            for done in waiting:
-                done.result()
-        except BaseException:
-            for left in waiting:
-                left.cancel()
-            raise
-        return sum(read[0].size for read in reads)
+    files = list(_by_file(manifest, tensors.keys()))
+    size = 0
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for begin in range(0, len(files), _OPEN_FILES):
+            with ExitStack() as opened:
+                reads = []
+                for file, role, records in files[begin : begin + _OPEN_FILES]:
+                    handle = opened.enter_context(open_checked(storage, file, records))
+                    reads += [(record, handle, file.path, tensors[role][record.name]) for record in records]
+                # The largest first, so that no thread is left alone with one at the end.
+                reads.sort(key=lambda read: -read[0].size)
+                _wait_for_all([pool.submit(_read_into, *read) for read in reads])
+                size += sum(read[0].size for read in reads)
+    return size
+
+
+def _wait_for_all(waiting: list[Future[None]]) -> None:
+    """Raise the first error; then what has not begun is not begun, and what has is waited for."""
+    try:
+        for done in waiting:
+            done.result()
+    except BaseException:
+        wait([left for left in waiting if not left.cancel()])
+        raise
 
 
 def _read_into(record: TensorRecord, handle: ReadHandle, path: str, array: NDArray[Any]) -> None:

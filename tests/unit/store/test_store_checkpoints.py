@@ -22,6 +22,7 @@ from rollforward.store import (
     read_attachments,
     read_tensors,
     restore_into,
+    restoring,
 )
 
 
@@ -219,6 +220,22 @@ def test_restoring_puts_every_byte_straight_into_the_arrays(tmp_path, threads):
     arrays["policy_model"]["w2"] = np.zeros((3, 5), np.float32).T
     size = restore_into(LocalStorage(tmp_path), saved.manifest, arrays, threads=threads)
     assert size == sum(array.nbytes for named in arrays.values() for array in named.values())
+    for role, named in tensors(3).items():
+        assert all(np.array_equal(arrays[role][name], array) for name, array in named.items())
+
+
+def test_restoring_from_many_ranks_opens_few_files_at_once(storage, monkeypatch):
+    monkeypatch.setattr(restoring, "_OPEN_FILES", 2)
+    disk = storage._ops
+    manifest = ranks(storage, 5, lambda store: save(store, 3))[0].manifest
+    arrays = {
+        role: {name: np.zeros_like(array) for name, array in named.items()}
+        for role, named in tensors(3).items()
+    }
+    most = []
+    disk.fail = lambda call, _path: most.append(len(disk._open)) if call == "pread" else None
+    restore_into(storage, manifest, arrays, threads=1)
+    assert max(most) <= 2
     for role, named in tensors(3).items():
         assert all(np.array_equal(arrays[role][name], array) for name, array in named.items())
 
