@@ -8,7 +8,10 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
+
+from rollforward.position import Position
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -64,3 +67,20 @@ def first_spellings(spellings: Sequence[str]) -> list[str]:
 def split_list(text: str) -> list[str]:
     """`a,b` as a list."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def position(text: str) -> Position:
+    """`0_20`, as a type of arguments."""
+    try:
+        return Position.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_at(text: str) -> tuple[Path, Position | None]:
+    """`RUN` or `RUN:0_20`: the folder, and the position where one is named."""
+    folder, colon, behind = text.rpartition(":")
+    try:
+        return (Path(folder), Position.parse(behind)) if colon and folder else (Path(text), None)
+    except ValueError:
+        return Path(text), None

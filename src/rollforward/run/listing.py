@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.errors import NothingToResume
+from rollforward.position import Position
 from rollforward.run.folders import what_is_near
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointInfo, list_checkpoints
+from rollforward.store import CheckpointInfo, Manifest, find, list_checkpoints, load_manifest
+from rollforward.store.finding import positions
 from rollforward.store.layout import COMMITS
 
 
@@ -26,6 +28,23 @@ def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
     Raises NothingToResume when the folder is not that of a run.
     """
     return list_checkpoints(open_run(folder), deep=deep)[::-1]
+
+
+def checkpoint_at(storage: LocalStorage, position: Position | None) -> Manifest:
+    """The checkpoint at a position, or the newest valid one.
+
+    Raises NothingToResume, naming those that there are, when there is none at the position, and
+    CheckpointInvalid when its manifest does not prove intact.
+    """
+    if position is None:
+        return find(storage).manifest
+    there = positions(storage)
+    if position not in there:
+        raise NothingToResume(
+            f"{storage} has no checkpoint {position}; it has {', '.join(map(str, sorted(there))) or 'none'}",
+            hint="rollforward rebuild makes a checkpoint of any step that the journal reaches",
+        )
+    return load_manifest(storage, position)
 
 
 def as_json(info: CheckpointInfo) -> dict[str, Any]:

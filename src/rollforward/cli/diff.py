@@ -1,0 +1,90 @@
+"""`rollforward diff`: the tensors in which two checkpoints differ, and by how much."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rollforward.cli.arguments import Parser, run_at
+from rollforward.run.listing import checkpoint_at, open_run
+from rollforward.store import Manifest
+from rollforward.store.looking import TensorDifference, diff
+
+NAME = "diff"
+SUMMARY = "compare two checkpoints, tensor by tensor"
+DESCRIPTION = """\
+Compare two checkpoints, tensor by tensor. Each is a run's folder, for its newest valid
+checkpoint, or a folder and a position, as in RUN:0_20. They may be of one run or of two. Tensors
+with equal digests are equal; of the others every byte is read and verified.
+
+On a terminal the differences are a table, elsewhere one line a tensor: role, name, what differs
+(values, dtype or shape, only in A, only in B), how many elements, the largest absolute difference,
+and the norm of the difference over the norm of A, with tabs between; BF16 is compared as numbers.
+The exit code is 0 when no tensor differs, 1 when one does."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of `diff`."""
+    parser.add_argument("a", metavar="A", help="RUN or RUN:0_20")
+    parser.add_argument("b", metavar="B", help="RUN or RUN:0_20")
+    parser.add_option("--json", action="store_true", help="print the differences as JSON")
+
+
+def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
+    """Print the differences."""
+    folder_a, at_a = run_at(options.a)
+    folder_b, at_b = run_at(options.b)
+    storage_a, storage_b = open_run(folder_a), open_run(folder_b)
+    a, b = checkpoint_at(storage_a, at_a), checkpoint_at(storage_b, at_b)
+    found = diff(storage_a, a, storage_b, b)
+    if options.json:
+        value = {
+            "a": {"folder": str(folder_a), "position": str(a.position)},
+            "b": {"folder": str(folder_b), "position": str(b.position)},
+            "tensors": len({(tensor.role, tensor.record.name) for one in (a, b) for tensor in one.tensors}),
+            "differences": [_as_json(item) for item in found],
+        }
+        sys.stdout.write(json.dumps(value) + "\n")
+    elif sys.stdout.isatty():
+        _table(found, a, b)
+    else:
+        for item in found:
+            figures = [str(item.elements), f"{item.largest:.9g}", f"{item.relative:.9g}"]
+            sys.stdout.write("\t".join([item.role, item.name, item.what, *figures]) + "\n")
+    return 1 if found else 0
+
+
+def _as_json(item: TensorDifference) -> dict[str, object]:
+    """JSON has no NaN and no infinity: they are texts."""
+    value = asdict(item)
+    for name in ("largest", "relative"):
+        number = value[name]
+        value[name] = number if abs(number) < float("inf") else str(number)
+    return value
+
+
+def _table(found: Sequence[TensorDifference], a: Manifest, b: Manifest) -> None:
+    console = Console()
+    sizes = {
+        (tensor.role, tensor.record.name): tensor.record.shape for one in (b, a) for tensor in one.tensors
+    }
+    if not found:
+        console.print(
+            f"A ({a.position}) and B ({b.position}) have the same bytes in all {len(sizes)} tensors"
+        )
+        return
+    table = Table("role", "tensor", "shape", "what", "elements", "largest", "relative")
+    for item in found:
+        figures = [str(item.elements), f"{item.largest:.3g}", f"{item.relative:.3g}"]
+        shown = figures if item.what == "values" else ["", "", ""]
+        shape = " x ".join(map(str, sizes[item.role, item.name]))
+        table.add_row(item.role, Text(item.name), shape, item.what, *shown)
+    console.print(table)
+    console.print(
+        f"{len(found)} of {len(sizes)} tensors differ between A ({a.position}) and B ({b.position})"
+    )
