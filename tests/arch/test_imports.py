@@ -33,7 +33,17 @@ LIBRARIES: dict[str, set[str]] = {
     "grpo": {"numpy"},
     "verifiers": {"numpy", "math_verify", "reasoning_gym"},
     "engines": {"numpy", "mindspore", "google"},
-    "run": {"numpy", "yaml", "rich", "tokenizers", "jinja2", "tensorboardX", "reasoning_gym", "xxhash", "psutil"},
+    "run": {
+        "numpy",
+        "yaml",
+        "rich",
+        "tokenizers",
+        "jinja2",
+        "tensorboardX",
+        "reasoning_gym",
+        "xxhash",
+        "psutil",
+    },
     "cli": {"rich"},
 }
 
@@ -74,7 +84,9 @@ def test_a_room_reaches_only_into_the_rooms_it_may(path: Path) -> None:
             continue
         target = name.removeprefix("rollforward.")
         allowed = any(target == door or target.startswith(door + ".") for door in MAY_IMPORT[here])
-        assert allowed, f"{path.relative_to(ROOT)} imports {name}; {here} may import {MAY_IMPORT[here] or 'nothing'}"
+        assert allowed, (
+            f"{path.relative_to(ROOT)} imports {name}; {here} may import {MAY_IMPORT[here] or 'nothing'}"
+        )
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -108,7 +120,8 @@ def test_the_run_loads_an_engine_late_and_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["store", "storage", "grpo", "grpo.trainer", "verifiers", "run.config", "run.recovery", "cli.main"]
+    "module",
+    ["store", "storage", "grpo", "grpo.trainer", "verifiers", "run.config", "run.recovery", "cli.main"],
 )
 def test_importing_it_loads_no_framework(module: str) -> None:
     program = f"import sys, rollforward.{module}; print(' '.join({FRAMEWORKS!r} & sys.modules.keys()))"
@@ -123,7 +136,9 @@ def test_only_the_storage_room_renames_and_syncs() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
-                assert node.attr not in {"rename", "replace", "fsync"}, f"{path}:{node.lineno}: os.{node.attr}"
+                assert node.attr not in {"rename", "replace", "fsync"}, (
+                    f"{path}:{node.lineno}: os.{node.attr}"
+                )
 
 
 def test_nothing_is_ever_unpickled() -> None:
