@@ -42,7 +42,6 @@ LIBRARIES: dict[str, set[str]] = {
         "tensorboardX",
         "reasoning_gym",
         "xxhash",
-        "psutil",
     },
     "cli": {"rich"},
 }
