@@ -84,3 +84,14 @@ def run_at(text: str) -> tuple[Path, Position | None]:
         return (Path(folder), Position.parse(behind)) if colon and folder else (Path(text), None)
     except ValueError:
         return Path(text), None
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, as a type of arguments."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.cli import worker
-from rollforward.cli.arguments import Parser, split_list
+from rollforward.cli.arguments import Parser, count, split_list
 from rollforward.errors import ConfigError
 from rollforward.run import config, launch
 from rollforward.run.engine import MindSpore
@@ -95,7 +95,7 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         help="any key of the configuration; may be given many times",
     )
-    parser.add_option("--workers", metavar="N", type=_count, default=1, help="processes on this machine")
+    parser.add_option("--workers", metavar="N", type=count, default=1, help="processes on this machine")
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -164,13 +164,3 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in split_list(text)]
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return value

@@ -12,6 +12,7 @@ from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store.finding import check_files, load_manifest, positions
+from rollforward.store.guests import read_guests
 from rollforward.store.layout import (
     COMMITS,
     MODEL,
@@ -49,6 +50,7 @@ class Inventory:
     def __init__(self, storage: Storage) -> None:
         self._manifests: dict[Position, Manifest | None] = {}
         self._valid: dict[Position, bool] = {}
+        self._guests = read_guests(storage)
         for position in positions(storage):
             try:
                 manifest = load_manifest(storage, position)
@@ -71,10 +73,11 @@ class Inventory:
         del self._manifests[position], self._valid[position]
 
     def kept(self) -> Kept:
-        """What the manifests name."""
+        """What the manifests name, and what was there before the folder became ours."""
         readable = [manifest for manifest in self._manifests.values() if manifest is not None]
         unreadable = frozenset(position for position, manifest in self._manifests.items() if manifest is None)
-        return Kept(frozenset(name for manifest in readable for name in manifest.generations()), unreadable)
+        named = frozenset(name for manifest in readable for name in manifest.generations())
+        return Kept(named | self._guests, unreadable)
 
     def attachments(self) -> dict[str, str]:
         """Path -> digest of every attachment that a manifest names."""
@@ -143,43 +146,56 @@ def remove_files(storage: Storage, kept: Kept, rank: int) -> list[str]:
     """Remove a rank's tensor files that no manifest names, and what unfinished writes left."""
     warnings: list[str] = []
     for role in ROLE_FOLDERS:
-        folder = rank_folder(role, rank)
         try:
-            for entry in storage.scan(folder):
-                path = f"{folder}/{entry.name}"
-                name = TensorFileName.parse(path)
-                if entry.kind == "file" and (is_temporary(entry.name) or (name and not kept.keeps(name))):
-                    storage.remove(path)
+            for path, _ in unneeded_files(storage, kept, role, rank):
+                storage.remove(path)
         except StorageError as error:
             warnings.append(f"an old file could not be removed: {error.message}")
     return warnings
 
 
+def unneeded_files(storage: Storage, kept: Kept, role: str, rank: int) -> list[tuple[str, int]]:
+    """Path and size of what `remove_files` removes in one folder."""
+    folder, found = rank_folder(role, rank), []
+    for entry in storage.scan(folder):
+        path = f"{folder}/{entry.name}"
+        name = TensorFileName.parse(path)
+        if entry.kind == "file" and (is_temporary(entry.name) or (name and not kept.keeps(name))):
+            found.append((path, entry.size))
+    return found
+
+
 def remove_files_of_stray_ranks(storage: Storage, kept: Kept, world_size: int) -> list[str]:
     """The same for ranks that have folders but no worker any more: an earlier start had more workers."""
-    found: set[int] = set()
     try:
-        for folder in ROLE_FOLDERS.values():
-            found.update(
-                rank for entry in storage.scan(folder) if (rank := parse_rank(entry.name)) is not None
-            )
+        strays = [rank for rank in ranks_with_files(storage) if rank >= world_size]
     except StorageError as error:
         return [f"an old file could not be removed: {error.message}"]
-    strays = sorted(rank for rank in found if rank >= world_size)
     return [warning for rank in strays for warning in remove_files(storage, kept, rank)]
+
+
+def ranks_with_files(storage: Storage) -> list[int]:
+    """The ranks that have a folder of some role."""
+    names = (entry.name for folder in ROLE_FOLDERS.values() for entry in storage.scan(folder))
+    return sorted({rank for name in names if (rank := parse_rank(name)) is not None})
 
 
 def remove_temporaries(storage: Storage) -> list[str]:
     """Remove what unfinished writes left in the folders that all ranks share."""
     try:
-        folders = [
-            COMMITS,
-            *(entry.name for entry in storage.scan("") if entry.name.partition(".")[0] == MODEL),
-        ]
-        for folder in folders:
-            for entry in storage.scan(folder):
-                if entry.kind == "file" and is_temporary(entry.name):
-                    storage.remove(f"{folder}/{entry.name}")
+        for path, _ in temporaries(storage):
+            storage.remove(path)
     except StorageError as error:
         return [f"a temporary file could not be removed: {error.message}"]
     return []
+
+
+def temporaries(storage: Storage) -> list[tuple[str, int]]:
+    """Path and size of what `remove_temporaries` removes."""
+    models = [entry.name for entry in storage.scan("") if entry.name.partition(".")[0] == MODEL]
+    return [
+        (f"{folder}/{entry.name}", entry.size)
+        for folder in (COMMITS, *models)
+        for entry in storage.scan(folder)
+        if entry.kind == "file" and is_temporary(entry.name)
+    ]

@@ -1,8 +1,6 @@
-"""Looking at what is stored: verifying every byte, comparing two checkpoints, pruning by hand.
+"""Looking at what is stored: verifying every byte, and comparing two checkpoints.
 
-Nothing here trains and nothing needs a rank. `verify_checkpoints` and `diff` change nothing on
-disk; `prune` does, with the same order of removals as a save, and can be asked first what it
-would do (`plan_prune`). Who prunes must hold the run's lock.
+Nothing here trains, nothing needs a rank, and nothing on disk is changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,16 +12,9 @@ from numpy.typing import NDArray
 from rollforward.errors import CheckpointInvalid
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.cleaning import (
-    Inventory,
-    remove_files_of_stray_ranks,
-    remove_manifests,
-    remove_temporaries,
-)
 from rollforward.store.finding import check_files, load_manifest, positions
 from rollforward.store.manifest import Manifest, StoredTensor
 from rollforward.store.restoring import read_attachment, read_tensors
-from rollforward.store.retention import Retention
 
 Progress = Callable[[int], None]
 
@@ -135,28 +126,3 @@ def _compare(key: tuple[str, str], a: NDArray[np.float64], b: NDArray[np.float64
     return TensorDifference(
         *key, "values", int(differ.sum()), largest, apart / norm if norm else float("inf")
     )
-
-
-@dataclass(frozen=True)
-class Removal:
-    """A checkpoint that pruning would remove."""
-
-    position: Position
-    reason: str
-
-
-def plan_prune(storage: Storage, retention: Retention) -> list[Removal]:
-    """What `prune` would remove, and why; changes nothing."""
-    removals = []
-    for position, manifest in Inventory(storage).removable(retention):
-        why = "not among those that the policy keeps" if manifest else "its manifest cannot be read"
-        removals.append(Removal(position, why))
-    return sorted(removals, key=lambda removal: removal.position)
-
-
-def prune(storage: Storage, retention: Retention) -> list[str]:
-    """Remove what the policy lets go, and what interrupted saves left; returns warnings, a line each."""
-    inventory = Inventory(storage)
-    warnings = remove_manifests(storage, inventory, retention)
-    warnings += remove_files_of_stray_ranks(storage, inventory.kept(), world_size=0)
-    return warnings + remove_temporaries(storage)

@@ -7,7 +7,8 @@ from simulated_disk import SimulatedDisk
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, list_checkpoints, load_manifest
-from rollforward.store.looking import bytes_to_verify, diff, plan_prune, prune, verify_checkpoints
+from rollforward.store.looking import bytes_to_verify, diff, verify_checkpoints
+from rollforward.store.pruning import plan, prune
 
 
 @pytest.fixture
@@ -88,18 +89,34 @@ def test_a_new_nan_is_a_difference(storage):
     assert np.isnan(found.largest)
 
 
+def every_file(storage):
+    """What of a run's folder takes most of its space; manifests and meta.json are left out."""
+    folders = [f"{role}/rank_{rank}" for role in ("train", "optimizer", "ref") for rank in (0, 1)]
+    return [
+        entry for folder in folders for entry in storage.scan(folder) if entry.name.endswith(".safetensors")
+    ]
+
+
 def test_pruning_does_what_it_said_and_clears_what_was_left(storage):
     for step in range(1, 6):
         save(storage, step, arrays(step))
     storage.write("optimizer/rank_1/optimizer_rank_1-0_9.safetensors", [b"half"])
-    planned = plan_prune(storage, Retention(newest=2, every=2))
-    assert [removal.position.step for removal in planned] == [1, 3]
+    before = sum(entry.size for entry in every_file(storage))
+    planned = plan(storage, Retention(newest=2, every=2))
+    assert [(item.what, item.name) for item in planned] == [
+        ("checkpoint", "0_1"),
+        ("checkpoint", "0_3"),
+        ("file", "optimizer/rank_1/optimizer_rank_1-0_9.safetensors"),
+    ]
     assert len(list_checkpoints(storage)) == 5
     assert prune(storage, Retention(newest=2, every=2)) == []
     assert [item.position.step for item in list_checkpoints(storage, deep=True) if item.valid] == [5, 4, 2]
     names = [entry.name for entry in storage.scan("train/rank_0") if entry.name.startswith("policy")]
     assert names == [f"policy_model_rank_0-0_{step}.safetensors" for step in (2, 4, 5)]
     assert storage.scan("optimizer/rank_1") == []
+    freed = before - sum(entry.size for entry in every_file(storage))
+    assert freed == sum(item.size for item in planned)
+    assert plan(storage, Retention(newest=2, every=2)) == []
 
 
 def test_pruning_keeps_what_a_kept_checkpoint_took_over(storage):

@@ -1,0 +1,86 @@
+"""`rollforward prune`: remove old checkpoints by hand, or say what would be removed."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rollforward.cli.arguments import Parser, count
+from rollforward.run.listing import open_run
+from rollforward.run.progress import in_bytes
+from rollforward.store import Retention, RunLock
+from rollforward.store.pruning import Removal, plan, prune
+
+NAME = "prune"
+SUMMARY = "remove old checkpoints, or say what would go"
+DESCRIPTION = """\
+Remove the checkpoints of a run that are not among the newest, files that unfinished saves left,
+and the journal before the oldest kept checkpoint. The newest valid checkpoint always stays, and
+files that a kept checkpoint shares do too. With --dry_run nothing is removed.
+
+On a terminal what goes is a table, elsewhere one line each: checkpoint, file or journal, its
+position or path, bytes, why, with tabs between. A run that is training is refused: it prunes by
+itself (rl_config.save_max_ckpt_num)."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of `prune`."""
+    parser.add_argument("folder", metavar="RUN", help="the run's folder (--save_checkpoint_dir)")
+    parser.add_option(
+        "--save_max_ckpt_num", metavar="N", type=count, default=5, help="keep the newest N (default: 5)"
+    )
+    parser.add_option(
+        "--keep_every", metavar="N", type=count, default=0, help="keep those after a multiple of N steps too"
+    )
+    parser.add_option("--dry_run", action="store_true", help="only say what would go, and why")
+    parser.add_option("--json", action="store_true", help="print what goes as JSON")
+
+
+def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
+    """Prune, and print what went."""
+    folder = Path(options.folder)
+    storage = open_run(folder)
+    retention = Retention(newest=options.save_max_ckpt_num, every=options.keep_every)
+    warnings: list[str] = []
+    if options.dry_run:
+        removals = plan(storage, retention)
+    else:
+        with RunLock.acquire(folder):
+            removals = plan(storage, retention)
+            warnings = prune(storage, retention)
+    freed = sum(item.size for item in removals)
+    if options.json:
+        value = {
+            "folder": str(folder),
+            "dry_run": options.dry_run,
+            "bytes": freed,
+            "removals": [asdict(item) for item in removals],
+            "warnings": warnings,
+        }
+        sys.stdout.write(json.dumps(value) + "\n")
+    elif sys.stdout.isatty():
+        _table(removals, freed, dry_run=options.dry_run)
+    else:
+        for item in removals:
+            sys.stdout.write(f"{item.what}\t{item.name}\t{item.size}\t{item.reason}\n")
+    for warning in warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    return 1 if warnings else 0
+
+
+def _table(removals: Sequence[Removal], freed: int, *, dry_run: bool) -> None:
+    console = Console()
+    if not removals:
+        console.print("there is nothing to remove")
+        return
+    table = Table("what", "which", "size", "why")
+    for item in removals:
+        table.add_row(item.what, Text(item.name), in_bytes(item.size), item.reason)
+    console.print(table)
+    console.print(f"{in_bytes(freed)} {'would be' if dry_run else 'were'} given back")

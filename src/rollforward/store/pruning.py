@@ -1,0 +1,111 @@
+"""Pruning a run's folder by hand: what would go and why, and letting it go.
+
+`plan` changes nothing. `prune` removes what `plan` names, in the order of `cleaning`: manifests
+first and their folder synced, then files, then journal segments. Who prunes must hold the run's
+lock. Whatever the policy says, the newest valid checkpoint stays, and so does the journal from the
+oldest kept checkpoint on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rollforward.errors import StorageError
+from rollforward.position import Position
+from rollforward.storage import Storage
+from rollforward.store.cleaning import (
+    Inventory,
+    ranks_with_files,
+    remove_files_of_stray_ranks,
+    remove_manifests,
+    remove_temporaries,
+    temporaries,
+    unneeded_files,
+)
+from rollforward.store.finding import positions
+from rollforward.store.journal_history import journal_ranks
+from rollforward.store.journal_reading import Segment, list_segments, read_journal
+from rollforward.store.layout import ROLE_FOLDERS, is_temporary, journal_folder
+from rollforward.store.manifest import Manifest
+from rollforward.store.retention import Retention
+from rollforward.store.timeline import removable
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What pruning would remove."""
+
+    what: Literal["checkpoint", "file", "journal"]
+    name: str
+    """The position of a checkpoint; the path of anything else."""
+    size: int
+    """Bytes that it gives back; files that kept checkpoints share are not among them."""
+    reason: str
+
+
+def plan(storage: Storage, retention: Retention) -> list[Removal]:
+    """What `prune` would remove, and why; changes nothing."""
+    inventory = Inventory(storage)
+    doomed = sorted(inventory.removable(retention), key=lambda item: item[0])
+    for position, _ in doomed:
+        inventory.remove(position)
+    kept = inventory.kept()
+    unnamed = dict(temporaries(storage))
+    for rank in ranks_with_files(storage):
+        for role in ROLE_FOLDERS:
+            unnamed.update(unneeded_files(storage, kept, role, rank))
+    removals = []
+    for position, manifest in doomed:
+        paths = manifest.paths() & unnamed.keys() if manifest else set[str]()
+        size = sum(unnamed.pop(path) for path in paths)
+        removals.append(Removal("checkpoint", str(position), size, _reason(manifest, retention)))
+    for path, size in sorted(unnamed.items()):
+        left = (
+            "an unfinished write left it"
+            if is_temporary(path.rpartition("/")[2])
+            else "no checkpoint names it"
+        )
+        removals.append(Removal("file", path, size, left))
+    stay = [position for position in positions(storage) if position not in dict(doomed)]
+    for segment in _segments_before(storage, min(stay)) if stay else ():
+        reason = f"all its steps are before {min(stay)}, the oldest kept checkpoint"
+        removals.append(Removal("journal", segment.name.path, segment.size, reason))
+    return removals
+
+
+def prune(storage: Storage, retention: Retention) -> list[str]:
+    """Remove what the policy lets go, and what interrupted saves left; returns warnings, a line each."""
+    inventory = Inventory(storage)
+    warnings = remove_manifests(storage, inventory, retention)
+    warnings += remove_files_of_stray_ranks(storage, inventory.kept(), world_size=0)
+    warnings += remove_temporaries(storage)
+    stay = positions(storage)
+    try:
+        for segment in _segments_before(storage, min(stay)) if stay else ():
+            storage.remove(segment.name.path)
+            storage.remove(segment.name.torn_path)
+            # One by one, oldest first: a crash in between must not look like a segment that was lost.
+            storage.sync_folder(journal_folder(segment.name.rank))
+    except StorageError as error:
+        warnings.append(f"an old journal segment could not be removed: {error.message}")
+    return warnings
+
+
+def _segments_before(storage: Storage, oldest: Position) -> Iterator[Segment]:
+    """Journal segments that no replay from `oldest` or later needs, of each rank the oldest first."""
+    for rank in journal_ranks(storage):
+        segments = {segment.name: segment for segment in list_segments(storage, rank)}
+        lineage = read_journal([storage], rank=rank, since=oldest).lineage
+        for name in removable(list(segments), lineage, oldest):
+            yield segments[name]
+
+
+def _reason(manifest: Manifest | None, retention: Retention) -> str:
+    if manifest is None:
+        return "its manifest cannot be read, and there are newer ones"
+    wanted = [f"not among the newest {retention.newest}"]
+    if retention.every > 0:
+        wanted.append(f"{manifest.global_step} steps are no multiple of {retention.every}")
+    if retention.best > 0:
+        wanted.append(f"not among the best {retention.best}")
+    return ", ".join(wanted)
