@@ -1,0 +1,98 @@
+"""`rollforward rollouts`: the prompts, completions and rewards of one step."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from rollforward.cli.arguments import Parser, count, position
+from rollforward.run.listing import open_run
+from rollforward.run.rollout_texts import Sample, StepTexts, read_texts, worst
+
+NAME = "rollouts"
+SUMMARY = "read the prompts, completions and rewards of a step"
+DESCRIPTION = """\
+Read the rollouts of a step from a run's journal: each prompt, its completions, the reward of
+each verifier, and what the updates of the step gave. The journal reaches back to the oldest kept
+checkpoint. A step that is under way, or that a kill cut short, shows the chunks that are finished.
+
+On a terminal it is text to read, elsewhere one line a completion, with tabs between: rank, chunk,
+sample, number of the prompt, reward, tokens, stopped (or cut, at the greatest length), prompt,
+completion; the two texts are JSON strings, so that a line stays a line."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of `rollouts`."""
+    parser.add_argument("folder", metavar="RUN", help="the run's folder (--save_checkpoint_dir)")
+    parser.add_option("--step", metavar="0_37", type=position, required=True, help="which step: epoch_step")
+    parser.add_option(
+        "--worst", metavar="N", type=count, help="only the N completions with the lowest reward"
+    )
+    parser.add_option("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
+    """Print the rollouts."""
+    step = read_texts(open_run(Path(options.folder)), options.step)
+    samples = step.samples if options.worst is None else worst(step.samples, options.worst)
+    if options.json:
+        value = {
+            "folder": options.folder,
+            "position": str(step.position),
+            "samples": [asdict(sample) for sample in samples],
+            "updates": [asdict(outcome) for _, outcome in sorted(step.outcomes.items())],
+            "problems": list(step.problems),
+        }
+        sys.stdout.write(json.dumps(value) + "\n")
+    elif sys.stdout.isatty():
+        _text(step, samples)
+    else:
+        for sample in samples:
+            sys.stdout.write("\t".join(_fields(sample)) + "\n")
+    for problem in step.problems:
+        sys.stderr.write(f"warning: {problem}\n")
+    return 0
+
+
+def _fields(sample: Sample) -> list[str]:
+    numbers = (sample.rank, sample.chunk, sample.sample, sample.prompt_index)
+    texts = (json.dumps(sample.prompt), json.dumps(sample.completion))
+    ended = "stopped" if sample.stopped else "cut"
+    return [*map(str, numbers), f"{sample.reward:.9g}", str(sample.tokens), ended, *texts]
+
+
+def _text(step: StepTexts, samples: Sequence[Sample]) -> None:
+    console = Console(highlight=False)
+    shown: tuple[int, str] | None = None
+    for sample in samples:
+        if shown != (sample.prompt_index, sample.prompt):
+            shown = sample.prompt_index, sample.prompt
+            console.rule(f"prompt {sample.prompt_index}", align="left", style="dim")
+            console.print(Text(sample.prompt, style="bold"))
+        each = ", ".join(f"{name} {reward:g}" for name, reward in sample.rewards.items())
+        ended = "stopped" if sample.stopped else "cut at the greatest length"
+        where = f"rank {sample.rank}, chunk {sample.chunk}, sample {sample.sample}"
+        console.print(
+            Text.assemble(
+                (f"reward {sample.reward:g}", "cyan"), f" ({each}), {sample.tokens} tokens, {ended}; {where}"
+            )
+        )
+        console.print(Padding(Text(sample.completion or "(nothing)"), (0, 0, 0, 4)))
+    console.rule(style="dim")
+    rewards = [sample.reward for sample in step.samples]
+    if rewards:
+        console.print(
+            f"step {step.position}: {len(rewards)} completions, mean reward {sum(rewards) / len(rewards):.4f}"
+        )
+    for iteration, outcome in sorted(step.outcomes.items()):
+        console.print(
+            f"update {iteration}: loss {outcome.loss:+.5f}, gradient norm {outcome.grad_norm:.4f}, "
+            f"kl {outcome.kl:.5f}, clip fraction {outcome.clip_fraction:.3f}, "
+            f"learning rate {outcome.learning_rate:.3g}"
+        )
