@@ -7,6 +7,7 @@
     ├── model/config.json, tokenizer.json ...      small files the run needs to start: attachments
     ├── commits/0_20.json                          the manifest: the checkpoint exists when this does
     ├── journal/rank_0/...                         the redo log
+    ├── guests.json                                files of another trainer that lay here before (see guests)
     └── run.lock                                   who trains here: 512 bytes, JSON padded with spaces
 
 A **tensor file** is plain safetensors: eight bytes with the header's length (little-endian),

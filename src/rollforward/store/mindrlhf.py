@@ -13,7 +13,7 @@ stand at equal positions; the reference may be older.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
 from rollforward.store.tensorfile import new_array, read_header
 
 _FILE = re.compile(
-    r"(?P<prefix>.+)_rank_(?P<rank>\d{1,9})-(?P<epoch>\d{1,18})_(?P<step>\d{1,18})\.(ckpt|safetensors)"
+    r"(?P<prefix>.+?)(?P<attempt>\.[1-9]\d{0,5})?_rank_(?P<rank>\d{1,9})"
+    r"-(?P<epoch>\d{1,18})_(?P<step>\d{1,18})\.(ckpt|safetensors)"
 )
 
 LoadCkpt = Callable[[str], Mapping[str, NDArray[Any]]]
@@ -67,8 +68,10 @@ class _RankFolder:
         return f"{self.path}: {said}; files of: {held}"
 
 
-def find_foreign(folders: Mapping[str, str | Path], *, world_size: int) -> ForeignCheckpoint:
-    """The newest position that is complete on every rank of every role.
+def find_foreign(
+    folders: Mapping[str, str | Path], *, world_size: int, skip: Collection[Position] = ()
+) -> ForeignCheckpoint:
+    """The newest position, of those not in `skip`, that is complete on every rank of every role.
 
     `folders` is role -> the folder that holds `rank_<n>`; every role given must be there, `ref`
     at that position or, failing that, at its newest older one. Raises NothingToResume, which
@@ -81,7 +84,9 @@ def find_foreign(folders: Mapping[str, str | Path], *, world_size: int) -> Forei
     complete = {role: _complete(ranks) for role, ranks in found.items()}
     leading = [role for role in found if role != "ref"] or list(found)
     common = set.intersection(*(complete[role] for role in leading)) if leading else set()
-    usable = [position for position in common if _reference_position(complete, position) is not None]
+    usable = [
+        position for position in common - set(skip) if _reference_position(complete, position) is not None
+    ]
     if not usable:
         raise _nothing(folders, found, complete, world_size)
     position = max(usable)
@@ -141,6 +146,8 @@ def _look(folder: Path, rank: int) -> _RankFolder:
         match = _FILE.fullmatch(entry.name)
         if match is None or int(match["rank"]) != rank or not entry.is_file() or entry.stat().st_size == 0:
             continue
+        if match["attempt"]:
+            continue  # a checkpoint of ours that was never committed, beside theirs
         position = Position(int(match["epoch"]), int(match["step"]))
         held = found.files.get(position)
         if held is None or _preference(found, entry) > _preference(found, held):

@@ -160,3 +160,18 @@ def test_a_file_linked_into_place_is_read(tmp_path):
 def test_a_meta_json_that_cannot_be_understood_is_told_in_one_line(content):
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         parse_meta(content)
+
+
+def test_a_position_that_was_rejected_is_passed_over(tmp_path):
+    for position in ("0_10", "0_20"):
+        put(tmp_path, "policy_model", 0, position)
+    found = find_foreign(folders(tmp_path, "policy_model"), world_size=1, skip=[Position(0, 20)])
+    assert found.position == Position(0, 10)
+
+
+def test_a_checkpoint_of_ours_that_was_never_committed_does_not_count(tmp_path):
+    theirs = put(tmp_path, "policy_model", 0, "0_10")
+    (theirs.parent / "policy_model.1_rank_0-0_10.safetensors").write_bytes(b"ours, unfinished")
+    put(tmp_path, "policy_model", 0, "0_20")
+    found = find_foreign(folders(tmp_path, "policy_model"), world_size=1, skip=[Position(0, 20)])
+    assert found.files["policy_model"] == (theirs,)
