@@ -102,6 +102,7 @@ def _run_steps(
         checkpoints.save_now(start, start.global_step(plan.steps_per_epoch))
     if start >= plan.end:
         say(f"training: nothing to do, the run ends at {plan.end}")
+        log.journal.note(start, "finished", {"steps": plan.total_steps})
         return
     say(
         f"training: {'goes on' if restored else 'starts'} at step {start} "
@@ -119,6 +120,7 @@ def _run_steps(
         observer=observer,
         settings=settings,
     ).run(start, plan.end)
+    log.journal.note(plan.end, "finished", {"steps": plan.total_steps})
     say(f"done: {plan.total_steps} steps, the last checkpoint is {plan.end} in {plan.outputs.run}")
 
 

@@ -1,0 +1,68 @@
+"""`rollforward history`: what happened to a run, as a timeline."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rollforward.cli.arguments import Parser
+from rollforward.run.listing import open_run
+from rollforward.run.run_history import Entry, timeline
+
+NAME = "history"
+SUMMARY = "tell what happened to a run: starts, kills, resumes, checkpoints"
+DESCRIPTION = """\
+Tell what happened to a run, the earliest first: each start, what a resume took over and replayed,
+each checkpoint that is still there, and how each start ended. The journal and the manifests are
+what it is told from, so what was pruned is not told. The time of a kill is that of the last thing
+that was made durable before it.
+
+On a terminal it is a table, elsewhere one line each: time (UTC), what, start, position, in words,
+with tabs between. What is one of started, resumed, checkpoint, finished, stopped, killed, running,
+damage."""
+
+_STYLES = {"finished": "green", "killed": "bold red", "stopped": "yellow", "damage": "bold red"}
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of `history`."""
+    parser.add_argument("folder", metavar="RUN", help="the run's folder (--save_checkpoint_dir)")
+    parser.add_option("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
+    """Print the timeline."""
+    entries = timeline(open_run(Path(options.folder)))
+    if options.json:
+        value = {"folder": options.folder, "entries": [_as_json(entry) for entry in entries]}
+        sys.stdout.write(json.dumps(value) + "\n")
+    elif sys.stdout.isatty():
+        _table(entries)
+    else:
+        for entry in entries:
+            fields = (entry.time, entry.what, str(entry.start), _place(entry), entry.text)
+            sys.stdout.write("\t".join(fields) + "\n")
+    return 0
+
+
+def _place(entry: Entry) -> str:
+    return "" if entry.position is None else str(entry.position)
+
+
+def _as_json(entry: Entry) -> dict[str, object]:
+    return asdict(entry) | {"position": None if entry.position is None else str(entry.position)}
+
+
+def _table(entries: Sequence[Entry]) -> None:
+    table = Table("time (UTC)", "start", "what", "position", "")
+    for entry in entries:
+        what = Text(entry.what, style=_STYLES.get(entry.what, ""))
+        when = entry.time[:19].replace("T", " ")
+        table.add_row(when, str(entry.start or ""), what, _place(entry), Text(entry.text))
+    Console().print(table)

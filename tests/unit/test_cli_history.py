@@ -1,0 +1,96 @@
+"""`rollforward history` tells what happened to a run, in the order in which it did."""
+
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+from toy_session import Killed, Place, ToyPackage
+
+from rollforward.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A run that was killed in step 0_4, killed again in 1_3, and then ran to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = Place(tmp_path_factory.mktemp("history"))
+        patch.chdir(place.root)
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=4))
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=5), resume=True)
+        place.train("run", resume=True)
+        yield place
+
+
+def entries(place: Place, capsys: pytest.CaptureFixture[str], run: str = "run") -> list[dict[str, object]]:
+    assert main(["history", str(place.root / run), "--json"]) == 0
+    found: list[dict[str, object]] = json.loads(capsys.readouterr().out)["entries"]
+    return found
+
+
+def test_starts_kills_resumes_and_checkpoints_come_in_their_order(
+    trained: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = [(entry["what"], entry["start"], entry["position"]) for entry in entries(trained, capsys)]
+    assert told == [
+        ("started", 1, "0_0"),
+        ("checkpoint", 1, "0_0"),
+        ("checkpoint", 1, "0_3"),
+        ("stopped", 1, "0_4"),
+        ("resumed", 2, "0_3"),
+        ("checkpoint", 2, "1_1"),
+        ("stopped", 2, "1_3"),
+        ("resumed", 3, "1_1"),
+        ("checkpoint", 3, "1_4"),
+        ("checkpoint", 3, "2_0"),
+        ("finished", 3, "2_0"),
+    ]
+
+
+def test_a_resume_says_what_it_replayed(trained: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [entry["text"] for entry in entries(trained, capsys) if entry["what"] == "resumed"]
+    assert texts == [
+        "from checkpoint 0_3 of start 1; 2 steps replayed, up to 1_0",
+        "from checkpoint 1_1 of start 2; 3 steps replayed, up to 1_4",
+    ]
+
+
+def test_each_entry_is_a_line(trained: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    told = entries(trained, capsys)
+    assert main(["history", str(trained.root / "run")]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [line[1] for line in lines] == [entry["what"] for entry in told]
+    assert {len(line) for line in lines} == {5}
+    times = [line[0] for line in lines]
+    assert times == sorted(times)
+
+
+def test_who_is_at_it_is_said(
+    trained: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained.root)
+    with pytest.raises(Killed):
+        trained.train("other", ToyPackage(dies_at_update=4))
+    capsys.readouterr()
+    assert entries(trained, capsys, "other")[-1]["what"] == "stopped", "it let go of its lock"
+    path = trained.root / "other/run.lock"
+    owner = json.loads(path.read_bytes())
+    for pid, what in ((os.getpid(), "running"), (2**22 + 1, "killed")):
+        path.write_text(json.dumps(owner | {"held": True, "pid": pid}))
+        assert entries(trained, capsys, "other")[-1]["what"] == what
+
+
+def test_damage_is_told(
+    trained: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained.root)
+    trained.train("hurt")
+    segment = trained.root / "hurt/journal/rank_0/1-0_3.journal"
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    capsys.readouterr()
+    (damage,) = [entry for entry in entries(trained, capsys, "hurt") if entry["what"] == "damage"]
+    assert "1-0_3.journal: damaged at byte" in str(damage["text"])
