@@ -19,7 +19,7 @@ from rollforward.grpo.ports import Verifier
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.types import Prompt
 from rollforward.position import Position
-from rollforward.run import doctor
+from rollforward.run import doctor, foreign
 from rollforward.run.config import Config, Loaded, fingerprint, what_affects_numbers
 from rollforward.run.dataset import load_dataset
 from rollforward.run.engine import EnginePackage
@@ -30,9 +30,11 @@ from rollforward.run.folders import (
     checkpoint_folders,
     model_files,
     model_folders,
+    name_checkpoint_folders,
     outputs,
     parse_model_config,
 )
+from rollforward.run.foreign import FromForeign
 from rollforward.run.tokenizer import Tokenizer
 from rollforward.storage import LocalStorage
 from rollforward.store import Found, Manifest, check_layout, find, list_checkpoints, read_attachments
@@ -57,9 +59,9 @@ class Plan:
     config: Config
     ignored: tuple[str, ...]
     outputs: Outputs
-    source: FromModel | FromCheckpoint
+    source: FromModel | FromCheckpoint | FromForeign
     found: Found | None
-    """The checkpoint to resume from; None for a new run."""
+    """The checkpoint to resume from; None for a new run and where there are no manifests."""
     model_config: Mapping[str, Any]
     attachments: Mapping[str, bytes]
     """Small files of model and tokenizer that checkpoints carry: name -> content."""
@@ -88,9 +90,12 @@ def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size:
     """Find out all that a run needs; every InputError of the errors' tree can come from here."""
     config = loaded.config
     places = outputs(config)
-    source: FromModel | FromCheckpoint
+    source: FromModel | FromCheckpoint | FromForeign
     found: Found | None
-    if asked.resume:
+    named = name_checkpoint_folders(asked.actor_checkpoint_path, asked.ref_checkpoint_path, places.run)
+    if asked.resume and foreign.is_foreign(named):
+        source, found, folder, files = _resumed_foreign(config, asked, places, named, world_size)
+    elif asked.resume:
         source, found, folder, files = _resumed(asked, places)
     else:
         source, found, folder, files = _new(config, asked, places)
@@ -121,7 +126,7 @@ def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size:
         prompts=prompts,
         verifiers=verifiers,
         steps_per_epoch=steps_per_epoch,
-        start=found.manifest.position if found is not None else Position(0, 0),
+        start=_start(source, found, steps_per_epoch),
         end=_end(config, steps_per_epoch),
         world_size=world_size,
         facts={
@@ -200,6 +205,36 @@ def _resumed(asked: Asked, places: Outputs) -> tuple[FromCheckpoint, Found, Path
         )
     first = next(item for item in found.manifest.attachments if item.name == CONFIG_FILE)
     return source, found, (source.run / first.path).parent, files
+
+
+def _resumed_foreign(
+    config: Config, asked: Asked, places: Outputs, named: FromCheckpoint, world_size: int
+) -> tuple[FromForeign, None, Path, dict[str, bytes]]:
+    """From a folder without manifests; it may become this run's own, at its first checkpoint."""
+    source = foreign.look(
+        config,
+        named,
+        reference_named=asked.ref_checkpoint_path,
+        reference_model=config.ref_config.load or config.actor_config.load,
+        world_size=world_size,
+    )
+    _refuse_used_folder(
+        places.run, f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}"
+    )
+    folder = source.model.parent
+    files = model_files(folder, Path(config.rl_config.tokenizer_dir or folder))
+    files[CONFIG_FILE] = source.model.read_bytes()
+    return source, None, folder, files
+
+
+def _start(
+    source: FromModel | FromCheckpoint | FromForeign, found: Found | None, steps_per_epoch: int
+) -> Position:
+    if found is not None:
+        return found.manifest.position
+    if isinstance(source, FromForeign):
+        return foreign.next_position(source.position, steps_per_epoch)
+    return Position(0, 0)
 
 
 def _with_findings(message: str, source: FromCheckpoint) -> str:

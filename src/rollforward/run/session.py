@@ -14,6 +14,7 @@ Nothing is written before everything that can be wrong with the user's input has
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rollforward.position import Position
 from rollforward.run import environment, metrics, strategy
 from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromCheckpoint, FromModel
+from rollforward.run.foreign import FromForeign, Taken, next_position, take
 from rollforward.run.heartbeat import Heartbeat
 from rollforward.run.metrics import Metrics, TensorBoard
 from rollforward.run.plan import Plan, schedule_of, versions
@@ -36,6 +38,7 @@ from rollforward.run.saving import RunCheckpoints
 from rollforward.run.settings import engine_settings, learning_rate, trainer_settings
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, RunLock, newest_incarnation
+from rollforward.store.guests import adopt
 from rollforward.store.journal_records import Identity
 from rollforward.store.manifest import digest_of_arrays
 
@@ -57,10 +60,15 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         stack.callback(log_file.close)
         _introduce(plan, log_file.line)
         engine = engines.create(engine_settings(plan), group)
+        taken = take(plan.source, engine, engines.load_ckpt) if isinstance(plan.source, FromForeign) else None
+        if taken is not None:
+            plan = replace(plan, start=next_position(taken.position, plan.steps_per_epoch))
         after = newest_incarnation(plan.source.run) if isinstance(plan.source, FromCheckpoint) else 0
         incarnation, fence = _own_the_folder(plan.outputs.run, after, group, stack)
         _make_ready(plan, engines, engine, log_file)
-        restored = _restore(plan, engine, log_file.line)
+        restored = _restore(plan, engine, taken, log_file.line)
+        if group.rank == 0 and not _same_folder(plan):
+            adopt(LocalStorage(plan.outputs.run))
         start = restored.manifest.position if restored else plan.start
         observers = stack.enter_context(_observers(plan, start, group, incarnation, display))
         store = CheckpointStore(
@@ -105,7 +113,7 @@ def _run_steps(
         log.journal.note(start, "finished", {"steps": plan.total_steps})
         return
     say(
-        f"training: {'goes on' if restored else 'starts'} at step {start} "
+        f"training: {'starts' if isinstance(plan.source, FromModel) else 'goes on'} at step {start} "
         f"({start.global_step(plan.steps_per_epoch) + 1} of {plan.total_steps})"
     )
     group, settings = engine.group, trainer_settings(plan)
@@ -231,8 +239,12 @@ def _make_ready(plan: Plan, engines: EnginePackage, engine: Engine, log_file: Lo
     log_file.line(f"logs: {plan.outputs.log}")
 
 
-def _restore(plan: Plan, engine: Engine, say: Say) -> Restored | None:
-    """Put the newest valid checkpoint into the engine; None for a new run, which starts from its model."""
+def _restore(plan: Plan, engine: Engine, taken: Taken | None, say: Say) -> Restored | None:
+    """Put the newest valid checkpoint into the engine; None where weights came from elsewhere before."""
+    if isinstance(plan.source, FromForeign):
+        for line in _what_was_taken(plan.source, taken) if taken is not None else ():
+            say(line)
+        return None
     if isinstance(plan.source, FromModel):
         say(f"model: policy from {plan.source.policy}, reference from {plan.source.reference}")
         return None
@@ -251,6 +263,16 @@ def _restore(plan: Plan, engine: Engine, say: Say) -> Restored | None:
     for line in changes(manifest.versions, versions()):
         say(f"warning: the version of {line}; results may differ in their last bits")
     return restored
+
+
+def _what_was_taken(source: FromForeign, taken: Taken) -> Iterator[str]:
+    for position, reason in taken.rejected:
+        yield f"checkpoint: {position} rejected: {reason}"
+    yield f"checkpoint: {taken.position} in {source.run} is the newest complete one; it has no manifest"
+    for warning in taken.warnings:
+        yield f"warning: {warning}"
+    parts = ", ".join(f"{ROLE_WORDS[role]} {in_bytes(size)}" for role, size in taken.role_bytes.items())
+    yield f"restored: {parts}, in {taken.seconds:.2f} s"
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -273,7 +295,7 @@ def _observers(
         watching: list[Observer] = [heart, display]
         if group.rank == 0:
             kept: Sequence[metrics.Record] = []
-            if not isinstance(plan.source, FromModel):
+            if isinstance(plan.source, FromCheckpoint):
                 kept = metrics.before(metrics.read(plan.source.run / metrics.FILE), start)
             board = TensorBoard(plan.outputs.tensorboard, kept=kept) if plan.outputs.tensorboard else None
             recorder = Metrics(
@@ -310,4 +332,5 @@ def _scorer(plan: Plan) -> Callable[[Sequence[Prompt], Sequence[str]], Floats]:
 
 
 def _same_folder(plan: Plan) -> bool:
-    return not isinstance(plan.source, FromModel) and plan.source.run.resolve() == plan.outputs.run.resolve()
+    """Whether the run goes on in its own folder; one of MindRLHF's is not our own yet."""
+    return isinstance(plan.source, FromCheckpoint) and plan.source.run.resolve() == plan.outputs.run.resolve()

@@ -4,6 +4,7 @@ from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import TrainerSettings
 from rollforward.grpo.types import EngineSettings, ObjectiveSettings, OptimizerSettings, SamplingSettings
 from rollforward.run.folders import FromModel
+from rollforward.run.foreign import FromForeign
 from rollforward.run.plan import Plan
 
 
@@ -11,11 +12,15 @@ def engine_settings(plan: Plan) -> EngineSettings:
     """What the engine is built from."""
     config, source = plan.config, plan.source
     sampling, optimizer = config.generate_config.sampling_config, config.actor_config.optimizer
-    new = isinstance(source, FromModel)
+    policy = reference = None
+    if isinstance(source, FromModel):
+        policy, reference = source.policy, source.reference
+    elif isinstance(source, FromForeign):
+        reference = source.reference_model
     return EngineSettings(
         model_config=plan.model_config,
-        policy_folder=str(source.policy) if new else None,
-        reference_folder=str(source.reference) if new else None,
+        policy_folder=None if policy is None else str(policy),
+        reference_folder=None if reference is None else str(reference),
         prompt_length=config.generate_config.max_prompt_length,
         samples_per_generation=config.samples_per_generation,
         samples_per_micro_batch=config.rl_config.batch_size,

@@ -1,0 +1,337 @@
+"""Going on from a folder that MindRLHF or MindFormers wrote: no manifests, other names, no digests.
+
+    the plan      which position, is it for this many workers, where do model and reference come from
+    a worker      reads every tensor of its rank, names it as we do, holds all of it against the model;
+                  only then, and only when every worker could, is anything put into the engine
+
+Nothing is written. A damaged file (cut short, or with values that are not finite) rejects its
+position and the next older one is taken. A tensor that has no counterpart, is missing or has
+another shape is a CheckpointMismatch that lists all of them.
+
+Each worker must find every tensor whole in its own rank's files, as data-parallel training
+leaves them. Left out: putting sharded files together. One rank's tensors are held in memory
+once besides the engine's.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.errors import CheckpointInvalid, CheckpointMismatch, ModelError, NothingToResume
+from rollforward.grpo.ports import Engine, Tensors
+from rollforward.position import Position
+from rollforward.run.config import Config
+from rollforward.run.folders import FromCheckpoint
+from rollforward.storage import LocalStorage
+from rollforward.store.finding import positions
+from rollforward.store.layout import META, parse_rank
+from rollforward.store.manifest import digest_of_arrays
+from rollforward.store.mindformers_names import Heads, looks_like_mindformers, to_ours
+from rollforward.store.mindrlhf import ForeignCheckpoint, LoadCkpt, find_foreign, read_foreign
+
+CONFIG_FILE = "config.json"
+_BOOKKEEPING = frozenset(
+    {"epoch_num", "step_num", "global_step", "current_iterator_step"}
+    | {"learning_rate", "weight_decay", "beta1_power", "beta2_power"}
+    | {"loss_scale", "last_loss_scale", "scale_sense"}
+)
+"""What MindSpore's optimizers and trainers save besides what is learnt; it is computed anew here."""
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_JOIN = "put the parts together with MindSpore's ms.transform_checkpoints first"
+_LISTED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromForeign:
+    """A run resumed from folders without manifests."""
+
+    run: Path
+    """The folder that holds them."""
+    folders: Mapping[str, Path]
+    """role -> folder; without `ref` when the reference comes from a model."""
+    reference_model: Path | None
+    """Hugging Face folder of the reference model, where no checkpoint of it was saved."""
+    model: Path
+    """The model's config.json."""
+    position: Position
+    """The newest complete one, as the files have it."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a worker put into its engine."""
+
+    position: Position
+    """As the files have it."""
+    rejected: tuple[tuple[Position, str], ...]
+    warnings: tuple[str, ...]
+    role_bytes: Mapping[str, int]
+    seconds: float
+
+
+def is_foreign(source: FromCheckpoint) -> bool:
+    """Whether these are folders of MindRLHF or MindFormers: no manifest, but somebody's `meta.json`."""
+    if not source.policy.is_dir() or positions(LocalStorage(source.run)):
+        return False
+    return any((rank / META).is_file() for rank in source.policy.glob("rank_*"))
+
+
+def look(
+    config: Config, source: FromCheckpoint, *, reference_named: str, reference_model: str, world_size: int
+) -> FromForeign:
+    """Find out what to resume from. NothingToResume, CheckpointMismatch or ModelError.
+
+    `reference_named` is what the user gave as --ref_checkpoint_path; `reference_model` the Hugging
+    Face folder that the configuration names for the reference model, which serves when none is saved.
+    """
+    _check_world_size(source.policy, world_size)
+    folders = {"policy_model": source.policy, "optimizer": source.optimizer}
+    if not source.optimizer.is_dir():
+        raise NothingToResume(
+            f"{source.optimizer} does not exist: without the optimizer's moments, training cannot go on "
+            "where it was",
+            hint=f"MindRLHF writes it beside {source.policy.name}/: copy it there; to start anew from "
+            "the policy alone, convert it to a Hugging Face folder and leave --resume_training out",
+        )
+    model, warnings = None, []
+    if any(source.reference.glob("rank_*")):
+        folders["ref"] = source.reference
+    else:
+        model, warning = _reference_model(source.reference, reference_named, reference_model)
+        warnings.append(warning)
+        if config.ref_config.sync_ref_model:
+            warnings.append(
+                "ref_config.sync_ref_model is set: copies made before now are lost with that folder"
+            )
+    found = find_foreign(folders, world_size=world_size)
+    return FromForeign(
+        run=source.run,
+        folders=folders,
+        reference_model=model,
+        model=_model_config(config, source.policy),
+        position=found.position,
+        warnings=tuple(warnings),
+    )
+
+
+def next_position(saved: Position, steps_per_epoch: int) -> Position:
+    """The next step to run, from what a file is named after; CheckpointMismatch when there is no such step.
+
+    MindRLHF saves before the step that it names, as we do. Only its last checkpoint, made when all
+    epochs are over, is named after their number and the steps of one.
+    """
+    if saved.step > steps_per_epoch:
+        raise CheckpointMismatch(
+            f"the checkpoint was saved at step {saved.step} of an epoch, and an epoch has "
+            f"{steps_per_epoch} steps now",
+            hint="resume with the same dataset_file, chunk_size and num_rollouts",
+        )
+    return Position(saved.epoch, saved.step % steps_per_epoch)
+
+
+def take(source: FromForeign, engine: Engine, load_ckpt: LoadCkpt) -> Taken:
+    """Read, check and put in place the newest position that can be read. Collective."""
+    rejected: dict[Position, str] = {}
+    while True:
+        began = time.perf_counter()
+        group = engine.group
+        try:
+            found = find_foreign(source.folders, world_size=group.world_size, skip=rejected)
+        except NothingToResume as error:
+            told = [f"  {position} rejected: {reason}" for position, reason in rejected.items()]
+            raise NothingToResume("\n".join([error.message, *told]), hint=error.hint) from None
+        state: dict[str, dict[str, NDArray[Any]]] = {}
+        answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
+        try:
+            state = _read(found, engine.tensors(), group.rank, load_ckpt)
+            answer["digests"] = {role: digest_of_arrays(named) for role, named in state.items()}
+        except CheckpointInvalid as error:
+            answer["damage"] = error.message
+        except CheckpointMismatch as error:
+            answer["mismatch"] = [error.message, error.hint]
+        reason = _verdict(group.all_gather(answer))
+        if reason is None:
+            for role, named in state.items():
+                for name, array in named.items():
+                    engine.load(role, name, array)
+            return Taken(
+                position=found.position,
+                rejected=tuple(sorted(rejected.items(), reverse=True)),
+                warnings=(*source.warnings, *found.warnings),
+                role_bytes={role: sum(a.nbytes for a in named.values()) for role, named in state.items()},
+                seconds=time.perf_counter() - began,
+            )
+        rejected[found.position] = reason
+
+
+def _verdict(answers: list[dict[str, Any]]) -> str | None:
+    """None when all workers have the same whole state; why the position is rejected; CheckpointMismatch."""
+    where = [f"rank {rank}: " if len(answers) > 1 else "" for rank in range(len(answers))]
+    for rank, answer in enumerate(answers):
+        if answer["damage"] is not None:
+            return f"{where[rank]}{answer['damage']}"
+    for rank, answer in enumerate(answers):
+        if answer["mismatch"] is not None:
+            message, hint = answer["mismatch"]
+            raise CheckpointMismatch(f"{where[rank]}{message}", hint=hint)
+    for rank, answer in enumerate(answers):
+        if (answer["position"], answer["digests"]) != (answers[0]["position"], answers[0]["digests"]):
+            raise CheckpointMismatch(
+                f"ranks 0 and {rank} hold different tensors of {answers[0]['position']}: "
+                "that is not data-parallel training, where all hold the same",
+                hint=_JOIN,
+            )
+    return None
+
+
+def _read(
+    found: ForeignCheckpoint, wanted: Tensors, rank: int, load_ckpt: LoadCkpt
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """Every tensor of one rank under our names, in our dtypes; CheckpointMismatch lists what does not fit."""
+    raw: dict[str, dict[str, NDArray[Any]]] = {role: {} for role in found.files}
+    for role, name, array in read_foreign(found, rank, load_ckpt):
+        raw[role][name] = array
+    state, lines = {}, []
+    for role, arrays in raw.items():
+        state[role], problems = fit(role, arrays, wanted)
+        lines += [f"  {found.files[role][rank].name}: {problem}" for problem in problems]
+    if lines:
+        more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+        hint = "resume with the config.json of the model that the run was started with"
+        if any("a part of" in line for line in lines):
+            hint = f"sharded files are not supported yet: {_JOIN}"
+        raise CheckpointMismatch(
+            "\n".join([f"the tensors of {found.position} do not fit the model:", *lines[:_LISTED], *more]),
+            hint=hint,
+        )
+    return state
+
+
+def fit(
+    role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """The tensors of a role's file under our names and in our dtypes, and a line for each that does not fit.
+
+    `wanted` is role -> name -> array of the model that they must fit, of which only dtype and shape count.
+    """
+    problems: list[str] = []
+    own = wanted[role]
+    found = {name: array for name, array in arrays.items() if name in own}
+    rest = {n: a for n, a in arrays.items() if n not in own and n not in _BOOKKEEPING}
+    if looks_like_mindformers(rest):
+        try:
+            mapped = to_ours(rest, _heads(wanted["policy_model"]))
+        except ValueError as error:
+            return {}, [str(error)]
+        twice = sorted(found.keys() & mapped.tensors.keys())
+        problems += [f"two tensors lead to {name}" for name in twice]
+        rest = {name: rest[name] for name in mapped.unmapped}
+        for name, array in mapped.tensors.items():
+            (found if name in own else rest)[name] = array
+    problems += _left_over(role, rest, found, wanted)
+    fitting: dict[str, NDArray[Any]] = {}
+    for name in sorted(own):
+        if name not in found:
+            problems.append(f"there is no {name}")
+            continue
+        fitted = _fitted(name, found[name], own[name])
+        if isinstance(fitted, str):
+            problems.append(fitted)
+        else:
+            fitting[name] = fitted
+    return fitting, problems
+
+
+def _left_over(
+    role: str, rest: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]], wanted: Tensors
+) -> list[str]:
+    """A line for each tensor that the model has no place for, but for those that say nothing new."""
+    problems = []
+    for name, array in sorted(rest.items()):
+        if role == "optimizer" and name in {*wanted["policy_model"], _HEAD}:
+            continue  # MindSpore saves the parameters that an optimizer trains along with it
+        if name == _HEAD and _EMBEDDING in found:
+            if not np.array_equal(array, found[_EMBEDDING]):
+                problems.append(f"{name} differs from {_EMBEDDING}, but config.json ties them")
+        else:
+            problems.append(f"{name} has no counterpart in the model")
+    return problems
+
+
+def _fitted(name: str, array: NDArray[Any], like: NDArray[Any]) -> NDArray[Any] | str:
+    """The array in the shape and dtype of `like`, no bit of its value lost; or why not.
+
+    CheckpointInvalid when it holds NaN or infinity: it is damaged.
+    """
+    if array.size == like.size == 1:
+        array = array.reshape(like.shape)
+    if array.shape != like.shape:
+        part = array.ndim == like.ndim and all(
+            0 < have <= want and want % have == 0 for have, want in zip(array.shape, like.shape, strict=True)
+        )
+        relation = "a part of" if part else "instead of"
+        return f"{name} has shape {list(array.shape)}, {relation} {list(like.shape)}"
+    if array.dtype.kind != like.dtype.kind or not np.can_cast(array.dtype, like.dtype, "safe"):
+        return f"{name} is {array.dtype}, which {like.dtype} cannot hold without loss"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise CheckpointInvalid(f"{name} holds NaN or infinity")
+    return np.ascontiguousarray(array, dtype=like.dtype)
+
+
+def _heads(policy: Mapping[str, NDArray[Any]]) -> Heads:
+    """How many rows a concatenated projection gives to query and key, as the model has them."""
+
+    def rows(kind: str) -> int:
+        return next((a.shape[0] for name, a in policy.items() if name.endswith(f".{kind}_proj.weight")), 0)
+
+    return Heads(query_rows=rows("q"), key_rows=rows("k"))
+
+
+def _check_world_size(policy: Path, world_size: int) -> None:
+    ranks = [entry for entry in policy.iterdir() if parse_rank(entry.name) is not None]
+    if len(ranks) != world_size:
+        raise CheckpointMismatch(
+            f"{policy} was saved by {len(ranks)} workers and this run has {world_size}: resuming on another "
+            "number of workers is not supported yet",
+            hint=f"start with --workers {len(ranks)}",
+        )
+
+
+def _reference_model(folder: Path, named: str, configured: str) -> tuple[Path, str]:
+    """The Hugging Face folder that serves as reference where none was saved, and the warning that says so."""
+    if named:
+        if (Path(named) / CONFIG_FILE).is_file():
+            return Path(named), f"the reference model is that of {named}, not one of the checkpoint's"
+        raise NothingToResume(
+            f"--ref_checkpoint_path {named}: no rank folders and no {CONFIG_FILE} there",
+            hint="name the ref/ folder of the run, or the Hugging Face folder of its reference model",
+        )
+    if configured and (Path(configured) / CONFIG_FILE).is_file():
+        return Path(configured), f"{folder} has no rank folders: the reference model is that of {configured}"
+    raise NothingToResume(
+        f"{folder} has no rank folders, and neither ref_config.load nor actor_config.load names a "
+        "Hugging Face folder to take the reference model from",
+        hint="name the folder of the model that the run was started from with --ref_checkpoint_path",
+    )
+
+
+def _model_config(config: Config, policy: Path) -> Path:
+    """The config.json of the model; ModelError when nothing names one."""
+    actor = config.actor_config
+    given = [Path(path) for path in (actor.model_config, actor.load, config.rl_config.tokenizer_dir) if path]
+    named = [path / CONFIG_FILE if path.is_dir() else path for path in given]
+    for path in named:
+        # MindRLHF's own model_config is a YAML of MindFormers, which says it in other words.
+        if path.suffix == ".json" and path.is_file():
+            return path
+    looked = ", ".join(map(str, named)) or "nothing is named"
+    raise ModelError(
+        f"{policy} carries no {CONFIG_FILE}, and none was found elsewhere (looked at: {looked})",
+        hint="name the model's Hugging Face folder with actor_config.model_config or actor_config.load",
+    )
