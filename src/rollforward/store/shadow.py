@@ -139,6 +139,8 @@ class _Job:
         self.verdict: Any = None
         self.error: Exception | None = None
         self.blocked = 0.0
+        self.ended = 0.0
+        """When the thread had done it, by `time.perf_counter`."""
         self.idle = threading.Event()
         """Set when the thread has done what it was given."""
 
@@ -149,6 +151,7 @@ class _Job:
         except Exception as error:
             self.error = error if isinstance(error, RollforwardError) else _unexpected(error)
         finally:
+            self.ended = time.perf_counter()
             self.idle.set()
 
 
@@ -276,7 +279,7 @@ class ShadowCheckpoints:
     def _conclude(self, job: _Job, committed: Committed) -> None:
         self._unsaved = None
         self._worker.submit(lambda: self._tidy(committed))
-        seconds = time.perf_counter() - job.attempt.started
+        seconds = job.ended - job.attempt.started
         self._saved(
             Saved(committed.manifest, job.attempt.bytes_written, seconds, job.blocked, committed.warnings)
         )

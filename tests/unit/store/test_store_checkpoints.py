@@ -453,3 +453,23 @@ def test_an_older_writer_that_wakes_up_cannot_commit(storage):
     with pytest.raises(RunLocked):
         save(store, 1)
     assert list_checkpoints(storage) == []
+
+
+def test_finding_reads_the_front_of_every_manifest_and_all_of_one(storage):
+    store = CheckpointStore(storage, retention=Retention(newest=0))
+    for step in range(30):
+        saved = save(store, step)
+    disk = storage._ops
+    read: dict[str, int] = {}
+    real = disk.pread
+
+    def counting(fd, buffer, offset):
+        path = disk._open[fd][1]
+        read[path] = read.get(path, 0) + buffer.nbytes
+        return real(fd, buffer, offset)
+
+    disk.pread = counting
+    assert find(storage).manifest == saved.manifest
+    whole = [path for path, size in read.items() if size > 512]
+    assert [path.rpartition("/")[2] for path in whole] == ["0_29.json"]
+    assert len(read) == 30
