@@ -10,6 +10,7 @@ import pytest
 from command import ARITHMETIC, PROGRAM, ROOT, Command
 
 from rollforward.run.doctor import rank_folders
+from rollforward.run.launch import free_port
 from rollforward.store import RunLock
 
 
@@ -125,14 +126,15 @@ def test_a_model_whose_weights_do_not_fit_changes_nothing(tmp_path: Path) -> Non
 def test_two_workers_killed_and_resumed_end_with_the_same_bits(tmp_path: Path) -> None:
     """The one under msrun and the script of the examples, the other under `--workers 2`."""
     msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2"]
-    msrun += ["--join=True", "--master_port=18431", f"--log_dir={tmp_path}/logs"]
+    msrun += ["--join=True", f"--master_port={free_port()}", f"--log_dir={tmp_path}/logs"]
     whole = Command(tmp_path / "whole", program=[*msrun, str(ROOT / "examples/grpo/main.py")])
     whole.finish()
     killed = Command(tmp_path / "killed", workers=2)
     killed.take_graphs(whole)
     process = killed.start()
     killed.kill_inside(process, "update", 3, rank=1)
-    assert process.wait(timeout=5) == 1
+    # Well before msrun, which takes about 25 s to give up.
+    assert process.wait(timeout=20) == 1
     assert "worker 1 (process" in (killed.folder / "train.txt").read_text()
     killed.finish(resume=True)
     assert killed.newest()["digests"] == whole.newest()["digests"]
