@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from toy_session import Killed, Place, ToyPackage
+from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.cli.main import main
 
@@ -16,6 +16,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with pytest.MonkeyPatch.context() as patch:
         place = Place(tmp_path_factory.mktemp("history"))
         patch.chdir(place.root)
+        commit_at_once(patch)
         with pytest.raises(Killed):
             place.train("run", ToyPackage(dies_at_update=4))
         with pytest.raises(Killed):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from toy_session import Killed, Place, ToyPackage
+from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.cli.main import main
 from rollforward.run.listing import checkpoints_of
@@ -18,6 +18,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Place:
     with pytest.MonkeyPatch.context() as patch:
         place = Place(tmp_path_factory.mktemp("prune"))
         patch.chdir(place.root)
+        commit_at_once(patch)
         with pytest.raises(Killed):
             place.train("killed", ToyPackage(dies_at_update=8))
         place.train("whole")

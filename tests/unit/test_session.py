@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toy_session import Killed, Place, ToyPackage
+from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.errors import (
     CheckpointMismatch,
@@ -86,8 +86,9 @@ class TestKilled:
         assert place.digests("one")["ref"] == place.digests("other")["ref"]
 
     def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
-        self, place: Place, capsys: pytest.CaptureFixture[str]
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        commit_at_once(monkeypatch)
         place.train("whole")
         with pytest.raises(Killed):
             place.train("hurt", ToyPackage(dies_at_update=7))
@@ -100,7 +101,10 @@ class TestKilled:
         assert place.digests("hurt") == place.digests("whole")
         assert comparable(place.root / "hurt") == comparable(place.root / "whole")
 
-    def test_when_every_checkpoint_is_damaged_all_reasons_are_told(self, place: Place) -> None:
+    def test_when_every_checkpoint_is_damaged_all_reasons_are_told(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit_at_once(monkeypatch)
         with pytest.raises(Killed):
             place.train("hurt", ToyPackage(dies_at_update=7))
         for path in (place.root / "hurt/train/rank_0").glob("*.safetensors"):
@@ -113,8 +117,9 @@ class TestKilled:
 
 class TestFolders:
     def test_each_station_of_the_contract_is_a_line_of_the_log(
-        self, place: Place, capsys: pytest.CaptureFixture[str]
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        commit_at_once(monkeypatch)
         (place.root / "strategy").mkdir()
         (place.root / "strategy/strategy_3.ckpt").write_text("old")
         (place.root / "strategy/precious.txt").write_text("keep")
@@ -138,7 +143,10 @@ class TestFolders:
         assert outputs.strategy == place.root / "root/strategy"
         assert outputs.log == place.root / "root/log"
 
-    def test_a_run_can_go_on_in_a_new_folder_and_leaves_the_old_one_as_it_was(self, place: Place) -> None:
+    def test_a_run_can_go_on_in_a_new_folder_and_leaves_the_old_one_as_it_was(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit_at_once(monkeypatch)
         place.train("whole")
         with pytest.raises(Killed):
             place.train("old", ToyPackage(dies_at_update=4))

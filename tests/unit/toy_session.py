@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import toy_engine
 from engine_case import SETTINGS
 from numpy.typing import NDArray
@@ -15,11 +16,12 @@ from tokenizer_folder import VOCAB, write_tokenizer
 from rollforward.errors import ModelError
 from rollforward.grpo.ports import Engine, Group, Tensors
 from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
+from rollforward.position import Position
 from rollforward.run import config
 from rollforward.run.plan import Asked, Plan, prepare
 from rollforward.run.session import train
 from rollforward.storage import LocalStorage
-from rollforward.store import find
+from rollforward.store import ShadowCheckpoints, find
 
 
 class Killed(BaseException):
@@ -112,13 +114,20 @@ class Place:
         return [*values.items(), *((key.replace("__", "."), value) for key, value in changes.items())]
 
     def plan(
-        self, run: str, *, resume: bool = False, source: str = "", world_size: int = 1, **changes: Any
+        self,
+        run: str,
+        *,
+        resume: bool = False,
+        source: str = "",
+        world_size: int = 1,
+        asked: Mapping[str, Any] | None = None,
+        **changes: Any,
     ) -> Plan:
-        """What `rollforward train` would do."""
+        """What `rollforward train` would do; `asked` is what more the command line asks for."""
         actor = str(self.root / source / "train") if source else ""
-        asked = Asked(resume=resume, actor_checkpoint_path=actor)
+        wanted = Asked(resume=resume, actor_checkpoint_path=actor, **(asked or {}))
         loaded = config.load(None, self.overrides(run, **changes))
-        return prepare(loaded, asked, ToyPackage(), world_size=world_size)
+        return prepare(loaded, wanted, ToyPackage(), world_size=world_size)
 
     def train(self, run: str, package: ToyPackage | None = None, **how: Any) -> None:
         """Run it to its end, or to the end of the package."""
@@ -127,6 +136,17 @@ class Place:
     def digests(self, run: str) -> dict[str, str]:
         """Role -> digest of the newest checkpoint."""
         return find(LocalStorage(self.root / run)).manifest.role_digests()
+
+
+def commit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint is committed where it begins, so that a kill finds the same ones on any machine."""
+    begin = ShadowCheckpoints.begin
+
+    def begin_and_settle(self: ShadowCheckpoints, position: Position, global_step: int) -> None:
+        begin(self, position, global_step)
+        self._settle()
+
+    monkeypatch.setattr(ShadowCheckpoints, "begin", begin_and_settle)
 
 
 def shortness(completions: list[str]) -> list[float]:

@@ -26,9 +26,9 @@ from rollforward.run.launch import error_text, report
 
 def verb_modules() -> list[ModuleType]:
     """The verbs. Imported here and not above: signals must be taken before NumPy is imported."""
-    from rollforward.cli import diff, doctor, history, inspect, prune, rollouts, train, verify
+    from rollforward.cli import diff, doctor, history, inspect, prune, rebuild, rollouts, train, verify
 
-    return [train, inspect, verify, diff, prune, rollouts, history, doctor]
+    return [train, inspect, verify, diff, prune, rollouts, history, rebuild, doctor]
 
 
 def build_parser() -> Parser:

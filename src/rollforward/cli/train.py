@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.cli import worker
-from rollforward.cli.arguments import Parser, count, split_list
+from rollforward.cli.arguments import Parser, count, position, split_list
 from rollforward.errors import ConfigError
 from rollforward.run import config, launch
 from rollforward.run.engine import MindSpore
@@ -25,12 +25,22 @@ A new run starts from Hugging Face folders:
 A run that was killed goes on from its newest valid checkpoint:
   rollforward train --config grpo.yaml --resume_training --actor_checkpoint_path RUN/train \\
       --ref_checkpoint_path RUN/ref --save_checkpoint_dir RUN
+With --resume_position it goes on from any step that the journal reaches, in a new folder; from a
+step between checkpoints only with the configuration that the run had there.
 
 Options take precedence over the configuration. Names may be written with dashes."""
 
-_OPTIONS = (
+_CONFIGURATION = (
     ("--dataset_file", "FILE", "rl_config.dataset_file", "JSON Lines, or reasoning_gym:NAME?parameter=value"),
     ("--tokenizer_dir", "DIR", "rl_config.tokenizer_dir", "folder of the tokenizer (default: the actor's)"),
+    (
+        "--on_divergence",
+        "stop|accept",
+        "rl_config.on_divergence",
+        "what to do when a replayed step gives other bits than were recorded (default: stop)",
+    ),
+)
+_OPTIONS = (
     (
         "--save_checkpoint_dir",
         "DIR",
@@ -42,12 +52,6 @@ _OPTIONS = (
         "DIR",
         "rl_config.save_strategy_dir",
         "where strategy_<rank>.ckpt goes; old ones there are cleared (default: strategy, beside save_ckpt)",
-    ),
-    (
-        "--on_divergence",
-        "stop|accept",
-        "rl_config.on_divergence",
-        "what to do when a replayed step gives other bits than were recorded (default: stop)",
     ),
     (
         "--generate_checkpoint_path",
@@ -74,12 +78,14 @@ def add_arguments(parser: Parser) -> None:
         default="",
         help="the reference model (default: the actor's); with --resume_training, the ref/ folder of a run",
     )
+    parser.add_option(
+        "--resume_position",
+        metavar="0_137",
+        type=position,
+        help="go on from this step instead, in a new folder, and take over nothing beyond it",
+    )
     for name, metavar, path, text in _OPTIONS:
         parser.add_option(name, metavar=metavar, dest=path, help=text)
-    parser.add_option(
-        "--verifier_function", metavar="A,B", type=split_list, help="reward functions, with commas between"
-    )
-    parser.add_option("--verifier_weight", metavar="X,Y", type=_numbers, help="a weight for each of them")
     parser.add_option(
         "--tensorboard",
         metavar="DIR",
@@ -87,6 +93,17 @@ def add_arguments(parser: Parser) -> None:
         const="",
         help="write TensorBoard events (default: tensorboard/ in the run's folder)",
     )
+    add_configuration(parser)
+
+
+def add_configuration(parser: Parser) -> None:
+    """The options of all verbs that compute: what the configuration says, and how many processes."""
+    for name, metavar, path, text in _CONFIGURATION:
+        parser.add_option(name, metavar=metavar, dest=path, help=text)
+    parser.add_option(
+        "--verifier_function", metavar="A,B", type=split_list, help="reward functions, with commas between"
+    )
+    parser.add_option("--verifier_weight", metavar="X,Y", type=_numbers, help="a weight for each of them")
     parser.add_option(
         "--set",
         metavar="SECTION.KEY=VALUE",
@@ -99,18 +116,29 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Run as whatever this process is: the only one, the parent of workers, a worker, msrun's scheduler."""
-    process, engines = this_process(), MindSpore()
-    _join_launcher(process)
-    loaded = config.load(options.config, overrides(options))
-    if process.role == "scheduler":
-        engines.serve_scheduler(loaded.config.context.device_target)
-        return 0
+    """Train."""
     asked = Asked(
         resume=options.resume_training,
         actor_checkpoint_path=options.actor_checkpoint_path,
         ref_checkpoint_path=options.ref_checkpoint_path,
+        position=options.resume_position,
     )
+    return compute(options, arguments, asked, overrides(options))
+
+
+def compute(
+    options: argparse.Namespace, arguments: Sequence[str], asked: Asked, given: Sequence[tuple[str, Any]]
+) -> int:
+    """Run as whatever this process is: the only one, the parent of workers, a worker, msrun's scheduler.
+
+    `arguments` is the whole command line, for workers; `given` is what it says of the configuration.
+    """
+    process, engines = this_process(), MindSpore()
+    _join_launcher(process)
+    loaded = config.load(options.config, given)
+    if process.role == "scheduler":
+        engines.serve_scheduler(loaded.config.context.device_target)
+        return 0
     several = process.role == "alone" and options.workers > 1
     if process.role == "worker" and options.workers not in (1, process.world_size):
         raise ConfigError(
@@ -132,8 +160,8 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def overrides(options: argparse.Namespace) -> list[tuple[str, Any]]:
     """What options say, as (dotted key, value) for `config.load`; `--set` goes first."""
     found = [config.parse_override(text) for text in options.overrides]
-    for _name, _metavar, path, _text in _OPTIONS:
-        value = getattr(options, path)
+    for _name, _metavar, path, _text in (*_CONFIGURATION, *_OPTIONS):
+        value = getattr(options, path, None)
         if value is not None:
             found.append((path, value))
     if options.verifier_function is not None:
@@ -143,10 +171,11 @@ def overrides(options: argparse.Namespace) -> list[tuple[str, Any]]:
             found.append(("reward_config.verifier_weight", []))
     if options.verifier_weight is not None:
         found.append(("reward_config.verifier_weight", options.verifier_weight))
-    if options.tensorboard is not None:
+    tensorboard = getattr(options, "tensorboard", None)
+    if tensorboard is not None:
         found.append(("rl_config.tensorboard", True))
-        if options.tensorboard:
-            found.append(("rl_config.tensorboard_dir", options.tensorboard))
+        if tensorboard:
+            found.append(("rl_config.tensorboard_dir", tensorboard))
     return found
 
 

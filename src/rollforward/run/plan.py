@@ -19,7 +19,7 @@ from rollforward.grpo.ports import Verifier
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.types import Prompt
 from rollforward.position import Position
-from rollforward.run import doctor, foreign
+from rollforward.run import branching, doctor, foreign
 from rollforward.run.config import Config, Loaded, fingerprint, what_affects_numbers
 from rollforward.run.dataset import load_dataset
 from rollforward.run.engine import EnginePackage
@@ -50,6 +50,10 @@ class Asked:
     resume: bool
     actor_checkpoint_path: str = ""
     ref_checkpoint_path: str = ""
+    position: Position | None = None
+    """With `resume`: go on from here, in a new folder, and take over nothing beyond; None: the newest."""
+    rebuild: bool = False
+    """With `position`: its checkpoint is all that is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,15 @@ class Plan:
     world_size: int
     facts: Mapping[str, Any]
     """What influences the numbers: keys of the configuration, and digests of model and dataset."""
+    branch: Position | None = None
+    """Steps before it are replayed, nothing of it or beyond is taken over; None: whatever there is."""
+    rebuild: bool = False
+    """Stop at `branch` and save, rather than train."""
+
+    @property
+    def until(self) -> Position:
+        """Where this start ends."""
+        return self.branch if self.rebuild and self.branch is not None else self.end
 
     @property
     def total_steps(self) -> int:
@@ -93,6 +106,8 @@ def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size:
     source: FromModel | FromCheckpoint | FromForeign
     found: Found | None
     named = name_checkpoint_folders(asked.actor_checkpoint_path, asked.ref_checkpoint_path, places.run)
+    if asked.position is not None:
+        _check_branch(asked, places, named)
     if asked.resume and foreign.is_foreign(named):
         source, found, folder, files = _resumed_foreign(config, asked, places, named, world_size)
     elif asked.resume:
@@ -114,7 +129,7 @@ def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size:
     if found is not None:
         check_layout(found.manifest, engines.tensor_layout(model_config), world_size=world_size)
         _check_resumable(found.manifest, steps_per_epoch)
-    return Plan(
+    plan = Plan(
         config=config,
         ignored=loaded.ignored,
         outputs=places,
@@ -135,7 +150,12 @@ def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size:
             "dataset": _dataset_digest(prompts),
             "world_size": world_size,
         },
+        branch=asked.position,
+        rebuild=asked.rebuild,
     )
+    if isinstance(source, FromCheckpoint) and found is not None and plan.branch is not None:
+        _check_reachable(plan, plan.branch, source, found.manifest)
+    return plan
 
 
 def schedule_of(config: Config, prompts: Sequence[Prompt], *, rank: int, world_size: int) -> PromptSchedule:
@@ -191,7 +211,7 @@ def _resumed(asked: Asked, places: Outputs) -> tuple[FromCheckpoint, Found, Path
         )
     storage = LocalStorage(source.run)
     try:
-        found = find(storage)
+        found = find(storage, until=asked.position)
     except NothingToResume as error:
         raise NothingToResume(_with_findings(error.message, source), hint=error.hint) from None
     if places.run.resolve() != source.run.resolve():
@@ -235,6 +255,41 @@ def _start(
     if isinstance(source, FromForeign):
         return foreign.next_position(source.position, steps_per_epoch)
     return Position(0, 0)
+
+
+def _check_branch(asked: Asked, places: Outputs, named: FromCheckpoint) -> None:
+    """ConfigError unless the position is one of an earlier run of ours and the folder is a new one."""
+    if not asked.resume:
+        raise ConfigError(
+            "--resume_position says where to go on from, so it needs --resume_training",
+            hint="add --resume_training and name the run with --actor_checkpoint_path",
+        )
+    if foreign.is_foreign(named):
+        raise ConfigError(
+            f"{named.run} has no journal to go to step {asked.position} with: another trainer wrote it",
+            hint="without --resume_position it is resumed from its newest checkpoint",
+        )
+    if places.run.resolve() == named.run.resolve():
+        raise ConfigError(
+            f"going on from step {asked.position} leaves what {named.run} did from there on behind, "
+            "so it needs a folder of its own",
+            hint="name a new one with --save_checkpoint_dir",
+        )
+
+
+def _check_reachable(plan: Plan, position: Position, source: FromCheckpoint, manifest: Manifest) -> None:
+    branching.check_named(position, plan.steps_per_epoch, plan.end)
+    if plan.rebuild or position != manifest.position:
+        branching.check_same_facts(manifest, plan.facts, position)
+    branching.check_reach(
+        LocalStorage(source.run),
+        manifest,
+        position,
+        fingerprint=plan.fingerprint,
+        world_size=plan.world_size,
+        chunks_per_step=plan.config.rl_config.num_rollouts,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
 
 
 def _with_findings(message: str, source: FromCheckpoint) -> str:

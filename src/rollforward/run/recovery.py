@@ -32,8 +32,8 @@ class Restored:
     """To read, verify and put in place."""
 
 
-def restore(storage: Storage, engine: Engine) -> Restored:
-    """Load the newest checkpoint that proves intact on every worker. Collective.
+def restore(storage: Storage, engine: Engine, *, until: Position | None = None) -> Restored:
+    """Load the newest checkpoint, not after `until`, that proves intact on every worker. Collective.
 
     Raises NothingToResume, with all reasons, when none does, and CheckpointMismatch for an
     intact one that does not belong to this engine.
@@ -42,7 +42,7 @@ def restore(storage: Storage, engine: Engine) -> Restored:
     while True:
         began = time.perf_counter()
         try:
-            found = find(storage, skip=rejected)
+            found = find(storage, skip=rejected, until=until)
         except NothingToResume as error:
             raise NothingToResume(_with_reasons(error.message, rejected), hint=error.hint) from None
         for item in found.rejected:

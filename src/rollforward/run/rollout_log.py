@@ -185,7 +185,12 @@ def open_rollout_log(
 
     def look() -> JournalView:
         return read_journal(
-            sources, rank=identity.rank, since=start, checkpoint=checkpoint, run_id=identity.run_id
+            sources,
+            rank=identity.rank,
+            since=start,
+            before=inherit_before,
+            checkpoint=checkpoint,
+            run_id=identity.run_id,
         )
 
     def mine(view: JournalView) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from rollforward import verifiers
-from rollforward.errors import RunLocked
+from rollforward.errors import NothingToResume, RunLocked
 from rollforward.grpo.ports import Engine, Group, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
 from rollforward.run import environment, metrics, strategy
+from rollforward.run.branching import changes
 from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromCheckpoint, FromModel
 from rollforward.run.foreign import FromForeign, Taken, next_position, take
@@ -97,19 +98,18 @@ def _run_steps(
     say: Say,
     observer: Observer,
 ) -> None:
-    """Train from the restored position to the end."""
-
+    """Train from the restored position to the end; or replay up to the one that is rebuilt."""
     start = restored.manifest.position if restored else plan.start
     checkpoints = RunCheckpoints(
         store, engine, log.journal, about, run=plan.outputs.run, say=say, committed=display.saved
     )
     if restored is not None:
         display.saved(start)
-    if restored is None or not _same_folder(plan):
+    if not _same_folder(plan) and (not plan.rebuild or start == plan.until):
         # From here on the folder can be resumed by itself, whenever it is killed.
         checkpoints.save_now(start, start.global_step(plan.steps_per_epoch))
-    if start >= plan.end:
-        say(f"training: nothing to do, the run ends at {plan.end}")
+    if start >= plan.until:
+        say(f"training: nothing to do, {'this is' if plan.rebuild else 'the run ends at'} {plan.until}")
         log.journal.note(start, "finished", {"steps": plan.total_steps})
         return
     say(
@@ -127,9 +127,10 @@ def _run_steps(
         checkpoints=checkpoints,
         observer=observer,
         settings=settings,
-    ).run(start, plan.end)
-    log.journal.note(plan.end, "finished", {"steps": plan.total_steps})
-    say(f"done: {plan.total_steps} steps, the last checkpoint is {plan.end} in {plan.outputs.run}")
+    ).run(start, plan.until)
+    log.journal.note(plan.until, "finished", {"steps": plan.total_steps})
+    done = plan.until.global_step(plan.steps_per_epoch)
+    say(f"done: {done} steps, the last checkpoint is {plan.until} in {plan.outputs.run}")
 
 
 def _open_log(
@@ -157,6 +158,7 @@ def _open_log(
         ),
         start=manifest.position if manifest else plan.start,
         checkpoint=(manifest.incarnation, manifest.position) if manifest else None,
+        inherit_before=plan.branch,
         settings=LogSettings(
             chunks_per_step=rl.num_rollouts,
             steps_per_epoch=plan.steps_per_epoch,
@@ -169,6 +171,13 @@ def _open_log(
     )
     for line in (*report.repaired, *report.problems):
         say(f"journal: {line}")
+    if plan.branch is not None and report.until != plan.branch:
+        log.journal.close()
+        raise NothingToResume(
+            f"step {plan.branch} cannot be reached: from checkpoint {report.start} the journal leads up to "
+            f"{report.until} only",
+            hint="the lines above say what was damaged; an earlier step may be reached",
+        )
     if manifest is not None:
         say(_what_is_replayed(report))
     return log
@@ -248,7 +257,7 @@ def _restore(plan: Plan, engine: Engine, taken: Taken | None, say: Say) -> Resto
     if isinstance(plan.source, FromModel):
         say(f"model: policy from {plan.source.policy}, reference from {plan.source.reference}")
         return None
-    restored = restore(LocalStorage(plan.source.run), engine)
+    restored = restore(LocalStorage(plan.source.run), engine, until=plan.branch)
     for position, reason in restored.rejected:
         say(f"checkpoint: {position} rejected: {reason}")
     manifest = restored.manifest
@@ -273,15 +282,6 @@ def _what_was_taken(source: FromForeign, taken: Taken) -> Iterator[str]:
         yield f"warning: {warning}"
     parts = ", ".join(f"{ROLE_WORDS[role]} {in_bytes(size)}" for role, size in taken.role_bytes.items())
     yield f"restored: {parts}, in {taken.seconds:.2f} s"
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, a line each."""
-    return [
-        f"{name} changed from {before.get(name)!r} to {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def trainer_settings(plan: Plan) -> TrainerSettings:
         verifier_weights=plan.config.verifier_weights,
         ref_model_sync_steps=ref.ref_model_sync_steps if ref.sync_ref_model else 0,
         # 0 means only the final checkpoint: further apart than the run is long.
-        save_ckpt_interval=rl.save_ckpt_interval or plan.total_steps + 1,
+        save_ckpt_interval=(not plan.rebuild and rl.save_ckpt_interval) or plan.total_steps + 1,
     )
 
 

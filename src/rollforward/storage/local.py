@@ -128,6 +128,9 @@ class LocalStorage:
     def __repr__(self) -> str:
         return f"LocalStorage({self.root!r})"
 
+    def __str__(self) -> str:
+        return str(self.root)
+
     def write(self, path: str, buffers: Iterable[Buffer]) -> int:
         """See `Storage.write`; the order of the calls below is the promise."""
         target = self._full(path)

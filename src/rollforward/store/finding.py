@@ -117,15 +117,19 @@ def candidates(storage: Storage) -> Iterator[Manifest | Rejected]:
             yield manifest
 
 
-def find(storage: Storage, *, skip: Collection[Position] = ()) -> Found:
+def find(storage: Storage, *, skip: Collection[Position] = (), until: Position | None = None) -> Found:
     """The newest checkpoint whose manifest proves intact and whose files are all there.
 
-    `skip` names positions that the caller has rejected already, because reading them failed.
+    `skip` names positions that the caller has rejected already, because reading them failed. With
+    `until`, checkpoints of later positions are passed over.
     Raises NothingToResume, which says what was looked for and what is there.
     """
     rejected: list[Rejected] = []
+    later: list[Position] = []
     for candidate in candidates(storage):
-        if isinstance(candidate, Rejected):
+        if until is not None and candidate.position > until:
+            later.append(candidate.position)
+        elif isinstance(candidate, Rejected):
             rejected.append(candidate)
         elif candidate.position in skip:
             rejected.append(
@@ -134,7 +138,13 @@ def find(storage: Storage, *, skip: Collection[Position] = ()) -> Found:
         else:
             return Found(candidate, tuple(rejected))
     lines = [f"no checkpoint to resume from in {storage}: looked for {COMMITS}/<epoch>_<step>.json"]
-    lines += [f"  {item.reason}" for item in rejected] or [f"  there is no manifest in {COMMITS}/"]
+    if until is not None:
+        lines[0] += f" at or before {until}"
+    lines += [f"  {item.reason}" for item in rejected]
+    if later:
+        lines.append(f"  the oldest checkpoint is {min(later)}")
+    elif not rejected:
+        lines.append(f"  there is no manifest in {COMMITS}/")
     lines += [f"  {line}" for line in describe(storage)]
     raise NothingToResume(
         "\n".join(lines),

@@ -1,0 +1,55 @@
+"""`rollforward rebuild`: the checkpoint of any step that the journal reaches."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rollforward.cli import train
+from rollforward.cli.arguments import Parser, position
+from rollforward.run.listing import open_run
+from rollforward.run.plan import Asked
+from rollforward.store.layout import ROLE_FOLDERS
+
+NAME = "rebuild"
+SUMMARY = "make the checkpoint of any step that the journal reaches"
+DESCRIPTION = """\
+Make the checkpoint of a step that was not saved: load the newest checkpoint at or before it, and
+replay the steps between from the journal, each compared with what was recorded. Nothing is
+generated, and the run's folder is not changed.
+  rollforward rebuild RUN --to 0_137 --out NEW --config grpo.yaml
+
+The configuration has to be the run's own, options that it was trained with included: with another
+one the steps would not be repeated. The weights are those, bit for bit, that the run would have
+saved there. Metrics up to the step go to NEW too, and a run can be resumed from NEW."""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The options of `rebuild`."""
+    parser.add_argument("folder", metavar="RUN", help="the run's folder (--save_checkpoint_dir)")
+    parser.add_option(
+        "--to", metavar="0_137", type=position, required=True, help="the state before this step is run"
+    )
+    parser.add_option("--out", metavar="NEW", required=True, help="the folder of the new checkpoint")
+    parser.add_option("--config", metavar="FILE", help="the YAML that the run was trained with")
+    train.add_configuration(parser)
+
+
+def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Replay and save."""
+    folder, out = Path(options.folder), Path(options.out)
+    open_run(folder)
+    given = [
+        *train.overrides(options),
+        ("actor_config.save", str(out)),
+        # What the run itself writes outside its folder stays as it is.
+        ("rl_config.save_strategy_dir", str(out / "strategy")),
+        ("rl_config.tensorboard", False),
+    ]
+    asked = Asked(
+        resume=True,
+        actor_checkpoint_path=str(folder / ROLE_FOLDERS["policy_model"]),
+        ref_checkpoint_path=str(folder / ROLE_FOLDERS["ref"]),
+        position=options.to,
+        rebuild=True,
+    )
+    return train.compute(options, arguments, asked, given)

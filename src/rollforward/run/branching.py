@@ -1,0 +1,109 @@
+"""Going to a step of a run that is not its newest: to branch off there, or to rebuild its checkpoint.
+
+    checkpoint at S      the newest valid one at or before the step asked for
+    S ... P-1            replayed from the journal: every chunk of every rank has to be there
+    P                    reached, with the bits that a run stopped there saved
+
+All of this is looked at before anything is written, so that what cannot be reached is refused and
+not half made. Nothing of P or later is taken over.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume
+from rollforward.position import Position
+from rollforward.run import config
+from rollforward.storage import Storage
+from rollforward.store import Manifest
+from rollforward.store.journal_reading import read_journal
+
+
+def check_named(position: Position, steps_per_epoch: int, end: Position) -> None:
+    """ConfigError for a position that this run does not have."""
+    if position.step >= steps_per_epoch:
+        raise ConfigError(
+            f"there is no step {position}: an epoch has {steps_per_epoch} steps",
+            hint=f"the last one of epoch {position.epoch} is {position.epoch}_{steps_per_epoch - 1}, "
+            f"and after it comes {position.epoch + 1}_0",
+        )
+    if position > end:
+        raise ConfigError(
+            f"position {position} lies behind the run's end, {end}",
+            hint="rl_config.epochs and rl_config.max_steps say where a run ends",
+        )
+
+
+def check_reach(
+    storage: Storage,
+    manifest: Manifest,
+    position: Position,
+    *,
+    fingerprint: str,
+    world_size: int,
+    chunks_per_step: int,
+    steps_per_epoch: int,
+) -> None:
+    """NothingToResume unless every rank's journal leads from the checkpoint to the position.
+
+    CheckpointMismatch when records on the way were made with another configuration than that of
+    `fingerprint`.
+    """
+    for rank in range(world_size):
+        view = read_journal(
+            [storage],
+            rank=rank,
+            since=manifest.position,
+            before=position,
+            checkpoint=manifest.order,
+            run_id=manifest.run_id,
+        )
+        reached = view.first_incomplete(
+            manifest.position, chunks_per_step=chunks_per_step, steps_per_epoch=steps_per_epoch
+        )
+        others = [
+            header.identity.incarnation
+            for header in view.headers.values()
+            if header.identity.fingerprint != fingerprint
+        ]
+        if others:
+            raise CheckpointMismatch(
+                f"steps between checkpoint {manifest.position} and {position} were made with another "
+                f"configuration (by start {min(others)}), so they cannot be replayed with this one",
+                hint="use the configuration of that start",
+            )
+        if reached < position:
+            lines = [
+                f"step {position} cannot be reached: from checkpoint {manifest.position} in {storage} the "
+                f"journal of rank {rank} leads up to {reached} only",
+                *(f"  {problem}" for problem in view.problems),
+                *(f"  {segment}: cut off at byte {end.offset}: {end.problem}" for segment, end in view.torn),
+            ]
+            raise NothingToResume("\n".join(lines), hint=f"{reached} and every step before it can be reached")
+
+
+def check_same_facts(manifest: Manifest, facts: Mapping[str, Any], position: Position) -> None:
+    """CheckpointMismatch unless what influences the numbers is as it was: only then are steps repeated."""
+    if manifest.fingerprint == config.fingerprint(facts):
+        return
+    lines = changes(manifest.state.get("facts", {}), facts)
+    raise CheckpointMismatch(
+        "\n".join(
+            [
+                f"step {position} is reached by replaying steps from checkpoint {manifest.position} on, "
+                "which takes the configuration that they were made with; since then",
+                *(f"  {line}" for line in lines),
+            ]
+        ),
+        hint=f"rollforward rebuild RUN --to {position} --out NEW, with the run's own configuration, makes a "
+        "checkpoint of that step; a run that is resumed from NEW may have another configuration",
+    )
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, a line each."""
+    return [
+        f"{name} changed from {before.get(name)!r} to {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]

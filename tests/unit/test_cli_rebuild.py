@@ -1,0 +1,91 @@
+"""What the command line makes of `rebuild` and `--resume_position`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_session import Place, ToyPackage
+
+from rollforward.cli import train
+from rollforward.cli.main import build_parser, main
+from rollforward.position import Position
+from rollforward.run.plan import Asked
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Asked, dict[str, Any]]]:
+    """What would have been computed, instead of computing it: MindSpore takes seconds to load."""
+    found: list[tuple[Asked, dict[str, Any]]] = []
+
+    def note(_options: object, _arguments: object, asked: Asked, given: list[tuple[str, Any]]) -> int:
+        found.append((asked, dict(given)))
+        return 0
+
+    monkeypatch.setattr(train, "compute", note)
+    return found
+
+
+def test_a_rebuild_resumes_from_the_run_at_the_position_into_a_new_folder(
+    tmp_path: Path, computed: list[tuple[Asked, dict[str, Any]]]
+) -> None:
+    run = tmp_path / "run"
+    (run / "commits").mkdir(parents=True)
+    out = tmp_path / "new"
+    given = ["--set", "actor_config.save=elsewhere", "--verifier-function", "accuracy_reward"]
+    assert main(["rebuild", str(run), "--to", "0_137", "--out", str(out), *given]) == 0
+    ((asked, settings),) = computed
+    assert asked == Asked(
+        resume=True,
+        actor_checkpoint_path=str(run / "train"),
+        ref_checkpoint_path=str(run / "ref"),
+        position=Position(0, 137),
+        rebuild=True,
+    )
+    assert settings["actor_config.save"] == str(out), "whatever the configuration says"
+    assert settings["reward_config.verifier_function"] == ["accuracy_reward"]
+    assert settings["rl_config.tensorboard"] is False, "the run's own event files are left alone"
+    assert Path(settings["rl_config.save_strategy_dir"]).parent == out
+
+
+def test_a_branch_names_its_position(computed: list[tuple[Asked, dict[str, Any]]]) -> None:
+    arguments = ["--resume_training", "--resume-position", "0_137", "--actor_checkpoint_path", "run/train"]
+    assert main(["train", *arguments]) == 0
+    assert computed[0][0] == Asked(resume=True, actor_checkpoint_path="run/train", position=Position(0, 137))
+
+
+def test_a_rebuild_takes_what_the_run_was_trained_with() -> None:
+    """Whatever option of `train` influences the numbers is one of `rebuild` too."""
+    options = ["--config", "--dataset_file", "--tokenizer_dir", "--verifier_function", "--verifier_weight"]
+    options += ["--set", "--workers"]
+    known = build_parser().parse_args(["rebuild", "run", "--to", "0_1", "--out", "new"])
+    help_text = known.verb_parser.format_help()
+    assert [option for option in options if option not in help_text] == []
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rebuild", str(tmp_path), "--to", "0_1", "--out", str(tmp_path / "new")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_rebuild_with_the_verb_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line to the checkpoint, with the engine of the tests in MindSpore's place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "MindSpore", ToyPackage)
+    place = Place(tmp_path)
+    place.train("run")
+    settings = [
+        f"--set={key}={value}"
+        for key, value in place.overrides("run")
+        if not isinstance(value, list) and key not in ("actor_config.load", "rl_config.save_strategy_dir")
+    ]
+    settings += ["--verifier_function", "toy_session:shortness"]
+    capsys.readouterr()
+    assert main(["rebuild", "run", "--to", "0_4", "--out", "new", *settings]) == 0
+    said = capsys.readouterr().out
+    assert "1 steps from 0_3 on are replayed" in said
+    assert "done: 4 steps, the last checkpoint is 0_4 in new" in said
+    assert main(["verify", "--deep", "new"]) == 0
+    assert capsys.readouterr().out.startswith("checkpoint\t0_4\tvalid\njournal\t")
