@@ -41,6 +41,8 @@ class EngineCase:
     name: str
     create: Callable[[EngineSettings, Group | None], Engine]
     model_config: Mapping[str, Any]
+    views: bool = True
+    """Whether `tensors()` shows the newest values; otherwise it is a copy of the moment."""
     made: dict[str, Engine] = field(default_factory=dict)
 
     def engine(self, **changes: Any) -> Engine:

@@ -1,8 +1,17 @@
 """The MindSpore engine on a model small enough to compile in seconds."""
 
-from rollforward.engines.mindspore.engine import create
+from rollforward.engines.mindspore.engine import MindSporeEngine, create
+from rollforward.engines.mindspore.memory import Copied
+from rollforward.grpo.ports import Group
+from rollforward.grpo.types import EngineSettings
 
-__all__ = ["MODEL", "create"]
+__all__ = ["MODEL", "create", "create_copied"]
+
+
+def create_copied(settings: EngineSettings, group: Group | None = None) -> MindSporeEngine:
+    """The engine as it is on a device whose memory the host does not see."""
+    return create(settings, group, memory=Copied())
+
 
 MODEL = {
     "model_type": "qwen2",

@@ -32,6 +32,9 @@ from rollforward.grpo.types import TrainingBatch
 CASES = {
     "toy": EngineCase("toy", toy_engine.create, toy_engine.toy_model_config(VOCABULARY)),
     "mindspore": EngineCase("mindspore", mindspore_case.create, mindspore_case.MODEL),
+    "mindspore-copied": EngineCase(
+        "mindspore-copied", mindspore_case.create_copied, mindspore_case.MODEL, views=False
+    ),
 }
 
 CLIPPING = replace(SETTINGS.optimizer, max_grad_norm=0.2)
@@ -63,6 +66,8 @@ class TestTensors:
         assert {n: a.shape for n, a in tensors["optimizer"].items()} == {**moments, "global_step": (1,)}
 
     def test_a_view_taken_early_shows_the_newest_values(self, case: EngineCase) -> None:
+        if not case.views:
+            pytest.skip("the host does not see this engine's memory")
         engine = case.engine()
         views = {role: dict(tensors) for role, tensors in engine.tensors().items()}
         before = snapshot(engine)
@@ -74,6 +79,17 @@ class TestTensors:
             if array.tobytes() != before["policy_model"][name].tobytes()
         ]
         assert changed == list(views["policy_model"])
+
+    def test_a_copy_taken_early_stays_as_it_was(self, case: EngineCase) -> None:
+        if case.views:
+            pytest.skip("the host sees this engine's memory")
+        engine = case.engine()
+        copies = {role: dict(tensors) for role, tensors in engine.tensors().items()}
+        before = snapshot(engine)
+        engine.update(training_batch(engine, 4), 1e-2)
+        assert_same_bits(copies, before)
+        copies["policy_model"]["model.norm.weight"][...] = 7
+        assert not (engine.tensors()["policy_model"]["model.norm.weight"] == 7).any()
 
     def test_what_is_loaded_is_what_is_computed_with(self, case: EngineCase) -> None:
         engine = case.engine()
@@ -254,9 +270,8 @@ class TestUpdate:
             for sign in (1, -1):
                 restore(engine, start)
                 for name, d in direction.items():
-                    engine.tensors()["policy_model"][name][...] += (sign * 3e-3 / length * d).astype(
-                        np.float32
-                    )
+                    moved = start["policy_model"][name] + (sign * 3e-3 / length * d).astype(np.float32)
+                    engine.load("policy_model", name, moved)
                 losses.append(engine.update(batch, 0.0).loss)
             assert (losses[0] - losses[1]) / 6e-3 == pytest.approx(slope, rel=0.03, abs=3e-4), list(direction)
 
@@ -392,6 +407,17 @@ class TestSyncReference:
         engine.sync_reference()
         final = engine.update(replace(batch, old_logprobs=None), 0.0)
         np.testing.assert_allclose(engine.reference_logprobs(batch.tokens), final.logprobs, atol=2e-2)
+
+
+def test_copies_and_views_of_memory_give_the_same_bits() -> None:
+    viewed, copied = CASES["mindspore"].engine(), CASES["mindspore-copied"].engine()
+    for seed in range(3):
+        batch = training_batch(viewed, 7, seed=seed)
+        assert_outcomes_equal(copied.update(batch, 1e-2), viewed.update(batch, 1e-2))
+        if seed == 1:
+            viewed.sync_reference()
+            copied.sync_reference()
+    assert_same_bits(snapshot(copied), snapshot(viewed))
 
 
 def joined(*batches: TrainingBatch) -> TrainingBatch:

@@ -74,7 +74,9 @@ class Engine(Protocol):
     def tensors(self) -> Tensors:
         """Views of the live parameters, without a copy. What is not here is not saved.
 
-        A view keeps showing the newest values; `update` and `sync_reference` change them.
+        A view keeps showing the newest values; `update` and `sync_reference` change them. On a device
+        whose memory the host does not see, a role is copied when it is asked for, and the copy stays
+        as it was. Either way, values are put in place by `load`.
         """
         ...
 

@@ -4,10 +4,7 @@ Two decoders live here, policy and reference; generation and the updates share t
 parameters. Graphs are compiled when they are first run, one for each of: prefill, one decoding
 step, reference log-probabilities, a micro-batch's gradient, the norm, the optimizer's step.
 
-`tensors()` are views that share memory with the parameters: on the CPU, `Parameter.asnumpy()` is
-one, its address stays the same from step to step, and what is written through it is what the next
-step computes with (MindSpore 2.10). Other devices have their own memory, so this engine refuses
-them instead of handing out copies that would never be updated.
+How the host reaches the parameters, as views or by copies, depends on the device: see `memory`.
 """
 
 from pathlib import Path
@@ -21,6 +18,7 @@ from rollforward.engines.mindspore.batches import columns, micro_batches
 from rollforward.engines.mindspore.compiling import kept_graphs
 from rollforward.engines.mindspore.generation import Generator
 from rollforward.engines.mindspore.learning import Learner
+from rollforward.engines.mindspore.memory import Memory, Slots, memory_of, shape_and_dtype, use_device
 from rollforward.engines.mindspore.model import Decoder, ModelConfig
 from rollforward.engines.mindspore.objective import CompletionLogprobs, ReferenceLogprobs
 from rollforward.engines.mindspore.parallel import SingleProcess
@@ -42,7 +40,7 @@ from rollforward.grpo.types import (
 class MindSporeEngine:
     """`grpo.ports.Engine`; made by `create`."""
 
-    def __init__(self, settings: EngineSettings, group: Group) -> None:
+    def __init__(self, settings: EngineSettings, group: Group, memory: Memory) -> None:
         config = ModelConfig.parse(settings.model_config)
         policy, reference = Decoder(config), Decoder(config, prefix="reference.")
         rows, tokens = settings.samples_per_micro_batch, settings.sampling.max_tokens
@@ -50,16 +48,18 @@ class MindSporeEngine:
         self._settings = settings
         self._generator = Generator(policy, settings)
         self._learner = Learner(
-            CompletionLogprobs(policy, rows, settings.prompt_length, tokens), settings, group
+            CompletionLogprobs(policy, rows, settings.prompt_length, tokens), settings, group, memory
         )
         self._reference_logprobs = ReferenceLogprobs(
             CompletionLogprobs(reference, rows, settings.prompt_length, tokens)
         )
-        self._tensors: dict[str, dict[str, NDArray[Any]]] = {
-            "policy_model": _views(policy),
+        self._memory = memory
+        self._slots: Slots = {
+            "policy_model": policy.named_parameters(),
             "optimizer": {**self._learner.moments(), "global_step": self._learner.global_step},
-            "ref": _views(reference),
+            "ref": reference.named_parameters(),
         }
+        self._tensors = memory.tensors(self._slots)
 
     def compile(self) -> None:
         """Compile every graph, always in this order: see `compiling`."""
@@ -100,7 +100,7 @@ class MindSporeEngine:
     def sync_reference(self) -> None:
         """See `grpo.ports.Engine.sync_reference`."""
         for name, values in self._tensors["policy_model"].items():
-            np.copyto(self._tensors["ref"][name], values)
+            self._memory.write(self._slots["ref"][name], values)
 
     def tensors(self) -> Tensors:
         """See `grpo.ports.Engine.tensors`.
@@ -112,41 +112,40 @@ class MindSporeEngine:
 
     def load(self, role: str, name: str, array: NDArray[Any]) -> None:
         """See `grpo.ports.Engine.load`. EngineError for an unknown name, another shape or dtype."""
-        target = self._tensors.get(role, {}).get(name)
-        if target is None:
+        slot = self._slots.get(role, {}).get(name)
+        if slot is None:
             raise EngineError(f"this model has no tensor {name!r} in {role!r}")
-        if target.shape != array.shape or target.dtype != array.dtype:
+        shape, dtype = shape_and_dtype(slot)
+        if shape != array.shape or dtype != array.dtype:
             raise EngineError(
-                f"tensor {name!r} of {role!r} is {target.dtype}{list(target.shape)}; "
+                f"tensor {name!r} of {role!r} is {dtype}{list(shape)}; "
                 f"{array.dtype}{list(array.shape)} cannot be put there"
             )
-        np.copyto(target, array)
+        self._memory.write(slot, array)
 
 
-def create(settings: EngineSettings, group: Group | None = None) -> MindSporeEngine:
+def create(
+    settings: EngineSettings, group: Group | None = None, *, memory: Memory | None = None
+) -> MindSporeEngine:
     """An engine with the weights of `settings.policy_folder` and `settings.reference_folder`.
 
-    A folder that is None leaves its parameters to be loaded. ModelError for a model that is not
-    supported or weights that do not fit; EngineError for a device that is not.
+    A folder that is None leaves its parameters to be loaded. `memory` is chosen by the device
+    unless it is given. Devices other than the CPU are supported as far as `memory` says.
+    ModelError for a model that is not supported or weights that do not fit; EngineError for a
+    device that this MindSpore does not have.
     """
-    if settings.device_target != "CPU":
-        raise EngineError(
-            f"device target {settings.device_target!r} is not supported by the mindspore engine yet",
-            hint="set context.device_target: CPU",
-        )
-    ms.set_context(mode=ms.GRAPH_MODE, device_target=settings.device_target)
+    use_device(settings.device_target)
     group = group or SingleProcess()
-    engine = MindSporeEngine(settings, group)
+    engine = MindSporeEngine(settings, group, memory or memory_of(settings.device_target))
     config = ModelConfig.parse(settings.model_config)
     for role, folder in (("policy_model", settings.policy_folder), ("ref", settings.reference_folder)):
         if folder is not None:
-            load_weights(folder, config, engine.tensors()[role])
+            weights = engine.tensors()[role]
+            load_weights(folder, config, weights)
+            for name, array in weights.items():
+                engine.load(role, name, array)
     if settings.compile_cache_folder is not None:
         # Last, since it writes: a model that does not fit leaves nothing behind.
         with kept_graphs(settings, group, Path(settings.compile_cache_folder)):
             engine.compile()
     return engine
-
-
-def _views(decoder: Decoder) -> dict[str, NDArray[Any]]:
-    return {name: parameter.asnumpy() for name, parameter in decoder.named_parameters().items()}

@@ -21,6 +21,7 @@ from mindspore import nn, ops
 from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.batches import columns, micro_batches
+from rollforward.engines.mindspore.memory import Memory
 from rollforward.engines.mindspore.objective import CompletionLogprobs, Objective
 from rollforward.engines.mindspore.optimizer import ApplyAdamW, step_scalars
 from rollforward.errors import NonFinite
@@ -85,7 +86,9 @@ class SumOverWorkers(nn.Cell):
 class Learner:
     """The optimizer step of one worker: parameters, moments and buffers, and the graphs over them."""
 
-    def __init__(self, logprobs: CompletionLogprobs, settings: EngineSettings, group: Group) -> None:
+    def __init__(
+        self, logprobs: CompletionLogprobs, settings: EngineSettings, group: Group, memory: Memory
+    ) -> None:
         named = logprobs.decoder.named_parameters()
         buffers = {
             name: ms.Parameter(np.zeros(parameter.shape, dtype=np.float32), name=f"gradient.{name}")
@@ -95,7 +98,7 @@ class Learner:
         self._group = group
         self._settings = settings
         self._tokens = settings.sampling.max_tokens
-        self._buffers = [buffer.asnumpy() for buffer in buffers.values()]
+        self._clear_gradients = memory.zeroing(tuples[1])
         self._add = AddGradients(Objective(logprobs, settings.objective), *tuples)
         self._sum_over_workers = SumOverWorkers(tuples[1]) if group.world_size > 1 else None
         self._squared_norms = SquaredNorms(tuples[1])
@@ -108,6 +111,7 @@ class Learner:
         rows, tokens = self._settings.samples_per_micro_batch, self._tokens
         columns = self._settings.prompt_length + tokens
         weights = ms.Tensor(np.zeros((rows, tokens), np.float32))
+        self._clear_gradients.compile()
         self._add.compile(
             ms.Tensor(np.zeros((rows, columns), np.int32)),
             ms.Tensor(np.ones((rows, columns), np.bool_)),
@@ -123,10 +127,9 @@ class Learner:
         scalars = step_scalars(1, 0.0, self._settings.optimizer)
         self._apply.compile(ms.Tensor(np.float32(1.0)), *scalars)
 
-    def moments(self) -> dict[str, NDArray[np.float32]]:
-        """`adam_m.<parameter>` and `adam_v.<parameter>`, views."""
-        parameters = (*self._apply.first, *self._apply.second)
-        return {parameter.name: parameter.asnumpy() for parameter in parameters}
+    def moments(self) -> dict[str, ms.Parameter]:
+        """`adam_m.<parameter>` and `adam_v.<parameter>`."""
+        return {parameter.name: parameter for parameter in (*self._apply.first, *self._apply.second)}
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
         """See `grpo.ports.Engine.update`. NonFinite, and nothing changed, where the loss or gradient is."""
@@ -149,8 +152,7 @@ class Learner:
 
     def _accumulate(self, batch: TrainingBatch) -> dict[str, Floats]:
         """The batch's gradient into the buffers; [B, T] each of loss, KL, clipped and log-probabilities."""
-        for buffer in self._buffers:
-            buffer.fill(0)
+        self._clear_gradients()
         rows = len(batch.advantages)
         side_by_side = columns(batch.tokens)
         own = batch.old_logprobs is None

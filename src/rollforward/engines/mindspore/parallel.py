@@ -19,6 +19,7 @@ from mindspore import communication as comm
 from mindspore import nn, ops
 from numpy.typing import NDArray
 
+from rollforward.engines.mindspore.memory import use_device
 from rollforward.errors import EngineError
 from rollforward.grpo.ports import Group
 from rollforward.grpo.types import Ints
@@ -102,7 +103,7 @@ def connect(device_target: str = "CPU") -> Group:
     """
     if not started_by_msrun():
         return SingleProcess()
-    ms.set_context(mode=ms.GRAPH_MODE, device_target=device_target)
+    use_device(device_target)
     try:
         comm.init()
     except RuntimeError as error:
@@ -121,7 +122,7 @@ def serve_scheduler(device_target: str = "CPU") -> None:
 
     MindSpore does that within `init`, and leaves it by `sys.exit`.
     """
-    ms.set_context(mode=ms.GRAPH_MODE, device_target=device_target)
+    use_device(device_target)
     comm.init()
 
 
