@@ -262,6 +262,28 @@ class TestRefused:
             "optimizer_rank_0-1_1.safetensors: adam_v.head.bias has shape [5], instead of [24]",
         )
 
+    def test_what_only_the_framework_reads_is_held_against_the_model_too(
+        self, place: Place, ours: Path
+    ) -> None:
+        state = state_at(ours, Position(1, 1))
+        state["ref"]["more"] = state["ref"].pop("head.bias")
+        write(place.root / "ckpt", Position(1, 1), state, extension="ckpt")
+        self.refuse(
+            place,
+            CheckpointMismatch,
+            "ref_rank_0-1_1.ckpt: more has no counterpart in the model",
+            "there is no head.bias",
+            source="ckpt",
+        )
+
+    def test_a_header_tells_before_an_engine_is_made(self, place: Place, theirs: Path) -> None:
+        change(
+            theirs / "ref/rank_0/ref_rank_0-1_1.safetensors",
+            lambda arrays: arrays.update({"more": np.zeros(2, np.float32)}),
+        )
+        with pytest.raises(CheckpointMismatch, match="more has no counterpart in the model"):
+            place.plan("new", resume=True, source="theirs")
+
     def test_files_that_hold_parts_of_tensors(self, place: Place, theirs: Path) -> None:
         change(
             theirs / "train/rank_0/policy_model_rank_0-1_1.safetensors",

@@ -32,7 +32,13 @@ from rollforward.store.finding import positions
 from rollforward.store.layout import META, parse_rank
 from rollforward.store.manifest import digest_of_arrays
 from rollforward.store.mindformers_names import Heads, looks_like_mindformers, to_ours
-from rollforward.store.mindrlhf import ForeignCheckpoint, LoadCkpt, find_foreign, read_foreign
+from rollforward.store.mindrlhf import (
+    ForeignCheckpoint,
+    LoadCkpt,
+    find_foreign,
+    read_foreign,
+    read_layout,
+)
 
 CONFIG_FILE = "config.json"
 _BOOKKEEPING = frozenset(
@@ -201,16 +207,41 @@ def _read(
     for role, arrays in raw.items():
         state[role], problems = fit(role, arrays, wanted)
         lines += [f"  {found.files[role][rank].name}: {problem}" for problem in problems]
-    if lines:
-        more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-        hint = "resume with the config.json of the model that the run was started with"
-        if any("a part of" in line for line in lines):
-            hint = f"sharded files are not supported yet: {_JOIN}"
-        raise CheckpointMismatch(
-            "\n".join([f"the tensors of {found.position} do not fit the model:", *lines[:_LISTED], *more]),
-            hint=hint,
-        )
+    _refuse(found.position, lines)
     return state
+
+
+def check_headers(source: FromForeign, layout: Tensors, *, world_size: int) -> None:
+    """CheckpointMismatch when the headers of safetensors files say that they are of another model.
+
+    For the plan, before anything slow is loaded: a worker holds everything against its model anyway.
+    `.ckpt` files have no header that we read, and damaged ones are left for the worker to reject.
+    """
+    found = find_foreign(source.folders, world_size=world_size)
+    lines = []
+    for role, paths in found.files.items():
+        for path in paths:
+            try:
+                header = read_layout(path)
+            except CheckpointInvalid:
+                return
+            if header is not None:
+                _, problems = _named(role, header, layout)
+                lines += [f"  {path.name}: {problem}" for problem in problems]
+    _refuse(found.position, lines)
+
+
+def _refuse(position: Position, lines: list[str]) -> None:
+    """CheckpointMismatch unless there is no line."""
+    if not lines:
+        return
+    more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    hint = "resume with the config.json of the model that the run was started with"
+    if any("a part of" in line for line in lines):
+        hint = f"sharded files are not supported yet: {_JOIN}"
+    raise CheckpointMismatch(
+        "\n".join([f"the tensors of {position} do not fit the model:", *lines[:_LISTED], *more]), hint=hint
+    )
 
 
 def fit(
@@ -219,7 +250,18 @@ def fit(
     """The tensors of a role's file under our names and in our dtypes, and a line for each that does not fit.
 
     `wanted` is role -> name -> array of the model that they must fit, of which only dtype and shape count.
+    CheckpointInvalid when one holds NaN or infinity: it is damaged.
     """
+    found, problems = _named(role, arrays, wanted)
+    if problems:
+        return {}, problems
+    return {name: _converted(name, array, wanted[role][name]) for name, array in found.items()}, []
+
+
+def _named(
+    role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """The tensors under our names, and a line for each that does not fit."""
     problems: list[str] = []
     own = wanted[role]
     found = {name: array for name, array in arrays.items() if name in own}
@@ -228,24 +270,17 @@ def fit(
         try:
             mapped = to_ours(rest, _heads(wanted["policy_model"]))
         except ValueError as error:
-            return {}, [str(error)]
+            return found, [str(error)]
         twice = sorted(found.keys() & mapped.tensors.keys())
         problems += [f"two tensors lead to {name}" for name in twice]
         rest = {name: rest[name] for name in mapped.unmapped}
         for name, array in mapped.tensors.items():
             (found if name in own else rest)[name] = array
     problems += _left_over(role, rest, found, wanted)
-    fitting: dict[str, NDArray[Any]] = {}
-    for name in sorted(own):
-        if name not in found:
-            problems.append(f"there is no {name}")
-            continue
-        fitted = _fitted(name, found[name], own[name])
-        if isinstance(fitted, str):
-            problems.append(fitted)
-        else:
-            fitting[name] = fitted
-    return fitting, problems
+    problems += [f"there is no {name}" for name in sorted(own.keys() - found.keys())]
+    misfits = ((name, _misfit(found[name], own[name])) for name in sorted(own.keys() & found.keys()))
+    problems += [f"{name} {misfit}" for name, misfit in misfits if misfit]
+    return found, problems
 
 
 def _left_over(
@@ -264,24 +299,23 @@ def _left_over(
     return problems
 
 
-def _fitted(name: str, array: NDArray[Any], like: NDArray[Any]) -> NDArray[Any] | str:
-    """The array in the shape and dtype of `like`, no bit of its value lost; or why not.
-
-    CheckpointInvalid when it holds NaN or infinity: it is damaged.
-    """
-    if array.size == like.size == 1:
-        array = array.reshape(like.shape)
-    if array.shape != like.shape:
+def _misfit(array: NDArray[Any], like: NDArray[Any]) -> str:
+    """Why an array cannot take the place of another without loss; empty when it can."""
+    if array.shape != like.shape and not array.size == like.size == 1:
         part = array.ndim == like.ndim and all(
             0 < have <= want and want % have == 0 for have, want in zip(array.shape, like.shape, strict=True)
         )
-        relation = "a part of" if part else "instead of"
-        return f"{name} has shape {list(array.shape)}, {relation} {list(like.shape)}"
+        return f"has shape {list(array.shape)}, {'a part of' if part else 'instead of'} {list(like.shape)}"
     if array.dtype.kind != like.dtype.kind or not np.can_cast(array.dtype, like.dtype, "safe"):
-        return f"{name} is {array.dtype}, which {like.dtype} cannot hold without loss"
+        return f"is {array.dtype}, which {like.dtype} cannot hold without loss"
+    return ""
+
+
+def _converted(name: str, array: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
+    """In the shape and dtype of `like`."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CheckpointInvalid(f"{name} holds NaN or infinity")
-    return np.ascontiguousarray(array, dtype=like.dtype)
+    return np.ascontiguousarray(array.reshape(like.shape), dtype=like.dtype)
 
 
 def _heads(policy: Mapping[str, NDArray[Any]]) -> Heads:

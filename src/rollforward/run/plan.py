@@ -129,6 +129,8 @@ def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size:
     if found is not None:
         check_layout(found.manifest, engines.tensor_layout(model_config), world_size=world_size)
         _check_resumable(found.manifest, steps_per_epoch)
+    elif isinstance(source, FromForeign):
+        foreign.check_headers(source, engines.tensor_layout(model_config), world_size=world_size)
     plan = Plan(
         config=config,
         ignored=loaded.ignored,

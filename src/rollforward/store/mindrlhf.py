@@ -26,7 +26,7 @@ from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store.layout import META, parse_rank
 from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
-from rollforward.store.tensorfile import new_array, read_header
+from rollforward.store.tensorfile import DTYPES, new_array, read_header
 
 _FILE = re.compile(
     r"(?P<prefix>.+?)(?P<attempt>\.[1-9]\d{0,5})?_rank_(?P<rank>\d{1,9})"
@@ -129,6 +129,25 @@ def read_foreign(
                 raise CheckpointInvalid(f"{path} cannot be read: {type(error).__name__}: {told}") from error
             for name, array in loaded.items():
                 yield role, name, array
+
+
+def read_layout(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Name -> an array of the dtype and shape that `read_foreign` will give, backed by one element.
+
+    None for a file without a header that we read. CheckpointInvalid when it cannot be read.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    path = path.resolve()
+    try:
+        with LocalStorage(path.parent).open(path.name) as handle:
+            records = read_header(handle, str(path)).tensors
+    except StorageError as error:
+        raise CheckpointInvalid(f"{path}: {error.message}") from error
+    dtypes = {**DTYPES, "BF16": np.dtype(np.float32)}
+    return {
+        record.name: np.broadcast_to(np.zeros((), dtypes[record.dtype]), record.shape) for record in records
+    }
 
 
 def _look(folder: Path, rank: int) -> _RankFolder:
