@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from rollforward.cli.arguments import Parser
-from rollforward.run.listing import as_json, checkpoints_of
+from rollforward.run.listing import as_json, checkpoints_of, journal_as_json, open_run
 from rollforward.run.progress import in_bytes
 from rollforward.store import CheckpointInfo
 
@@ -21,8 +22,8 @@ List the checkpoints of a run, the oldest first: position, time, size, and wheth
 why not. Valid means that the manifest proves intact and that all files are there with their
 sizes; with --deep every byte is read and digested too.
 
-On a terminal the list is a table, elsewhere one line a checkpoint: position, time, bytes, verdict,
-with tabs between."""
+On a terminal the list is a table, with size and reach of the journal below; elsewhere one line a
+checkpoint: position, time, bytes, verdict, with tabs between."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -37,10 +38,15 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     folder = Path(options.folder)
     listed = checkpoints_of(folder, deep=options.deep)
     if options.json:
-        value = {"folder": str(folder), "checkpoints": [as_json(info) for info in listed]}
+        value = {
+            "folder": str(folder),
+            "checkpoints": [as_json(info) for info in listed],
+            "journal": journal_as_json(open_run(folder)),
+        }
         sys.stdout.write(json.dumps(value) + "\n")
     elif sys.stdout.isatty():
         _table(listed)
+        _journal(journal_as_json(open_run(folder)))
     else:
         for info in listed:
             sys.stdout.write(f"{info.position}\t{info.created}\t{info.size}\t{info.reason or 'valid'}\n")
@@ -58,3 +64,12 @@ def _table(listed: Sequence[CheckpointInfo]) -> None:
             "yes" if info.valid else f"no: {info.reason}",
         )
     Console().print(table)
+
+
+def _journal(found: Mapping[str, Any]) -> None:
+    if found["segments"]:
+        Console().print(
+            f"journal: {found['segments']} segments, {in_bytes(found['size'])}, every step from "
+            f"{found['reaches_back_to']} on",
+            highlight=False,
+        )

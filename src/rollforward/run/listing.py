@@ -9,6 +9,7 @@ from rollforward.run.folders import what_is_near
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointInfo, Manifest, find, list_checkpoints, load_manifest
 from rollforward.store.finding import positions
+from rollforward.store.journal_history import extent
 from rollforward.store.layout import COMMITS
 
 
@@ -68,3 +69,14 @@ def as_json(info: CheckpointInfo) -> dict[str, Any]:
             "digests": manifest.role_digests(),
         }
     return about
+
+
+def journal_as_json(storage: LocalStorage) -> dict[str, Any]:
+    """How much journal there is, and how far back it reaches, as JSON can hold it."""
+    found = extent(storage)
+    back = found.reaches_back_to
+    return {
+        "segments": found.segments,
+        "size": found.size,
+        "reaches_back_to": None if back is None else str(back),
+    }

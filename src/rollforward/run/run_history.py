@@ -112,7 +112,7 @@ def _ending(start: StartOfRun, owner: Owner | None, *, later: bool) -> Entry:
         did += f"; what it did from {start.abandoned_from} on was abandoned"
     finished = next((record for record in start.events if _event(record) == FINISHED), None)
     if finished is not None:
-        how: tuple[What, str] = "finished", "the run's end was reached"
+        how: tuple[What, str] = "finished", "came to its end"
     elif later or owner is None or owner.incarnation != start.incarnation:
         how = "stopped", "killed or stopped before its end"
     else:

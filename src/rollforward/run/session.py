@@ -109,11 +109,16 @@ def _run_steps(
         # From here on the folder can be resumed by itself, whenever it is killed.
         checkpoints.save_now(start, start.global_step(plan.steps_per_epoch))
     if start >= plan.until:
-        say(f"training: nothing to do, {'this is' if plan.rebuild else 'the run ends at'} {plan.until}")
+        say(
+            f"rebuilding: checkpoint {plan.until} is there, nothing to replay"
+            if plan.rebuild
+            else f"training: nothing to do, the run ends at {plan.until}"
+        )
         log.journal.note(start, "finished", {"steps": plan.total_steps})
         return
     say(
-        f"training: {'starts' if isinstance(plan.source, FromModel) else 'goes on'} at step {start} "
+        f"{'rebuilding' if plan.rebuild else 'training'}: "
+        f"{'starts' if isinstance(plan.source, FromModel) else 'goes on'} at step {start} "
         f"({start.global_step(plan.steps_per_epoch) + 1} of {plan.total_steps})"
     )
     group, settings = engine.group, trainer_settings(plan)
