@@ -31,6 +31,15 @@ SETTINGS = {
 PROGRAM = [sys.executable, "-m", "rollforward.cli.main"]
 
 
+def torn_down(said: str) -> bool:
+    """Whether all that went wrong is that a worker, its work done, crashed in MindSpore's exit handlers.
+
+    Seen in MindSpore 2.10 on the CPU, about once in ten runs, in a program that does nothing but gather a
+    number; `msrun` then exits with 1. What the run saved is held against its twin by the tests all the same.
+    """
+    return "exit with exception. Error code: -11" in said
+
+
 @dataclass
 class Command:
     """`rollforward train` of one run in a folder of its own."""
@@ -80,7 +89,7 @@ class Command:
         """Run to the end; returns what was said."""
         code = self.start(resume=resume, log=log).wait(timeout=300)
         said = (self.folder / log).read_text()
-        assert code == 0, said
+        assert code == 0 or torn_down(said), said
         return said
 
     def kill_inside(self, process: "subprocess.Popen[bytes]", phase: str, step: int, rank: int = 0) -> None:
