@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rollforward.grpo.ports import Engine, Group
+from rollforward.grpo.trainer import TrainerSettings
 from rollforward.grpo.types import (
     EngineSettings,
     Floats,
@@ -32,6 +33,22 @@ SETTINGS = EngineSettings(
     optimizer=OptimizerSettings(weight_decay=0.1, max_grad_norm=0.0),
 )
 """Clipping of gradients is off, so that a gradient can be read off the first moment."""
+
+TRAINER = TrainerSettings(
+    seed=5,
+    num_generations=4,
+    num_iterations=1,
+    prompt_length=PROMPT,
+    max_tokens=TOKENS,
+    pad_token_id=PAD,
+    standardise_advantages=True,
+    loss_aggregation="token_mean",
+    verifier_names=("even", "short"),
+    verifier_weights=(1.0, 0.5),
+    ref_model_sync_steps=0,
+    save_ckpt_interval=4,
+)
+"""For trainers over an engine of SETTINGS."""
 
 
 @dataclass

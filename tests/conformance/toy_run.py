@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from engine_case import SETTINGS
+from engine_case import SETTINGS, TRAINER
 from toy_engine import ToyEngine, create, toy_model_config
 
 from rollforward.errors import NothingToResume
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.schedule import LearningRate
-from rollforward.grpo.trainer import Trainer, TrainerSettings
+from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
 from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
@@ -173,20 +173,6 @@ def _restore(storage: Storage, engine: ToyEngine) -> Manifest | None:
 
 def _trainer(engine: ToyEngine, log: JournaledRollouts, watch: Watch, **changes: Any) -> Trainer:
     world_size = engine.group.world_size
-    settings = TrainerSettings(
-        seed=5,
-        num_generations=4,
-        num_iterations=1,
-        prompt_length=SETTINGS.prompt_length,
-        max_tokens=SETTINGS.sampling.max_tokens,
-        pad_token_id=0,
-        standardise_advantages=True,
-        loss_aggregation="token_mean",
-        verifier_names=("even", "short"),
-        verifier_weights=(1.0, 0.5),
-        ref_model_sync_steps=0,
-        save_ckpt_interval=4,
-    )
     prompts = [
         Prompt(index=i, text=f"{i}", token_ids=(2 + i % 14, 2 + i // 14 % 14), answer="")
         for i in range(world_size * CHUNKS * STEPS_PER_EPOCH)
@@ -207,7 +193,7 @@ def _trainer(engine: ToyEngine, log: JournaledRollouts, watch: Watch, **changes:
         log=log,
         checkpoints=watch,
         observer=watch,
-        settings=replace(settings, **changes),
+        settings=replace(TRAINER, **changes),
     )
 
 

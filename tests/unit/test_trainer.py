@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_case import SETTINGS
+from engine_case import SETTINGS, TRAINER
 from toy_engine import OneWorker, create, toy_model_config
 
 from rollforward.errors import NonFinite
@@ -22,20 +22,6 @@ START = Position(0, 0)
 END = Position(2, 0)
 ENGINE = replace(
     SETTINGS, model_config=toy_model_config(), optimizer=replace(SETTINGS.optimizer, max_grad_norm=1.0)
-)
-TRAINER = TrainerSettings(
-    seed=5,
-    num_generations=4,
-    num_iterations=1,
-    prompt_length=ENGINE.prompt_length,
-    max_tokens=ENGINE.sampling.max_tokens,
-    pad_token_id=0,
-    standardise_advantages=True,
-    loss_aggregation="token_mean",
-    verifier_names=("even", "short"),
-    verifier_weights=(1.0, 0.5),
-    ref_model_sync_steps=0,
-    save_ckpt_interval=4,
 )
 PROMPTS = [
     Prompt(index=i, text=f"{i}", token_ids=(2 + i % 14, 2 + i // 14), answer="")

@@ -13,7 +13,7 @@ from engine_case import SETTINGS
 from numpy.typing import NDArray
 from tokenizer_folder import VOCAB, write_tokenizer
 
-from rollforward.errors import ModelError
+from rollforward.errors import EngineError, ModelError
 from rollforward.grpo.ports import Engine, Group, Tensors
 from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
 from rollforward.position import Position
@@ -69,7 +69,7 @@ class ToyPackage:
         return repr((sorted(shapes.items()), world_size)).encode()
 
     def serve_scheduler(self, device_target: str) -> None:
-        raise NotImplementedError
+        raise EngineError(f"the toy engine has no scheduler for {device_target}")
 
 
 def settings_of(model_config: Mapping[str, Any]) -> EngineSettings:
