@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import toy_engine
 from engine_case import SETTINGS
+from lockstep import LockStep
 from numpy.typing import NDArray
 from tokenizer_folder import VOCAB, write_tokenizer
+from toy_run import Ranks
 
 from rollforward.errors import EngineError, ModelError
 from rollforward.grpo.ports import Engine, Group, Tensors
@@ -120,6 +122,7 @@ class Place:
         resume: bool = False,
         source: str = "",
         world_size: int = 1,
+        rank: int | None = None,
         asked: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Plan:
@@ -127,11 +130,21 @@ class Place:
         actor = str(self.root / source / "train") if source else ""
         wanted = Asked(resume=resume, actor_checkpoint_path=actor, **(asked or {}))
         loaded = config.load(None, self.overrides(run, **changes))
-        return prepare(loaded, wanted, ToyPackage(), world_size=world_size)
+        return prepare(loaded, wanted, ToyPackage(), world_size=world_size, rank=rank)
 
     def train(self, run: str, package: ToyPackage | None = None, **how: Any) -> None:
         """Run it to its end, or to the end of the package."""
         train(self.plan(run, **how), package or ToyPackage())
+
+    def train_by_two(self, run: str, *packages: ToyPackage, **how: Any) -> list[BaseException | None]:
+        """The same by two workers, in turn in this process; what each of them died of."""
+        packages = packages or (ToyPackage(), ToyPackage())
+
+        def work(rank: int, exchange: Callable[[Any], list[Any]]) -> None:
+            package = replace(packages[rank], group=lambda: Ranks(rank, 2, exchange))
+            train(self.plan(run, world_size=2, rank=rank, **how), package)
+
+        return LockStep(2).run(work)
 
     def digests(self, run: str) -> dict[str, str]:
         """Role -> digest of the newest checkpoint."""

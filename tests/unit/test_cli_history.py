@@ -58,6 +58,20 @@ def test_a_resume_says_what_it_replayed(trained: Place, capsys: pytest.CaptureFi
     ]
 
 
+def test_a_resume_of_which_the_first_segment_was_pruned_is_no_new_run(
+    trained: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained.root)
+    commit_at_once(monkeypatch)
+    with pytest.raises(Killed):
+        trained.train("short", ToyPackage(dies_at_update=4), rl_config__save_max_ckpt_num=2)
+    trained.train("short", resume=True, rl_config__save_max_ckpt_num=2)
+    capsys.readouterr()
+    first, *_ = [entry for entry in entries(trained, capsys, "short") if entry["what"] != "checkpoint"]
+    assert (first["what"], first["start"], first["position"]) == ("resumed", 2, "0_3")
+    assert "its journal from before 1_4 is gone" in str(first["text"])
+
+
 def test_each_entry_is_a_line(trained: Place, capsys: pytest.CaptureFixture[str]) -> None:
     told = entries(trained, capsys)
     assert main(["history", str(trained.root / "run")]) == 0

@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def place(trained: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     """The trained run's place, with nothing beside the run."""
     monkeypatch.chdir(trained.root)
-    for name in ("new", "branch", "stopped", "hurt", "again"):
+    for name in ("new", "branch", "stopped", "hurt", "again", "two"):
         shutil.rmtree(trained.root / name, ignore_errors=True)
     return trained
 
@@ -183,6 +183,16 @@ class TestRefused:
         assert "2-1_1.journal: cut off at byte" in caught.value.message
         rebuild(place, "1_3", source="hurt")
         assert digests(place.root / "new", "1_3")["policy_model"]
+
+    def test_a_worker_is_refused_for_its_own_journal_and_who_starts_all_for_any(self, place: Place) -> None:
+        place.train_by_two("two")
+        (segment,) = (place.root / "two/journal/rank_1").glob("1-0_0.journal")
+        segment.unlink()
+        how = {"resume": True, "source": "two", "world_size": 2, "asked": {"position": Position(0, 1)}}
+        place.plan("new", rank=0, **how)
+        for rank in (1, None):
+            with pytest.raises(NothingToResume, match="journal of rank 1 leads up to 0_0 only"):
+                place.plan("new", rank=rank, **how)
 
     def test_a_branch_into_the_same_folder(self, place: Place) -> None:
         with pytest.raises(ConfigError, match="needs a folder of its own"):

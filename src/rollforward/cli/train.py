@@ -144,7 +144,13 @@ def compute(
         raise ConfigError(
             f"--workers {options.workers}, but msrun started {process.world_size}", hint="leave --workers out"
         )
-    plan = prepare(loaded, asked, engines, world_size=options.workers if several else process.world_size)
+    plan = prepare(
+        loaded,
+        asked,
+        engines,
+        world_size=options.workers if several else process.world_size,
+        rank=process.rank if process.role == "worker" else None,
+    )
     if several:
         return launch.launch(
             Path(worker.__file__),

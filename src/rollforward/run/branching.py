@@ -8,7 +8,7 @@ All of this is looked at before anything is written, so that what cannot be reac
 not half made. Nothing of P or later is taken over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume
@@ -39,17 +39,17 @@ def check_reach(
     manifest: Manifest,
     position: Position,
     *,
+    ranks: Iterable[int],
     fingerprint: str,
-    world_size: int,
     chunks_per_step: int,
     steps_per_epoch: int,
 ) -> None:
-    """NothingToResume unless every rank's journal leads from the checkpoint to the position.
+    """NothingToResume unless the journal of each of these ranks leads from the checkpoint to the position.
 
     CheckpointMismatch when records on the way were made with another configuration than that of
     `fingerprint`.
     """
-    for rank in range(world_size):
+    for rank in ranks:
         view = read_journal(
             [storage],
             rank=rank,

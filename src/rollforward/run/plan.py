@@ -99,8 +99,13 @@ class Plan:
         return fingerprint(self.facts)
 
 
-def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size: int) -> Plan:
-    """Find out all that a run needs; every InputError of the errors' tree can come from here."""
+def prepare(
+    loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size: int, rank: int | None = None
+) -> Plan:
+    """Find out all that a run needs; every InputError of the errors' tree can come from here.
+
+    A worker says its `rank`, and looks at its own journal only; without one, those of all are looked at.
+    """
     config = loaded.config
     places = outputs(config)
     source: FromModel | FromCheckpoint | FromForeign
@@ -156,7 +161,8 @@ def prepare(loaded: Loaded, asked: Asked, engines: EnginePackage, *, world_size:
         rebuild=asked.rebuild,
     )
     if isinstance(source, FromCheckpoint) and found is not None and plan.branch is not None:
-        _check_reachable(plan, plan.branch, source, found.manifest)
+        ranks = range(world_size) if rank is None else (rank,)
+        _check_reachable(plan, plan.branch, source, found.manifest, ranks)
     return plan
 
 
@@ -279,7 +285,9 @@ def _check_branch(asked: Asked, places: Outputs, named: FromCheckpoint) -> None:
         )
 
 
-def _check_reachable(plan: Plan, position: Position, source: FromCheckpoint, manifest: Manifest) -> None:
+def _check_reachable(
+    plan: Plan, position: Position, source: FromCheckpoint, manifest: Manifest, ranks: Sequence[int]
+) -> None:
     branching.check_named(position, plan.steps_per_epoch, plan.end)
     if plan.rebuild or position != manifest.position:
         branching.check_same_facts(manifest, plan.facts, position)
@@ -287,8 +295,8 @@ def _check_reachable(plan: Plan, position: Position, source: FromCheckpoint, man
         LocalStorage(source.run),
         manifest,
         position,
+        ranks=ranks,
         fingerprint=plan.fingerprint,
-        world_size=plan.world_size,
         chunks_per_step=plan.config.rl_config.num_rollouts,
         steps_per_epoch=plan.steps_per_epoch,
     )

@@ -17,7 +17,7 @@ from rollforward.run.progress import in_bytes
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointInfo, list_checkpoints
 from rollforward.store.journal_history import StartOfRun, history, journal_ranks
-from rollforward.store.journal_records import Record
+from rollforward.store.journal_records import Record, SegmentHeader
 from rollforward.store.lock import Owner, read_owner
 
 What = Literal["started", "resumed", "checkpoint", "finished", "stopped", "killed", "running", "damage"]
@@ -68,13 +68,13 @@ def timeline(storage: LocalStorage) -> list[Entry]:
 def _beginning(start: StartOfRun, steps_per_epoch: int) -> Iterator[Entry]:
     header = start.header
     if header is not None and not any(_event(record) == RESUMED for record in start.events):
-        who = header.identity
+        went_on = bool(header.lineage) or header.start > Position(0, 0)
         yield Entry(
             time=header.created,
-            what="started",
+            what="resumed" if went_on else "started",
             start=start.incarnation,
             position=header.start,
-            text=f"a new run, {who.world_size} worker{'s' if who.world_size > 1 else ''} on {who.device}",
+            text=_what_the_header_says(header, went_on=went_on),
         )
     for record in start.events:
         if _event(record) == RESUMED:
@@ -85,6 +85,16 @@ def _beginning(start: StartOfRun, steps_per_epoch: int) -> Iterator[Entry]:
                 position=record.position,
                 text=_what_was_taken_over(record, steps_per_epoch),
             )
+
+
+def _what_the_header_says(header: SegmentHeader, *, went_on: bool) -> str:
+    """How a start began whose journal has no word of it, or not any more."""
+    who = header.identity
+    workers = f"{who.world_size} worker{'s' if who.world_size > 1 else ''} on {who.device}"
+    text = f"at step {header.start}, {workers}" if went_on else f"a new run, {workers}"
+    if header.first > header.start:
+        text += f"; it began before this: its journal from before {header.first} is gone"
+    return text
 
 
 def _what_was_taken_over(record: Record, steps_per_epoch: int) -> str:
