@@ -123,9 +123,13 @@ class Command:
         return checkpoint
 
     def figures(self) -> list[dict[str, float]]:
-        """Metrics without what the clock says."""
-        clock = ("incarnation", "time", "tokens_per_second")
+        """Metrics without what the clock and the disk say."""
+        clock, elsewhere = ("incarnation", "time", "tokens_per_second"), ("seconds/", "saves_")
         return [
-            {key: value for key, value in record.items() if key not in clock and "seconds/" not in key}
+            {
+                key: value
+                for key, value in record.items()
+                if key not in clock and not key.startswith(elsewhere)
+            }
             for record in read(self.run / FILE)
         ]

@@ -8,13 +8,20 @@ from tensorboardX.proto.event_pb2 import Event
 
 from rollforward.errors import StorageError
 from rollforward.position import Position
-from rollforward.run.metrics import FILE, Metrics, TensorBoard, before, read
+from rollforward.run.metrics import FILE, Metrics, SaveTrouble, TensorBoard, before, read
 
 STEPS_PER_EPOCH = 3
 FIGURES = {"reward": 0.5, "tokens": 100.0, "seconds/generate": 2.0, "seconds/update": 2.0}
 
 
-def open_metrics(folder: Path, *, start: Position, incarnation: int, board: bool = False) -> Metrics:
+def open_metrics(
+    folder: Path,
+    *,
+    start: Position,
+    incarnation: int,
+    board: bool = False,
+    trouble: SaveTrouble | None = None,
+) -> Metrics:
     kept = before(read(folder / FILE), start)
     return Metrics(
         folder,
@@ -22,6 +29,7 @@ def open_metrics(folder: Path, *, start: Position, incarnation: int, board: bool
         incarnation=incarnation,
         steps_per_epoch=STEPS_PER_EPOCH,
         tensorboard=TensorBoard(folder / "board", kept=kept) if board else None,
+        trouble=trouble or SaveTrouble(),
     )
 
 
@@ -85,6 +93,29 @@ def test_tensorboard_curves_are_rewritten_not_doubled(tmp_path: Path) -> None:
     run_steps(open_metrics(tmp_path, start=Position(1, 0), incarnation=2, board=True), 3, 7)
     assert points(tmp_path / "board", "reward") == list(range(7))
     assert points(tmp_path / "board", "global_step") == []
+
+
+def test_trouble_with_a_checkpoint_is_told_once_in_the_record_of_its_step(tmp_path: Path) -> None:
+    trouble = SaveTrouble()
+    metrics = open_metrics(tmp_path, start=Position(0, 0), incarnation=1, trouble=trouble)
+    for step, suspicious in enumerate([0, 1, 0]):
+        trouble.suspicious += suspicious
+        metrics.step(Position(0, step), FIGURES)
+    metrics.close()
+    assert [record["saves_suspicious"] for record in read(tmp_path / FILE)] == [0, 1, 0]
+
+
+def test_trouble_that_shows_after_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    trouble = SaveTrouble()
+    metrics = open_metrics(tmp_path, start=Position(0, 0), incarnation=1, board=True, trouble=trouble)
+    trouble.suspicious = 1
+    metrics.step(Position(0, 0), FIGURES)
+    trouble.suspicious = 1
+    metrics.close()
+    (record,) = read(tmp_path / FILE)
+    assert (record["saves_suspicious"], record["reward"]) == (2, 0.5)
+    assert points(tmp_path / "board", "saves_suspicious") == [0, 0]
+    assert points(tmp_path / "board", "reward") == [0]
 
 
 def test_event_files_of_others_are_left_alone(tmp_path: Path) -> None:

@@ -55,10 +55,10 @@ def flip_a_bit(path: Path) -> None:
 
 
 def comparable(folder: Path) -> list[dict[str, float]]:
-    """Metrics without what the clock says."""
-    clock = ("incarnation", "time", "tokens_per_second")
+    """Metrics without what the clock and the disk say."""
+    clock, elsewhere = ("incarnation", "time", "tokens_per_second"), ("seconds/", "saves_")
     return [
-        {key: value for key, value in record.items() if key not in clock and not key.startswith("seconds/")}
+        {key: value for key, value in record.items() if key not in clock and not key.startswith(elsewhere)}
         for record in read(folder / FILE)
     ]
 

@@ -5,17 +5,23 @@ run's state went through. A resumed run first cuts the file back to the steps be
 that it starts at; whatever a lost incarnation wrote after that is gone, and is written again by
 the steps that are run again. A line that a kill tore is cut with the rest.
 
-Figures that do not depend on the clock are equal between a run and its killed and resumed twin;
-the others are `time`, `incarnation`, `tokens_per_second` and all `seconds/...`.
+What became of checkpoints stands in the record of the step at whose end it was learnt. What is
+learnt after the last step makes that step's line be written once more; the later one counts.
+
+Figures that do not depend on the clock or the disk are equal between a run and its killed and
+resumed twin; the others are `time`, `incarnation`, `tokens_per_second`, all `seconds/...` and all
+`saves_...`.
 
 Left out: rotation (a line is some 600 bytes) and figures of single workers: the trainer has
 gathered them already.
 """
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +40,20 @@ _PLACE = ("epoch", "step", "global_step", "incarnation", "time")
 
 Record = dict[str, Any]
 """One line of the file."""
+
+
+@dataclass
+class SaveTrouble:
+    """What was wrong with checkpoints since the last record."""
+
+    suspicious: int = 0
+    """How many hold the same policy as the one before, although steps were taken."""
+
+    def take(self) -> dict[str, int]:
+        """The counts as figures of a record; they begin again at 0."""
+        taken = {"saves_suspicious": self.suspicious}
+        self.suspicious = 0
+        return taken
 
 
 def place_of(record: Mapping[str, Any]) -> Position:
@@ -113,12 +133,18 @@ class Metrics:
         incarnation: int,
         steps_per_epoch: int,
         tensorboard: TensorBoard | None,
+        trouble: SaveTrouble,
     ) -> None:
-        """Replace `metrics.jsonl`, in one step, by the `kept` records, and open it for appending."""
+        """Replace `metrics.jsonl`, in one step, by the `kept` records, and open it for appending.
+
+        `trouble` is asked at each record.
+        """
         self.path = run_folder / FILE
         self._incarnation = incarnation
         self._steps_per_epoch = steps_per_epoch
         self._tensorboard = tensorboard
+        self._trouble = trouble
+        self._last: Record | None = None
         LocalStorage(run_folder).write(FILE, [b"".join(_line(record) for record in kept)])
         # O_DSYNC: a write returns when its bytes, and the file's new length, are on stable storage.
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_DSYNC | os.O_CLOEXEC)
@@ -137,16 +163,26 @@ class Metrics:
             "step": position.step,
             "global_step": position.global_step(self._steps_per_epoch),
             **metrics,
+            **self._trouble.take(),
             "tokens_per_second": round(tokens_per_second(metrics), 3),
             "incarnation": self._incarnation,
             "time": round(time.time(), 3),
         }
         self._append(_line(record))
+        self._last = record
         if self._tensorboard is not None:
             self._tensorboard.add(record)
 
     def close(self) -> None:
-        """Give the files back."""
+        """Add what was learnt after the last step, and give the files back."""
+        late = self._trouble.take()
+        if self._last is not None and any(late.values()):
+            late = {name: self._last[name] + count for name, count in late.items()}
+            # The disk that gave the trouble may refuse this too; the log has told it already.
+            with contextlib.suppress(StorageError):
+                self._append(_line(self._last | late))
+            if self._tensorboard is not None:
+                self._tensorboard.add({name: self._last[name] for name in _PLACE} | late)
         os.close(self._descriptor)
         if self._tensorboard is not None:
             self._tensorboard.close()

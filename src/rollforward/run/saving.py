@@ -12,6 +12,7 @@ from typing import Any
 from rollforward.errors import StorageError
 from rollforward.grpo.ports import Engine
 from rollforward.position import Position
+from rollforward.run.metrics import SaveTrouble
 from rollforward.run.progress import in_bytes
 from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
 from rollforward.store.finding import positions
@@ -31,8 +32,12 @@ class RunCheckpoints:
         run: Path,
         say: Callable[[str], None],
         committed: Callable[[Position], None],
+        trouble: SaveTrouble,
     ) -> None:
-        """`about` goes to every checkpoint; `committed` is told the position of each that exists."""
+        """`about` goes to every checkpoint; `committed` is told the position of each that exists.
+
+        `trouble` counts what goes wrong, for the metrics.
+        """
         self._store = store
         self._engine = engine
         self._journal = journal
@@ -40,6 +45,7 @@ class RunCheckpoints:
         self._run = run
         self._say = say
         self._committed = committed
+        self._trouble = trouble
         self._shadow = ShadowCheckpoints(
             store,
             engine.tensors,
@@ -82,6 +88,9 @@ class RunCheckpoints:
         )
         for warning in result.warnings:
             self._warn(warning)
+        if result.suspicion is not None:
+            self._trouble.suspicious += 1
+            self._warn(result.suspicion)
         try:
             self._journal.prune(min(positions(self._store.storage)))
         except StorageError as error:

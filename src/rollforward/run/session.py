@@ -12,7 +12,7 @@ Nothing is written before everything that can be wrong with the user's input has
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromCheckpoint, FromModel
 from rollforward.run.foreign import FromForeign, Taken, next_position, take
 from rollforward.run.heartbeat import Heartbeat
-from rollforward.run.metrics import Metrics, TensorBoard
+from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
 from rollforward.run.plan import Plan, schedule_of, versions
 from rollforward.run.progress import Display, LogFile, Several, in_bytes, open_display
 from rollforward.run.recovery import Restored, restore
@@ -71,7 +71,8 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         if group.rank == 0 and not _same_folder(plan):
             adopt(LocalStorage(plan.outputs.run))
         start = restored.manifest.position if restored else plan.start
-        observers = stack.enter_context(_observers(plan, start, group, incarnation, display))
+        trouble = SaveTrouble()
+        observers = stack.enter_context(_observers(plan, start, group, incarnation, display, trouble))
         store = CheckpointStore(
             plan.outputs.run,
             rank=group.rank,
@@ -84,14 +85,23 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         about = _about(plan, incarnation, restored, group)
         log = _open_log(plan, engine, about["run_id"], incarnation, restored, log_file.line)
         stack.callback(log.journal.close)
-        _run_steps(plan, engine, store, about, log, restored, display, log_file.line, observers)
+        checkpoints = RunCheckpoints(
+            store,
+            engine,
+            log.journal,
+            about,
+            run=plan.outputs.run,
+            say=log_file.line,
+            committed=display.saved,
+            trouble=trouble,
+        )
+        _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observers)
 
 
 def _run_steps(
     plan: Plan,
     engine: Engine,
-    store: CheckpointStore,
-    about: Mapping[str, Any],
+    checkpoints: RunCheckpoints,
     log: JournaledRollouts,
     restored: Restored | None,
     display: Display,
@@ -100,9 +110,6 @@ def _run_steps(
 ) -> None:
     """Train from the restored position to the end; or replay up to the one that is rebuilt."""
     start = restored.manifest.position if restored else plan.start
-    checkpoints = RunCheckpoints(
-        store, engine, log.journal, about, run=plan.outputs.run, say=say, committed=display.saved
-    )
     if restored is not None:
         display.saved(start)
     if not _same_folder(plan) and (not plan.rebuild or start == plan.until):
@@ -291,7 +298,7 @@ def _what_was_taken(source: FromForeign, taken: Taken) -> Iterator[str]:
 
 @contextmanager
 def _observers(
-    plan: Plan, start: Position, group: Group, incarnation: int, display: Display
+    plan: Plan, start: Position, group: Group, incarnation: int, display: Display, trouble: SaveTrouble
 ) -> Iterator[Observer]:
     """Everyone who watches this rank."""
     heart = Heartbeat(plan.outputs.run, rank=group.rank, incarnation=incarnation)
@@ -309,6 +316,7 @@ def _observers(
                 incarnation=incarnation,
                 steps_per_epoch=plan.steps_per_epoch,
                 tensorboard=board,
+                trouble=trouble,
             )
             stack.callback(recorder.close)
             watching.append(recorder)

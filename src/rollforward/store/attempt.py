@@ -60,6 +60,8 @@ class Committed:
     kept: Kept
     """What must stay on disk now."""
     warnings: tuple[str, ...]
+    suspicion: str | None
+    """See `Saved.suspicion`."""
 
 
 @dataclass(frozen=True)
@@ -74,4 +76,7 @@ class Saved:
     blocked: float
     """Seconds of these for which the caller had to wait."""
     warnings: tuple[str, ...]
-    """What is odd about it, or went wrong after it was committed; one line each."""
+    """What went wrong after it was committed; one line each."""
+    suspicion: str | None
+    """Why this checkpoint looks as if nothing had been learnt since the one before, in one line;
+    None where it does not."""

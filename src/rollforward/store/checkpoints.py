@@ -122,7 +122,9 @@ class CheckpointStore:
         seconds = time.perf_counter() - attempt.started
         warnings = (*committed.warnings, *self.tidy(committed))
         blocked = time.perf_counter() - attempt.started
-        return Saved(committed.manifest, attempt.bytes_written, seconds, blocked, warnings)
+        return Saved(
+            committed.manifest, attempt.bytes_written, seconds, blocked, warnings, committed.suspicion
+        )
 
     def plan(self, description: Description, sources: Sources) -> Attempt:
         """Agree on the names of the files. Collective; nothing is written. The first part of `save`."""
@@ -220,9 +222,10 @@ class CheckpointStore:
             frozenset((role, Position.parse(text), number) for role, text, number in verdict["generations"]),
             frozenset(Position.parse(text) for text in verdict["unreadable"]),
         )
-        warnings = _suspicions(self.previous, manifest) + (verdict["warnings"] if self._rank == 0 else [])
+        warnings = tuple(verdict["warnings"] if self._rank == 0 else ())
+        suspicion = _suspicion(self.previous, manifest)
         self.previous = manifest
-        return Committed(manifest, kept, tuple(warnings))
+        return Committed(manifest, kept, warnings, suspicion)
 
     def tidy(self, committed: Committed) -> list[str]:
         """Derive meta.json and remove old files of this rank; returns warnings, never fails the save.
@@ -362,19 +365,22 @@ class CheckpointStore:
         return [answer["value"] for answer in answers]
 
 
-def _suspicions(before: Manifest | None, now: Manifest) -> list[str]:
-    """Training that leaves every bit where it was is worth a word."""
+def _suspicion(before: Manifest | None, now: Manifest) -> str | None:
+    """Steps that leave every trained byte where it was; told by digests, nothing is read.
+
+    The policy is what counts: the optimizer counts its steps, so its bytes change whatever it does.
+    """
     if before is None or before.run_id != now.run_id or now.global_step <= before.global_step:
-        return []
-    old, new = before.role_digests(), now.role_digests()
-    trained = [role for role in ("policy_model", "optimizer") if role in new]
-    if not trained or any(old.get(role) != new[role] for role in trained):
-        return []
+        return None
+    policy = now.role_digests().get("policy_model")
+    if policy is None or before.role_digests().get("policy_model") != policy:
+        return None
     steps = now.global_step - before.global_step
-    return [
-        f"suspicious: after {steps} more steps {' and '.join(trained)} of {now.position} are byte for byte "
-        f"those of {before.position}"
-    ]
+    return (
+        f"suspicious: the policy of checkpoint {now.position} is byte for byte that of {before.position}, "
+        f"{steps} step{'s' * (steps > 1)} earlier; that is as it should be only with a learning rate of 0, "
+        "or where no rewards differed within a group"
+    )
 
 
 def _role_of(file: FileRecord) -> str | None:

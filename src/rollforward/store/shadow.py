@@ -281,7 +281,14 @@ class ShadowCheckpoints:
         self._worker.submit(lambda: self._tidy(committed))
         seconds = job.ended - job.attempt.started
         self._saved(
-            Saved(committed.manifest, job.attempt.bytes_written, seconds, job.blocked, committed.warnings)
+            Saved(
+                committed.manifest,
+                job.attempt.bytes_written,
+                seconds,
+                job.blocked,
+                committed.warnings,
+                committed.suspicion,
+            )
         )
 
     def _give(self, job: _Job, work: Callable[[], Any]) -> None:

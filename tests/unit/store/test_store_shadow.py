@@ -215,16 +215,23 @@ def test_an_engine_that_waits_is_proved_right(tmp_path):
     assert_holds(tmp_path, Position(0, 1), 0)
 
 
-def test_training_that_changes_nothing_is_suspicious(tmp_path):
+def test_steps_that_leave_the_policy_as_it_was_are_suspicious_whatever_the_optimizer_did(tmp_path):
     engine = Engine()
     checkpoints, told = shadow(tmp_path, engine)
-    for number in (1, 2):
+    for number in (1, 3, 4):
         checkpoints.begin(Position(0, number), number)
+        checkpoints.before_update()
+        engine.arrays["optimizer"]["m"] += 1
+        if number == 3:
+            engine.arrays["policy_model"]["w"][7] += 1
         checkpoints.boundary()
         checkpoints._settle()
     checkpoints.close()
-    assert told.saved[0].warnings == ()
-    assert "suspicious: after 1 more steps policy_model and optimizer" in told.saved[1].warnings[0]
+    first, second, third = (saved.suspicion for saved in told.saved)
+    assert first is None
+    assert second is not None
+    assert "the policy of checkpoint 0_3 is byte for byte that of 0_1, 2 steps earlier" in second
+    assert third is None
 
 
 def test_a_folder_that_was_taken_over_stops_the_trainer(tmp_path):
