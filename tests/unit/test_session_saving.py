@@ -1,11 +1,21 @@
 """What a run says of its own checkpoints: in the log, in the metrics, and by how it ends."""
 
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
+from rollforward.errors import EngineError
+from rollforward.grpo.ports import Engine, Group
+from rollforward.grpo.types import EngineSettings
+from rollforward.run.listing import checkpoints_of
 from rollforward.run.metrics import FILE, read
+from rollforward.store import CheckpointStore
+from rollforward.store.attempt import Attempt
 
 
 @pytest.fixture
@@ -48,3 +58,48 @@ class TestNothingLearnt:
         place.train("run")
         assert "suspicious" not in capsys.readouterr().out
         assert told_in_metrics(place.root / "run", "saves_suspicious") == 0
+
+
+@dataclass
+class TooEarly(ToyPackage):
+    """Its engine changes a weight while it generates, in the step after the first checkpoint."""
+
+    changed: threading.Event = field(default_factory=threading.Event)
+
+    def create(self, settings: EngineSettings, group: Group) -> Engine:
+        engine = super().create(settings, group)
+        generate = engine.generate
+
+        def generate_and_change(*arguments: Any) -> Any:
+            if len(self.updates) == 3 and not self.changed.is_set():
+                engine.tensors()["policy_model"]["head.bias"][1] += 1
+                self.changed.set()
+            return generate(*arguments)
+
+        engine.generate = generate_and_change  # type: ignore[method-assign]
+        return engine
+
+    def hold_up(self, write: Callable[[CheckpointStore, Attempt], None]) -> Any:
+        """Writing, but not before the weight has been changed."""
+
+        def late(store: CheckpointStore, attempt: Attempt) -> None:
+            assert not self.updates or self.changed.wait(30)
+            write(store, attempt)
+
+        return late
+
+
+class TestProvingUnchanged:
+    def test_an_engine_that_changes_its_weights_too_early_stops_the_run(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        package = TooEarly()
+        monkeypatch.setattr(CheckpointStore, "write", package.hold_up(CheckpointStore.write))
+        with pytest.raises(EngineError, match=r"checkpoint 0_3: policy_model head\.bias changed"):
+            place.train("run", package, rl_config__save_ckpt_prove_unchanged=True)
+        assert [str(info.position) for info in checkpoints_of(place.root / "run", deep=True)] == ["0_0"]
+
+    def test_an_engine_that_waits_is_proved_right(self, place: Place) -> None:
+        place.train("plain")
+        place.train("run", rl_config__save_ckpt_prove_unchanged=True)
+        assert place.digests("run") == place.digests("plain")

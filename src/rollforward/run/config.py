@@ -6,7 +6,7 @@ the log; any other key is an error that names the nearest known one. A key that 
 its default. All problems of a file are reported together.
 
 Keys that are ours, since MindRLHF has none for them: `rl_config.max_steps`, `advantage_std`,
-`loss_aggregation`, and `actor_config.optimizer.max_grad_norm`.
+`loss_aggregation`, `save_ckpt_prove_unchanged`, and `actor_config.optimizer.max_grad_norm`.
 
 `docs/reference/config.md` is generated from this file.
 """
@@ -66,6 +66,12 @@ class RlConfig:
         5, "Steps between checkpoints; 0: only the final one.", low=0, affects_numbers=False
     )
     save_max_ckpt_num: int = key(5, "Newest checkpoints that are kept.", low=1, affects_numbers=False)
+    save_ckpt_prove_unchanged: bool = key(
+        False,
+        "Debugging: digest every tensor when a save begins, and stop the run when other bytes are written: "
+        "proof that nothing changed the weights while they were being saved.",
+        affects_numbers=False,
+    )
     on_divergence: str = key(
         "stop",
         "What to do when a replayed update gives other bits than the journal recorded.",

@@ -33,10 +33,11 @@ class RunCheckpoints:
         say: Callable[[str], None],
         committed: Callable[[Position], None],
         trouble: SaveTrouble,
+        prove_unchanged: bool = False,
     ) -> None:
         """`about` goes to every checkpoint; `committed` is told the position of each that exists.
 
-        `trouble` counts what goes wrong, for the metrics.
+        `trouble` counts what goes wrong, for the metrics; `prove_unchanged` goes to `ShadowCheckpoints`.
         """
         self._store = store
         self._engine = engine
@@ -53,6 +54,7 @@ class RunCheckpoints:
             saved=self._saved,
             failed=lambda error: self._warn(f"{error.message}. Try: {error.hint}"),
             warned=self._warn,
+            prove_unchanged=prove_unchanged,
         )
 
     def save_now(self, position: Position, global_step: int) -> None:

@@ -94,6 +94,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             say=log_file.line,
             committed=display.saved,
             trouble=trouble,
+            prove_unchanged=plan.config.rl_config.save_ckpt_prove_unchanged,
         )
         _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observers)
 
