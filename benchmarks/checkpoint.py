@@ -1,4 +1,4 @@
-"""Checkpoints side by side: python benchmarks/checkpoint.py [--size 512MB] [--rounds 5] [--folder DIR]
+"""Checkpoints side by side: python benchmarks/checkpoint.py [--size 512MB] [--ranks N]
 
 The same state, the same disk, one process, the ways in turn, `--rounds` times. The best round of
 each is shown: what other processes do to a machine only ever adds.
@@ -11,10 +11,13 @@ each is shown: what other processes do to a machine only ever adds.
 
 The physical limits stand first: a memory copy, a plain write with fsync, a plain read. Ours
 verifies a digest of every byte on the way in and makes one on the way out; others do not, except
-where it says CRC. Left out: more than one process, and object stores.
+where it says CRC. `--ranks N` adds ours with N processes. Left out: object stores.
 """
 
 import argparse
+import ctypes
+import gc
+import mmap
 import os
 import shutil
 import tempfile
@@ -26,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from checkpoint_peers import Way, mindspore_ways, torch_ways
+from checkpoint_ranks import measure_ranks
 
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
@@ -50,6 +54,7 @@ class Result:
     cold: list[float] = field(default_factory=list)
     extra: list[float] = field(default_factory=list)
     remark: str = ""
+    failed: bool = False
 
 
 def resident() -> int:
@@ -96,12 +101,31 @@ def sync(paths: list[Path]) -> None:
         os.close(fd)
 
 
-def forget(paths: list[Path]) -> None:
-    """Drop files from the page cache, so that the next read comes from the disk."""
+def forget(paths: list[Path]) -> bool:
+    """Drop files from the page cache, so that the next read comes from the disk; whether all are gone."""
+    # Some peers hand out arrays that are mapped files, and a page that is mapped stays.
+    gc.collect()
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
+    return all(cached_share(path) < 0.01 for path in paths)
+
+
+def cached_share(path: Path) -> float:
+    """How much of a file is in the page cache, 0 to 1."""
+    size = path.stat().st_size
+    if size == 0:
+        return 0.0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        view = np.frombuffer(mapped, np.uint8)
+        pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+        if ctypes.CDLL(None).mincore(
+            ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data)
+        ):
+            raise OSError("mincore failed")
+        del view
+    return float((pages & 1).mean())
 
 
 def make_state(size: int) -> dict[str, np.ndarray]:
@@ -156,8 +180,10 @@ def measure_reads(read: Callable[[], object], files: list[Path], result: Result)
     read()
     result.warm.append(timed(read))
     sync(files)
-    forget(files)
-    result.cold.append(timed(read))
+    if forget(files):
+        result.cold.append(timed(read))
+    else:
+        result.remark = "files stay mapped after load: no cold read"
 
 
 def measure_ours(
@@ -206,6 +232,17 @@ def save_in_shadow(store, tensors, about, result, number) -> None:  # type: igno
     checkpoints.close()
     assert checkpoints.copied_bytes == 0, "the disk was slower than the simulated generation"
     result.blocked.append(told[0].blocked)
+
+
+def try_way(way: Way, result: Result) -> None:
+    """`measure_way`, unless it failed before; a peer that fails is shown with its error."""
+    if result.failed:
+        return
+    try:
+        measure_way(way, result)
+    except Exception as error:
+        result.failed = True
+        result.remark = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:90]}"
 
 
 def measure_way(way: Way, result: Result) -> None:
@@ -289,6 +326,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", type=parse_size, default=512_000_000)
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="with more than one, ours in so many processes too"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to write; a temporary folder by default"
@@ -311,9 +351,16 @@ def main() -> None:
             measure_ours(state, folder, ours, False, number + 1)
             measure_ours(state, folder, shadow, True, number + 1)
             for way, result in zip(ways, peers, strict=True):
-                measure_way(way, result)
+                try_way(way, result)
             print(f"round {number + 1} of {options.rounds}", flush=True)
-    results = [copy, plain, ours, shadow, *peers]
+        several = Result(f"ours, blocking, {options.ranks} ranks", remark="verified")
+        if options.ranks > 1:
+            for timing in measure_ranks(make_state, options.size, folder, options.ranks, options.rounds):
+                several.blocked.append(timing.blocked)
+                several.durable.append(timing.durable)
+                several.warm.append(timing.warm)
+                several.cold.append(timing.cold)
+    results = [copy, plain, ours, shadow, *([several] if several.blocked else []), *peers]
     print(table(results, size))
     if options.picture is not None:
         picture(results, size, options.picture)

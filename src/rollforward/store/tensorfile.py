@@ -50,7 +50,7 @@ _CODES = {dtype: code for code, dtype in reversed(DTYPES.items())}
 CHUNK_BYTES = 4 << 20
 """Small enough that a chunk is still in the cache when it is copied after it was digested."""
 
-READ_CHUNK_BYTES = 1 << 20
+READ_CHUNK_BYTES = 256 << 10
 """Smaller: what was read is digested while it is still in the core's own cache."""
 
 ALIGNMENT = 4096
