@@ -157,6 +157,7 @@ def test_a_step_keeps_its_order() -> None:
         *[f"{phase} {at}" for phase in ("generate", "verify", "reference", "log")] * 2,
         f"update {at}",
         "before_update",
+        f"log {at}",
         f"checkpoint {at}",
         "boundary",
         f"step {at}",

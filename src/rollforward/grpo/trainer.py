@@ -119,9 +119,10 @@ class Trainer:
 
         clock.enter(position, "update")
         self.checkpoints.before_update()
-        outcomes = self._update(position, batch)
+        outcomes = self._update(position, batch, clock)
         done = position.global_step(self.schedule.steps_per_epoch) + 1
         if self.settings.ref_model_sync_steps and done % self.settings.ref_model_sync_steps == 0:
+            clock.enter(position, "update")
             self.engine.sync_reference()
 
         clock.enter(position, "checkpoint")
@@ -188,17 +189,18 @@ class Trainer:
             old_logprobs=None,
         )
 
-    def _update(self, position: Position, batch: TrainingBatch) -> list[UpdateOutcome]:
+    def _update(self, position: Position, batch: TrainingBatch, clock: "PhaseClock") -> list[UpdateOutcome]:
         """`num_iterations` optimizer steps over one experience; the old policy is that before the first."""
         first = position.global_step(self.schedule.steps_per_epoch) * self.settings.num_iterations
         outcomes: list[UpdateOutcome] = []
         for iteration in range(self.settings.num_iterations):
             rate = self.learning_rate.at(first + iteration)
-            outcome = self.engine.update(batch, rate)
-            self.log.record(position, iteration, outcome, rate)
-            outcomes.append(outcome)
-            if iteration == 0:
-                batch = replace(batch, old_logprobs=outcome.logprobs)
+            if iteration > 0:
+                batch = replace(batch, old_logprobs=outcomes[0].logprobs)
+                clock.enter(position, "update")
+            outcomes.append(self.engine.update(batch, rate))
+            clock.enter(position, "log")
+            self.log.record(position, iteration, outcomes[-1], rate)
         return outcomes
 
     def _report(
