@@ -69,6 +69,7 @@ class TestTensors:
         if not case.views:
             pytest.skip("the host does not see this engine's memory")
         engine = case.engine()
+        assert engine.views
         views = {role: dict(tensors) for role, tensors in engine.tensors().items()}
         before = snapshot(engine)
         engine.update(training_batch(engine, 4), 1e-2)
@@ -84,6 +85,7 @@ class TestTensors:
         if case.views:
             pytest.skip("the host sees this engine's memory")
         engine = case.engine()
+        assert not engine.views
         copies = {role: dict(tensors) for role, tensors in engine.tensors().items()}
         before = snapshot(engine)
         engine.update(training_batch(engine, 4), 1e-2)
@@ -91,7 +93,10 @@ class TestTensors:
         copies["policy_model"]["model.norm.weight"][...] = 7
         assert not (engine.tensors()["policy_model"]["model.norm.weight"] == 7).any()
 
-    def test_what_is_loaded_is_what_is_computed_with(self, case: EngineCase) -> None:
+    @pytest.mark.parametrize("way", ["load", "views"])
+    def test_what_is_put_in_place_is_what_is_computed_with(self, case: EngineCase, way: str) -> None:
+        if way == "views" and not case.views:
+            pytest.skip("the host does not see this engine's memory")
         engine = case.engine()
         batch = training_batch(engine, 4)
         engine.update(batch, 1e-2)
@@ -100,7 +105,12 @@ class TestTensors:
         final = snapshot(engine)
         other = case.twin()
         other.update(training_batch(engine, 4, seed=9), 0.1)
-        restore(other, reached)
+        if way == "views":
+            for role, named in other.tensors().items():
+                for name, array in named.items():
+                    array[...] = reached[role][name]
+        else:
+            restore(other, reached)
         assert_same_bits(snapshot(other), reached)
         assert_outcomes_equal(other.update(batch, 1e-2), expected)
         assert_same_bits(snapshot(other), final)

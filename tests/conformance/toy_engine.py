@@ -56,6 +56,7 @@ class ToyEngine:
     settings: EngineSettings
     group: Group
     roles: dict[str, dict[str, NDArray[Any]]]
+    views: bool = True
 
     def generate(self, prompt_ids: Ints, prompt_mask: np.ndarray, uniforms: Floats) -> Generation:
         sampling = self.settings.sampling

@@ -101,7 +101,7 @@ class TestKilled:
         assert place.digests("hurt") == place.digests("whole")
         assert comparable(place.root / "hurt") == comparable(place.root / "whole")
 
-    def test_when_every_checkpoint_is_damaged_all_reasons_are_told(
+    def test_when_every_checkpoint_is_damaged_all_reasons_are_told_and_nothing_goes_on(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         commit_at_once(monkeypatch)
@@ -109,8 +109,12 @@ class TestKilled:
             place.train("hurt", ToyPackage(dies_at_update=7))
         for path in (place.root / "hurt/train/rank_0").glob("*.safetensors"):
             flip_a_bit(path)
+        before = everything_in(place.root / "hurt/commits")
+        package = ToyPackage()
         with pytest.raises(NothingToResume) as caught:
-            place.train("hurt", resume=True)
+            place.train("hurt", package, resume=True)
+        assert package.updates == []
+        assert everything_in(place.root / "hurt/commits") == before
         for position in ("0_0", "0_3", "1_1"):
             assert f"policy_model_rank_0-{position}.safetensors" in str(caught.value)
 

@@ -45,6 +45,8 @@ class Engine(Protocol):
     """
 
     group: Group
+    views: bool
+    """Whether `tensors()` shows the parameters' own memory: then what is written there is in place."""
 
     def generate(self, prompt_ids: Ints, prompt_mask: Bools, uniforms: Floats) -> Generation:
         """Sample one completion for each row.
@@ -75,8 +77,8 @@ class Engine(Protocol):
         """Views of the live parameters, without a copy. What is not here is not saved.
 
         A view keeps showing the newest values; `update` and `sync_reference` change them. On a device
-        whose memory the host does not see, a role is copied when it is asked for, and the copy stays
-        as it was. Either way, values are put in place by `load`.
+        whose memory the host does not see (`views` is false), a role is copied when it is asked for, and
+        the copy stays as it was. Either way, values can be put in place by `load`.
         """
         ...
 

@@ -1,11 +1,16 @@
 """From the newest checkpoint that proves intact into the engine, on all workers alike.
 
-Every byte is verified on its way in. A checkpoint that turns out to be damaged, on any worker,
-is rejected with its reason and the next older one is loaded over whatever had been put in
-place; all workers take the same one. A checkpoint of another model or another number of workers
-is not damaged: that is an error which an older checkpoint would not mend.
+Every byte is verified on its way in. Where the host sees the engine's memory, bytes are read
+straight into it, several tensors at once, and verified in place; elsewhere each tensor is verified
+first and then handed over.
 
-Replaying the journal over the difference is not here yet: after a fallback, steps are run again.
+A checkpoint that turns out to be damaged, on any worker, is rejected with its reason and the next
+older one is loaded over whatever had been put in place; all workers take the same one. When none is
+left the engine holds bytes that mean nothing: the error that says so ends the run. A checkpoint of
+another model or another number of workers is not damaged: that is an error which an older
+checkpoint would not mend.
+
+Left out: rolling the journal forward from there, which `rollout_log` prepares and the trainer does.
 """
 
 import time
@@ -16,7 +21,7 @@ from rollforward.errors import CheckpointInvalid, NothingToResume
 from rollforward.grpo.ports import Engine
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store import Manifest, check_layout, find, read_tensors
+from rollforward.store import Manifest, check_layout, find, read_tensors, restore_into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +54,9 @@ def restore(storage: Storage, engine: Engine, *, until: Position | None = None) 
             rejected.setdefault(item.position, item.reason)
         manifest = found.manifest
         check_layout(manifest, engine.tensors(), world_size=engine.group.world_size)
-        sizes: dict[str, int] = {}
         problem = None
         try:
-            for role, name, array in read_tensors(storage, manifest):
-                engine.load(role, name, array)
-                sizes[role] = sizes.get(role, 0) + array.nbytes
+            _put_in_place(storage, manifest, engine)
         except CheckpointInvalid as error:
             problem = error.message
         answers = engine.group.all_gather({"position": str(manifest.position), "problem": problem})
@@ -63,12 +65,28 @@ def restore(storage: Storage, engine: Engine, *, until: Position | None = None) 
             return Restored(
                 manifest=manifest,
                 rejected=tuple(sorted(rejected.items(), reverse=True)),
-                role_bytes=sizes,
+                role_bytes=_role_bytes(manifest),
                 seconds=time.perf_counter() - began,
             )
         # Workers that found different ones drop the newest of them, which some could not use.
         newest = max(Position.parse(answer["position"]) for answer in answers)
         rejected[newest] = reason
+
+
+def _put_in_place(storage: Storage, manifest: Manifest, engine: Engine) -> None:
+    """All tensors into the engine. After CheckpointInvalid what is there must not be used."""
+    if engine.views:
+        restore_into(storage, manifest, engine.tensors())
+        return
+    for role, name, array in read_tensors(storage, manifest):
+        engine.load(role, name, array)
+
+
+def _role_bytes(manifest: Manifest) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for tensor in manifest.tensors:
+        sizes[tensor.role] = sizes.get(tensor.role, 0) + tensor.record.size
+    return sizes
 
 
 def _disagreement(answers: list[dict[str, str | None]]) -> str | None:

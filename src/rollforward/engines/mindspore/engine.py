@@ -45,6 +45,7 @@ class MindSporeEngine:
         policy, reference = Decoder(config), Decoder(config, prefix="reference.")
         rows, tokens = settings.samples_per_micro_batch, settings.sampling.max_tokens
         self.group = group
+        self.views = memory.views
         self._settings = settings
         self._generator = Generator(policy, settings)
         self._learner = Learner(

@@ -32,6 +32,9 @@ Slots: TypeAlias = Mapping[str, Mapping[str, Slot]]
 class Memory(Protocol):
     """The host's way to the tensors of one device."""
 
+    views: bool
+    """See `grpo.ports.Engine.views`."""
+
     def tensors(self, slots: Slots) -> Tensors:
         """What `Engine.tensors` gives for these slots; called once."""
         ...
@@ -60,6 +63,8 @@ class Zeroing(Protocol):
 class Viewed:
     """`Memory` that the host sees."""
 
+    views = True
+
     def tensors(self, slots: Slots) -> Tensors:
         """Views; they keep showing the newest values."""
         return {role: {name: _seen(slot) for name, slot in named.items()} for role, named in slots.items()}
@@ -75,6 +80,8 @@ class Viewed:
 
 class Copied:
     """`Memory` that the host does not see."""
+
+    views = False
 
     def tensors(self, slots: Slots) -> Tensors:
         """A mapping whose roles are copied to the host each time they are asked for."""
