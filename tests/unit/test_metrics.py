@@ -98,10 +98,12 @@ def test_tensorboard_curves_are_rewritten_not_doubled(tmp_path: Path) -> None:
 def test_trouble_with_a_checkpoint_is_told_once_in_the_record_of_its_step(tmp_path: Path) -> None:
     trouble = SaveTrouble()
     metrics = open_metrics(tmp_path, start=Position(0, 0), incarnation=1, trouble=trouble)
-    for step, suspicious in enumerate([0, 1, 0]):
+    for step, (failed, suspicious) in enumerate([(0, 0), (2, 1), (0, 0)]):
+        trouble.failed += failed
         trouble.suspicious += suspicious
         metrics.step(Position(0, step), FIGURES)
     metrics.close()
+    assert [record["saves_failed"] for record in read(tmp_path / FILE)] == [0, 2, 0]
     assert [record["saves_suspicious"] for record in read(tmp_path / FILE)] == [0, 1, 0]
 
 
@@ -110,10 +112,10 @@ def test_trouble_that_shows_after_the_last_step_is_not_lost(tmp_path: Path) -> N
     metrics = open_metrics(tmp_path, start=Position(0, 0), incarnation=1, board=True, trouble=trouble)
     trouble.suspicious = 1
     metrics.step(Position(0, 0), FIGURES)
-    trouble.suspicious = 1
+    trouble.failed = trouble.suspicious = 1
     metrics.close()
     (record,) = read(tmp_path / FILE)
-    assert (record["saves_suspicious"], record["reward"]) == (2, 0.5)
+    assert (record["saves_failed"], record["saves_suspicious"], record["reward"]) == (1, 2, 0.5)
     assert points(tmp_path / "board", "saves_suspicious") == [0, 0]
     assert points(tmp_path / "board", "reward") == [0]
 

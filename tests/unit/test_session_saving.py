@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
-from rollforward.errors import EngineError
+from rollforward.errors import EngineError, StorageError
 from rollforward.grpo.ports import Engine, Group
 from rollforward.grpo.types import EngineSettings
 from rollforward.run.listing import checkpoints_of
@@ -103,3 +103,40 @@ class TestProvingUnchanged:
         place.train("plain")
         place.train("run", rl_config__save_ckpt_prove_unchanged=True)
         assert place.digests("run") == place.digests("plain")
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, position: str) -> None:
+    """A disk that takes no tensors of this checkpoint."""
+    write = CheckpointStore.write
+
+    def full(store: CheckpointStore, attempt: Attempt) -> None:
+        if str(attempt.description.position) == position:
+            raise StorageError("writing: No space left on device", hint="free some space")
+        write(store, attempt)
+
+    monkeypatch.setattr(CheckpointStore, "write", full)
+
+
+class TestFailed:
+    """A checkpoint could not be saved."""
+
+    def test_training_goes_on_and_log_and_metrics_tell(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        place.train("whole")
+        refuse(monkeypatch, "1_1")
+        capsys.readouterr()
+        place.train("run")
+        assert "warning: checkpoint 1_1 was not saved, writing it failed" in capsys.readouterr().out
+        assert told_in_metrics(place.root / "run", "saves_failed") == 1
+        assert told_in_metrics(place.root / "whole", "saves_failed") == 0
+        assert place.digests("run") == place.digests("whole")
+
+    def test_when_nothing_newer_is_saved_the_run_fails_and_the_metrics_tell(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refuse(monkeypatch, "2_0")
+        with pytest.raises(StorageError, match="checkpoint 2_0 was not saved"):
+            place.train("run")
+        records = read(place.root / "run" / FILE)
+        assert [record["saves_failed"] for record in records] == [0] * 9 + [1]

@@ -46,13 +46,15 @@ Record = dict[str, Any]
 class SaveTrouble:
     """What was wrong with checkpoints since the last record."""
 
+    failed: int = 0
+    """How many could not be saved."""
     suspicious: int = 0
     """How many hold the same policy as the one before, although steps were taken."""
 
     def take(self) -> dict[str, int]:
         """The counts as figures of a record; they begin again at 0."""
-        taken = {"saves_suspicious": self.suspicious}
-        self.suspicious = 0
+        taken = {"saves_failed": self.failed, "saves_suspicious": self.suspicious}
+        self.failed = self.suspicious = 0
         return taken
 
 

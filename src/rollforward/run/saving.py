@@ -52,7 +52,7 @@ class RunCheckpoints:
             engine.tensors,
             about,
             saved=self._saved,
-            failed=lambda error: self._warn(f"{error.message}. Try: {error.hint}"),
+            failed=self._failed,
             warned=self._warn,
             prove_unchanged=prove_unchanged,
         )
@@ -97,6 +97,10 @@ class RunCheckpoints:
             self._journal.prune(min(positions(self._store.storage)))
         except StorageError as error:
             self._warn(f"an old journal segment could not be removed: {error.message}")
+
+    def _failed(self, error: StorageError) -> None:
+        self._trouble.failed += 1
+        self._warn(f"{error.message}. Try: {error.hint}")
 
     def _warn(self, text: str) -> None:
         self._say(f"warning: {text}")
