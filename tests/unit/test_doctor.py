@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from rollforward.cli.main import main
 from rollforward.position import Position
@@ -135,6 +136,24 @@ def test_names_that_do_not_match_are_shown_with_the_nearest() -> None:
     assert "only in the policy: a.weight (nearest: a.weights)" in text
     assert "only in the reference: a.weights (nearest: a.weight)" in text
     assert compare_names("x", ["a"], "y", ["a"]) == ""
+
+
+def test_the_names_that_mindrlhf_s_trainers_give_to_one_model_match(tmp_path: Path) -> None:
+    layer = "model.layers.0.attention.wq.weight"
+    for role, folder, names in (
+        ("policy_model", "train", [f"policy_model.model.{layer}", "policy_model.kl_loss", "epoch_num"]),
+        ("optimizer", "optimizer", [f"adam_m.policy_model.model.{layer}"]),
+        ("ref", "ref", [f"model.{layer}"]),
+    ):
+        where = tmp_path / "run" / folder / "rank_0"
+        where.mkdir(parents=True)
+        file = f"{role}_rank_0-0_2.safetensors"
+        safetensors.numpy.save_file({name: np.ones(2, np.float32) for name in names}, where / file)
+        meta = {"last_epoch": 0, "last_step": 2, "last_ckpt_file": file}
+        (where / "meta.json").write_text(json.dumps(meta))
+    findings = look(tmp_path / "run")
+    assert problems(findings) == []
+    assert "policy and reference have the same 1 parameters" in [finding.text for finding in findings]
 
 
 def test_policy_and_reference_of_two_models(run: Path, tmp_path: Path) -> None:

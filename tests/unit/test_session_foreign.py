@@ -63,6 +63,7 @@ def state_at(run: Path, position: Position) -> State:
     # An optimizer's parameters are saved with it, and the trainer appends its counters.
     state["optimizer"] |= state["policy_model"] | {"learning_rate": np.array(1e-3, np.float32)}
     state["policy_model"] |= {
+        "policy_model.kl_loss": np.zeros((), np.float32),
         "epoch_num": np.array(position.epoch, np.int64),
         "step_num": np.array(position.step, np.int64),
     }
@@ -111,6 +112,7 @@ class TestGoesOn:
         said = capsys.readouterr().out
         assert f"checkpoint: 1_1 in {theirs} is the newest complete one; it has no manifest" in said
         assert "no manifest, so nothing can be verified by digest" in said
+        assert "computed anew: epoch_num, kl_loss, learning_rate, step_num" in said
         assert "training: goes on at step 1_1 (7 of 10)" in said
         assert content(theirs) == before
         assert same_end(place, "new", ours)
@@ -309,6 +311,7 @@ class TestSeveralWorkers:
             folders={role: theirs / folder for role, folder in FOLDERS.items()},
             reference_model=None,
             model=place.model / "config.json",
+            key_value_heads=1,
             position=Position(1, 1),
             warnings=(),
         )

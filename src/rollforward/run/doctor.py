@@ -25,6 +25,7 @@ from rollforward.storage import LocalStorage
 from rollforward.store import list_checkpoints
 from rollforward.store.layout import COMMITS, META, parse_rank
 from rollforward.store.meta import Meta, parse_meta
+from rollforward.store.mindformers_names import is_bookkeeping, plain_name
 from rollforward.store.tensorfile import read_header
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
@@ -229,7 +230,9 @@ def _all_names(items: Sequence[RankFolder]) -> set[str]:
     for item in items:
         if item.meta is not None and not item.problem:
             try:
-                found.update(tensor_names(item.path / item.meta.file))
+                names = tensor_names(item.path / item.meta.file)
+                # MindRLHF puts the names of different trainers before those of one model.
+                found.update(plain_name(name) for name in names if not is_bookkeeping(name))
             except RollforwardError:
                 return set()
     return found

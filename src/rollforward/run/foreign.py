@@ -19,19 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch, ModelError, NothingToResume
 from rollforward.grpo.ports import Engine, Tensors
 from rollforward.position import Position
 from rollforward.run.config import Config
-from rollforward.run.folders import FromCheckpoint
+from rollforward.run.folders import FromCheckpoint, parse_model_config
+from rollforward.run.foreign_fit import Fitted, assign, fit
 from rollforward.storage import LocalStorage
 from rollforward.store.finding import positions
 from rollforward.store.layout import META, parse_rank
 from rollforward.store.manifest import digest_of_arrays
-from rollforward.store.mindformers_names import Heads, looks_like_mindformers, to_ours
 from rollforward.store.mindrlhf import (
     ForeignCheckpoint,
     LoadCkpt,
@@ -41,13 +40,6 @@ from rollforward.store.mindrlhf import (
 )
 
 CONFIG_FILE = "config.json"
-_BOOKKEEPING = frozenset(
-    {"epoch_num", "step_num", "global_step", "current_iterator_step"}
-    | {"learning_rate", "weight_decay", "beta1_power", "beta2_power"}
-    | {"loss_scale", "last_loss_scale", "scale_sense"}
-)
-"""What MindSpore's optimizers and trainers save besides what is learnt; it is computed anew here."""
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _JOIN = "put the parts together with MindSpore's ms.transform_checkpoints first"
 _LISTED = 20
 
@@ -64,6 +56,8 @@ class FromForeign:
     """Hugging Face folder of the reference model, where no checkpoint of it was saved."""
     model: Path
     """The model's config.json."""
+    key_value_heads: int
+    """Of the model: how MindFormers' concatenated projections lie depends on it."""
     position: Position
     """The newest complete one, as the files have it."""
     warnings: tuple[str, ...]
@@ -77,6 +71,8 @@ class Taken:
     """As the files have it."""
     rejected: tuple[tuple[Position, str], ...]
     warnings: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """What the files hold besides, and nothing here needs: last parts of names."""
     role_bytes: Mapping[str, int]
     seconds: float
 
@@ -116,11 +112,13 @@ def look(
                 "ref_config.sync_ref_model is set: copies made before now are lost with that folder"
             )
     found = find_foreign(folders, world_size=world_size)
+    model_config = _model_config(config, source.policy)
     return FromForeign(
         run=source.run,
         folders=folders,
         reference_model=model,
-        model=_model_config(config, source.policy),
+        model=model_config,
+        key_value_heads=_key_value_heads(model_config),
         position=found.position,
         warnings=tuple(warnings),
     )
@@ -152,28 +150,38 @@ def take(source: FromForeign, engine: Engine, load_ckpt: LoadCkpt) -> Taken:
         except NothingToResume as error:
             told = [f"  {position} rejected: {reason}" for position, reason in rejected.items()]
             raise NothingToResume("\n".join([error.message, *told]), hint=error.hint) from None
-        state: dict[str, dict[str, NDArray[Any]]] = {}
+        state: dict[str, Fitted] = {}
         answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
         try:
-            state = _read(found, engine.tensors(), group.rank, load_ckpt)
-            answer["digests"] = {role: digest_of_arrays(named) for role, named in state.items()}
+            state = _read(found, engine.tensors(), source.key_value_heads, group.rank, load_ckpt)
+            answer["digests"] = {role: digest_of_arrays(file.tensors) for role, file in state.items()}
         except CheckpointInvalid as error:
             answer["damage"] = error.message
         except CheckpointMismatch as error:
             answer["mismatch"] = [error.message, error.hint]
         reason = _verdict(group.all_gather(answer))
         if reason is None:
-            for role, named in state.items():
-                for name, array in named.items():
+            for role, file in state.items():
+                for name, array in file.tensors.items():
                     engine.load(role, name, array)
             return Taken(
                 position=found.position,
                 rejected=tuple(sorted(rejected.items(), reverse=True)),
-                warnings=(*source.warnings, *found.warnings),
-                role_bytes={role: sum(a.nbytes for a in named.values()) for role, named in state.items()},
+                warnings=(*source.warnings, *found.warnings, *_about_projections(state)),
+                left_out=tuple(sorted({name for file in state.values() for name in file.left_out})),
+                role_bytes={r: sum(a.nbytes for a in file.tensors.values()) for r, file in state.items()},
                 seconds=time.perf_counter() - began,
             )
         rejected[found.position] = reason
+
+
+def _about_projections(state: Mapping[str, Fitted]) -> list[str]:
+    if not any(file.concatenated for file in state.values()):
+        return []
+    return [
+        "w_qkv and w_gate_hidden are taken to lie as MindFormers 1.5 and later has them; if this was "
+        "written by 1.4.0-beta1 or older, take them apart with that version first"
+    ]
 
 
 def _verdict(answers: list[dict[str, Any]]) -> str | None:
@@ -197,17 +205,14 @@ def _verdict(answers: list[dict[str, Any]]) -> str | None:
 
 
 def _read(
-    found: ForeignCheckpoint, wanted: Tensors, rank: int, load_ckpt: LoadCkpt
-) -> dict[str, dict[str, NDArray[Any]]]:
+    found: ForeignCheckpoint, wanted: Tensors, groups: int, rank: int, load_ckpt: LoadCkpt
+) -> dict[str, Fitted]:
     """Every tensor of one rank under our names, in our dtypes; CheckpointMismatch lists what does not fit."""
     raw: dict[str, dict[str, NDArray[Any]]] = {role: {} for role in found.files}
     for role, name, array in read_foreign(found, rank, load_ckpt):
         raw[role][name] = array
-    state, lines = {}, []
-    for role, arrays in raw.items():
-        state[role], problems = fit(role, arrays, wanted)
-        lines += [f"  {found.files[role][rank].name}: {problem}" for problem in problems]
-    _refuse(found.position, lines)
+    state = {role: fit(role, arrays, wanted, groups) for role, arrays in raw.items()}
+    _refuse(found.position, {found.files[role][rank].name: file for role, file in state.items()})
     return state
 
 
@@ -218,7 +223,7 @@ def check_headers(source: FromForeign, layout: Tensors, *, world_size: int) -> N
     `.ckpt` files have no header that we read, and damaged ones are left for the worker to reject.
     """
     found = find_foreign(source.folders, world_size=world_size)
-    lines = []
+    files = {}
     for role, paths in found.files.items():
         for path in paths:
             try:
@@ -226,13 +231,13 @@ def check_headers(source: FromForeign, layout: Tensors, *, world_size: int) -> N
             except CheckpointInvalid:
                 return
             if header is not None:
-                _, problems = _named(role, header, layout)
-                lines += [f"  {path.name}: {problem}" for problem in problems]
-    _refuse(found.position, lines)
+                files[path.name] = assign(role, header, layout, source.key_value_heads)
+    _refuse(found.position, files)
 
 
-def _refuse(position: Position, lines: list[str]) -> None:
-    """CheckpointMismatch unless there is no line."""
+def _refuse(position: Position, files: Mapping[str, Fitted]) -> None:
+    """CheckpointMismatch, with what is wrong in which file, unless nothing is."""
+    lines = [f"  {name}: {problem}" for name, file in files.items() for problem in file.problems]
     if not lines:
         return
     more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
@@ -242,89 +247,6 @@ def _refuse(position: Position, lines: list[str]) -> None:
     raise CheckpointMismatch(
         "\n".join([f"the tensors of {position} do not fit the model:", *lines[:_LISTED], *more]), hint=hint
     )
-
-
-def fit(
-    role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors
-) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """The tensors of a role's file under our names and in our dtypes, and a line for each that does not fit.
-
-    `wanted` is role -> name -> array of the model that they must fit, of which only dtype and shape count.
-    CheckpointInvalid when one holds NaN or infinity: it is damaged.
-    """
-    found, problems = _named(role, arrays, wanted)
-    if problems:
-        return {}, problems
-    return {name: _converted(name, array, wanted[role][name]) for name, array in found.items()}, []
-
-
-def _named(
-    role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors
-) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """The tensors under our names, and a line for each that does not fit."""
-    problems: list[str] = []
-    own = wanted[role]
-    found = {name: array for name, array in arrays.items() if name in own}
-    rest = {n: a for n, a in arrays.items() if n not in own and n not in _BOOKKEEPING}
-    if looks_like_mindformers(rest):
-        try:
-            mapped = to_ours(rest, _heads(wanted["policy_model"]))
-        except ValueError as error:
-            return found, [str(error)]
-        twice = sorted(found.keys() & mapped.tensors.keys())
-        problems += [f"two tensors lead to {name}" for name in twice]
-        rest = {name: rest[name] for name in mapped.unmapped}
-        for name, array in mapped.tensors.items():
-            (found if name in own else rest)[name] = array
-    problems += _left_over(role, rest, found, wanted)
-    problems += [f"there is no {name}" for name in sorted(own.keys() - found.keys())]
-    misfits = ((name, _misfit(found[name], own[name])) for name in sorted(own.keys() & found.keys()))
-    problems += [f"{name} {misfit}" for name, misfit in misfits if misfit]
-    return found, problems
-
-
-def _left_over(
-    role: str, rest: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]], wanted: Tensors
-) -> list[str]:
-    """A line for each tensor that the model has no place for, but for those that say nothing new."""
-    problems = []
-    for name, array in sorted(rest.items()):
-        if role == "optimizer" and name in {*wanted["policy_model"], _HEAD}:
-            continue  # MindSpore saves the parameters that an optimizer trains along with it
-        if name == _HEAD and _EMBEDDING in found:
-            if not np.array_equal(array, found[_EMBEDDING]):
-                problems.append(f"{name} differs from {_EMBEDDING}, but config.json ties them")
-        else:
-            problems.append(f"{name} has no counterpart in the model")
-    return problems
-
-
-def _misfit(array: NDArray[Any], like: NDArray[Any]) -> str:
-    """Why an array cannot take the place of another without loss; empty when it can."""
-    if array.shape != like.shape and not array.size == like.size == 1:
-        part = array.ndim == like.ndim and all(
-            0 < have <= want and want % have == 0 for have, want in zip(array.shape, like.shape, strict=True)
-        )
-        return f"has shape {list(array.shape)}, {'a part of' if part else 'instead of'} {list(like.shape)}"
-    if array.dtype.kind != like.dtype.kind or not np.can_cast(array.dtype, like.dtype, "safe"):
-        return f"is {array.dtype}, which {like.dtype} cannot hold without loss"
-    return ""
-
-
-def _converted(name: str, array: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
-    """In the shape and dtype of `like`."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise CheckpointInvalid(f"{name} holds NaN or infinity")
-    return np.ascontiguousarray(array.reshape(like.shape), dtype=like.dtype)
-
-
-def _heads(policy: Mapping[str, NDArray[Any]]) -> Heads:
-    """How many rows a concatenated projection gives to query and key, as the model has them."""
-
-    def rows(kind: str) -> int:
-        return next((a.shape[0] for name, a in policy.items() if name.endswith(f".{kind}_proj.weight")), 0)
-
-    return Heads(query_rows=rows("q"), key_rows=rows("k"))
 
 
 def _check_world_size(policy: Path, world_size: int) -> None:
@@ -369,3 +291,10 @@ def _model_config(config: Config, policy: Path) -> Path:
         f"{policy} carries no {CONFIG_FILE}, and none was found elsewhere (looked at: {looked})",
         hint="name the model's Hugging Face folder with actor_config.model_config or actor_config.load",
     )
+
+
+def _key_value_heads(model_config: Path) -> int:
+    """How many heads keys have, by the model's config.json; 1 where it speaks of no heads."""
+    values = parse_model_config(model_config.read_bytes(), model_config)
+    heads = values.get("num_key_value_heads") or values.get("num_attention_heads")
+    return heads if isinstance(heads, int) and heads > 0 else 1

@@ -293,6 +293,8 @@ def _what_was_taken(source: FromForeign, taken: Taken) -> Iterator[str]:
     yield f"checkpoint: {taken.position} in {source.run} is the newest complete one; it has no manifest"
     for warning in taken.warnings:
         yield f"warning: {warning}"
+    if taken.left_out:
+        yield f"left out, since it is computed anew: {', '.join(taken.left_out)}"
     parts = ", ".join(f"{ROLE_WORDS[role]} {in_bytes(size)}" for role, size in taken.role_bytes.items())
     yield f"restored: {parts}, in {taken.seconds:.2f} s"
 

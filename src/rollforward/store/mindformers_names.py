@@ -2,27 +2,40 @@
 
     model.tok_embeddings.embedding_weight          model.embed_tokens.weight
     model.layers.N.attention.wq|wk|wv|wo.weight    model.layers.N.self_attn.{q,k,v,o}_proj.weight
-    model.layers.N.attention.w_qkv.weight          q, k and v, one below the other
+    model.layers.N.attention.w_qkv.weight          q, k and v, group by group (below)
     model.layers.N.feed_forward.w1|w2|w3.weight    model.layers.N.mlp.{gate,down,up}_proj.weight
-    model.layers.N.feed_forward.w_gate_hidden.weight   gate and up, one below the other
+    model.layers.N.feed_forward.w_gate_hidden.weight   gate and up, row by row (below)
     model.layers.N.attention_norm.weight           model.layers.N.input_layernorm.weight
     model.layers.N.ffn_norm.weight                 model.layers.N.post_attention_layernorm.weight
     model.norm_out.weight                          model.norm.weight
     lm_head.weight                                 lm_head.weight
+    adam_m. | moment1. | exp_avg.                  adam_m.      before the name of a parameter
+    adam_v. | moment2. | exp_avg_sq.               adam_v.
 
-Its trainers put prefixes in front (`policy_model.`, `model.` and the like): whatever stands
-before a known name is dropped. The optimizer's moments are `adam_m.` and `adam_v.` before the
-parameter's name, and are mapped with it. Biases of the projections go as their weights do. What
-has no counterpart is returned, not dropped in silence.
+Trainers put prefixes in front (`grpo_model_train.policy_model.model.` and the like): whatever
+stands before a known name is dropped, be the name MindFormers' or Hugging Face's own. Biases of
+the projections go as their weights do. What has no counterpart is returned, not dropped in silence.
+
+A concatenated projection is what MindFormers' model computes with. With `qkv_concat` the rows of
+`w_qkv` are, for each key-value head, those of its query heads, then its key's, then its value's;
+the rows of `w_gate_hidden` are gate 0, up 0, gate 1, up 1, ... That is the layout of MindFormers
+1.5 and later. Until 1.4.0-beta1 they stood as whole blocks, which no file tells apart: those have
+to be split with the MindFormers that wrote them.
+
+The moments are those of MindFormers' AdamW and MindSpore's AdamWeightDecay (`adam_`), MindSpore's
+Adam (`moment`) and MindFormers' FusedAdamW (`exp_avg`). The last one's `global_step` begins at -1:
+it is one less than the updates that were made, which is what ours counts.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
 
 _TO_OURS = {
     "attention.wq": "self_attn.q_proj",
@@ -44,70 +57,165 @@ _OUTER = {
     "lm_head.weight": "lm_head.weight",
 }
 _OUTER_BACK = {ours: theirs for theirs, ours in _OUTER.items()}
-_MOMENT = re.compile(r"(adam_[mv]\.)?(.*)", re.DOTALL)
-_THEIRS = re.compile(
-    r"(?:.*?\.)??(model\.(?:tok_embeddings\.embedding_weight|norm_out\.weight|layers\..*)|lm_head\.weight)"
+_MOMENTS = {
+    "adam_m.": "adam_m.",
+    "adam_v.": "adam_v.",
+    "moment1.": "adam_m.",
+    "moment2.": "adam_v.",
+    "exp_avg.": "adam_m.",
+    "exp_avg_sq.": "adam_v.",
+}
+_BOOKKEEPING = frozenset(
+    # What trainers append, what MindSpore's optimizers hold, and what loss scaling does.
+    {"epoch_num", "step_num", "global_step", "current_iterator_step", "global_batch_size"}
+    | {"learning_rate", "weight_decay", "beta1_power", "beta2_power"}
+    | {"loss_scale", "last_loss_scale", "scale_sense"}
+    # Parameters of MindRLHF's model that hold a monitored number, and a counter of MindFormers'.
+    | {"kl_loss", "actor_loss", "clipfrac", "old_log_ratio", "seq_chunk"}
+)
+_OTHER_STATES = frozenset(
+    {"accu_grads", "accum", "exp_inf", "lamb_m", "lamb_v", "linear", "max_exp_avg_sq", "mean_grad"}
+    | {"mean_square", "moment", "moments", "stat", "vhat"}
+)
+"""What MindSpore's optimizers and gradient accumulation put before a parameter's name, and AdamW has not."""
+_STEP, _BEHIND = "global_step", "exp_avg."
+_MOMENT = re.compile(rf"({'|'.join(map(re.escape, _MOMENTS))})?(.*)", re.DOTALL)
+_KNOWN = re.compile(
+    rf"(?:.*?\.)??({'|'.join(map(re.escape, [*_OUTER, *_OUTER_BACK]))}|model\.layers\.\d+\..*)", re.DOTALL
 )
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_QKV = ("attention.wq", "attention.wk", "attention.wv")
+_QKV_WHOLE = "attention.w_qkv"
+_GATE = ("feed_forward.w1", "feed_forward.w3")
+_GATE_WHOLE = "feed_forward.w_gate_hidden"
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What splitting a concatenated `w_qkv` needs: rows of the query, and of the key and the value each."""
+    """What taking a concatenated `w_qkv` apart needs."""
 
     query_rows: int
+    """Of all query heads."""
     key_rows: int
+    """Of all key heads; values have as many."""
+    groups: int
+    """Key-value heads."""
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """Tensors under our names, and the names that have no counterpart here."""
+    """Tensors under other names, and the names that have no counterpart there."""
 
-    tensors: Mapping[str, NDArray[Any]]
+    tensors: Arrays
     unmapped: tuple[str, ...]
+    origins: Mapping[str, str]
+    """Name in `tensors` -> the name that it had."""
 
 
-def to_ours(tensors: Mapping[str, NDArray[Any]], heads: Heads) -> Mapped:
-    """MindFormers' tensors (of a model, or of its optimizer) under Hugging Face names.
+def to_ours(tensors: Arrays, heads: Heads) -> Mapped:
+    """Tensors of a model or of its optimizer, as a trainer named them, under our names.
 
-    Concatenated projections are split, as views. ValueError when one does not have the rows that
-    `heads` says, or when two names lead to the same one of ours.
+    Concatenated projections are taken apart. A tensor that bears a name of ours, with or without a
+    prefix, keeps it. ValueError when a projection does not have the rows that `heads` says, or when
+    two names lead to the same one of ours.
     """
     found: dict[str, NDArray[Any]] = {}
+    origins: dict[str, str] = {}
     unmapped: list[str] = []
+    behind = any(name.startswith(_BEHIND) for name in tensors)
     for name, array in tensors.items():
-        parts = _split(name, array, heads)
+        parts = _counterparts(name, array, heads)
+        if name == _STEP:
+            parts = {name: array + 1 if behind else array}
         if not parts:
             unmapped.append(name)
         for ours, part in parts.items():
             if ours in found:
-                raise ValueError(f"{name!r} and another parameter both lead to {ours!r}")
-            found[ours] = part
-    return Mapped(found, tuple(sorted(unmapped)))
+                raise ValueError(f"{name!r} and {origins[ours]!r} both lead to {ours!r}")
+            found[ours], origins[ours] = part, name
+    return Mapped(found, tuple(sorted(unmapped)), origins)
 
 
-def _split(name: str, array: NDArray[Any], heads: Heads) -> dict[str, NDArray[Any]]:
+def to_theirs(tensors: Arrays, *, prefix: str = "") -> Mapped:
+    """Our tensors under MindFormers' names, projections apart; `prefix` goes before each parameter's name."""
+    origins: dict[str, str] = {}
+    unmapped: list[str] = []
+    for name in tensors:
+        theirs = name if name == _STEP else _name_back(name, prefix)
+        if theirs is None:
+            unmapped.append(name)
+        else:
+            origins[theirs] = name
+    return Mapped(
+        {theirs: tensors[name] for theirs, name in origins.items()}, tuple(sorted(unmapped)), origins
+    )
+
+
+def concatenated(theirs: Arrays, heads: Heads) -> dict[str, NDArray[Any]]:
+    """MindFormers' tensors with the projections together, as its `qkv_concat` has them.
+
+    `theirs` has them apart, all of a kind or none. ValueError when their rows are not those of `heads`.
+    """
+    found = dict(theirs)
+    for name in theirs:
+        for parts, whole in ((_QKV, _QKV_WHOLE), (_GATE, _GATE_WHOLE)):
+            if f".{parts[0]}." in name:
+                names = [name.replace(f".{parts[0]}.", f".{part}.") for part in parts]
+                arrays = [found.pop(part) for part in names]
+                groups = heads.groups if parts is _QKV else len(arrays[0])
+                found[name.replace(f".{parts[0]}.", f".{whole}.")] = _joined(name, arrays, groups)
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without a trainer's prefix, as it is where none is known."""
+    place = _place(name)
+    return name if place is None else "".join(place)
+
+
+def is_concatenated(name: str) -> bool:
+    """Whether a parameter is several projections in one."""
+    return f".{_QKV_WHOLE}." in name or f".{_GATE_WHOLE}." in name
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a trainer saves this besides what is learnt: counters, rates, what it monitors."""
+    return name.rpartition(".")[2] in _BOOKKEEPING
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """Our prefix of the moment, or nothing, and the parameter's name without any other prefix."""
     match = _MOMENT.fullmatch(name)
-    moment, rest = (match[1] or "", match[2]) if match else ("", name)
-    inner = _THEIRS.fullmatch(rest)
-    if inner is None:
+    assert match is not None  # everything in it is optional
+    inner = _KNOWN.fullmatch(match[2])
+    if inner is None or match[2].partition(".")[0] in _OTHER_STATES:
+        return None
+    moment = _MOMENTS[match[1]] if match[1] else ""
+    return moment, inner[1]
+
+
+def _counterparts(name: str, array: NDArray[Any], heads: Heads) -> dict[str, NDArray[Any]]:
+    """Our tensors that one of theirs holds, by name; none when it is not one we know."""
+    place = _place(name)
+    if place is None:
         return {}
-    rest = inner[1]
-    if rest in _OUTER:
-        return {moment + _OUTER[rest]: array}
+    moment, rest = place
+    if rest in _OUTER or rest in _OUTER_BACK:
+        return {moment + _OUTER.get(rest, rest): array}
     layer = _LAYER.fullmatch(rest)
     if layer is None:
         return {}
     number, part, kind = layer.groups()
-    if part == "attention.w_qkv":
+    if part == _QKV_WHOLE:
         query, key = heads.query_rows, heads.key_rows
-        pieces = _rows(name, array, [query, key, key])
-        targets = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-    elif part == "feed_forward.w_gate_hidden":
-        pieces = _rows(name, array, [array.shape[0] // 2] * 2)
-        targets = ["mlp.gate_proj", "mlp.up_proj"]
-    elif part in _TO_OURS:
-        pieces, targets = [array], [_TO_OURS[part]]
+        pieces = _apart(name, array, [query, key, key], heads.groups)
+        targets = [_TO_OURS[target] for target in _QKV]
+    elif part == _GATE_WHOLE:
+        rows = array.shape[0] // 2 if array.ndim else 0
+        pieces = _apart(name, array, [rows, rows], rows)
+        targets = [_TO_OURS[target] for target in _GATE]
+    elif part in _TO_OURS or part in _TO_THEIRS:
+        pieces, targets = [array], [_TO_OURS.get(part, part)]
     else:
         return {}
     return {
@@ -116,40 +224,39 @@ def _split(name: str, array: NDArray[Any], heads: Heads) -> dict[str, NDArray[An
     }
 
 
-def _rows(name: str, array: NDArray[Any], counts: list[int]) -> list[NDArray[Any]]:
-    if array.ndim == 0 or array.shape[0] != sum(counts):
+def _apart(name: str, array: NDArray[Any], rows: list[int], groups: int) -> list[NDArray[Any]]:
+    """The parts of a concatenated projection: each group of rows holds its share of all of them."""
+    whole = sum(rows)
+    if array.ndim == 0 or array.shape[0] != whole or groups < 1 or any(count % groups for count in rows):
         raise ValueError(
-            f"{name!r} has shape {list(array.shape)}, and {sum(counts)} rows are needed to split it"
+            f"{name!r} has shape {list(array.shape)}, and {whole} rows in {groups} groups are needed "
+            "to take it apart"
         )
-    return np.split(array, np.cumsum(counts)[:-1].tolist())
+    grouped = array.reshape(groups, whole // groups, *array.shape[1:])
+    ends = np.cumsum([count // groups for count in rows]).tolist()
+    return [
+        grouped[:, end - count // groups : end].reshape(count, *array.shape[1:])
+        for count, end in zip(rows, ends, strict=True)
+    ]
 
 
-def to_theirs(tensors: Mapping[str, NDArray[Any]], *, prefix: str = "") -> Mapped:
-    """Our tensors under MindFormers' names, projections apart; `prefix` goes before each parameter's name."""
-    found: dict[str, NDArray[Any]] = {}
-    unmapped: list[str] = []
-    for name, array in tensors.items():
-        theirs = _name_back(name, prefix)
-        if theirs is None:
-            unmapped.append(name)
-        else:
-            found[theirs] = array
-    return Mapped(found, tuple(sorted(unmapped)))
+def _joined(name: str, parts: list[NDArray[Any]], groups: int) -> NDArray[Any]:
+    """The inverse of `_apart`."""
+    if groups < 1 or any(part.shape[0] % groups for part in parts):
+        raise ValueError(f"{name!r} and its like cannot be put together in {groups} groups")
+    grouped = [part.reshape(groups, part.shape[0] // groups, *part.shape[1:]) for part in parts]
+    whole: NDArray[Any] = np.concatenate(grouped, axis=1)
+    return whole.reshape(sum(map(len, parts)), *parts[0].shape[1:])
 
 
 def _name_back(name: str, prefix: str) -> str | None:
-    match = _MOMENT.fullmatch(name)
-    moment, rest = (match[1] or "", match[2]) if match else ("", name)
+    place = _place(name)
+    if place is None or place[0] + place[1] != name:
+        return None
+    moment, rest = place
     if rest in _OUTER_BACK:
         return f"{moment}{prefix}{_OUTER_BACK[rest]}"
     layer = _LAYER.fullmatch(rest)
     if layer is None or layer[2] not in _TO_THEIRS:
         return None
     return f"{moment}{prefix}model.layers.{layer[1]}.{_TO_THEIRS[layer[2]]}.{layer[3]}"
-
-
-def looks_like_mindformers(names: Iterable[str]) -> bool:
-    """Whether names are MindFormers' rather than Hugging Face's."""
-    return any(
-        ".tok_embeddings." in name or ".attention.w" in name or ".feed_forward.w" in name for name in names
-    )

@@ -55,8 +55,8 @@ def test_a_folder_of_mindformers_resumes_under_our_names(tmp_path, form):
     read = {"policy_model": {}, "optimizer": {}}
     for role, name, array in read_foreign(found, 1, load):
         read[role][name] = array
-    policy = to_ours(read["policy_model"], Heads(query_rows=4, key_rows=4))
-    moments = to_ours(read["optimizer"], Heads(query_rows=4, key_rows=4))
+    policy = to_ours(read["policy_model"], Heads(query_rows=4, key_rows=4, groups=1))
+    moments = to_ours(read["optimizer"], Heads(query_rows=4, key_rows=4, groups=1))
     assert (policy.unmapped, moments.unmapped) == ((), ())
     for name, array in model(20).items():
         assert np.array_equal(policy.tensors[name], array)
