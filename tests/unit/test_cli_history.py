@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.cli.main import main
+from rollforward.run import recovery_report
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,8 @@ def test_starts_kills_resumes_and_checkpoints_come_in_their_order(
 def test_a_resume_says_what_it_replayed(trained: Place, capsys: pytest.CaptureFixture[str]) -> None:
     texts = [entry["text"] for entry in entries(trained, capsys) if entry["what"] == "resumed"]
     assert texts == [
-        "from checkpoint 0_3 of start 1; 2 steps replayed, up to 1_0",
-        "from checkpoint 1_1 of start 2; 3 steps replayed, up to 1_4",
+        "from checkpoint 0_3 of start 1; 2 steps replayed, up to 1_0; lost: nothing",
+        "from checkpoint 1_1 of start 2; 3 steps replayed, up to 1_4; lost: nothing",
     ]
 
 
@@ -67,9 +69,22 @@ def test_a_resume_of_which_the_first_segment_was_pruned_is_no_new_run(
         trained.train("short", ToyPackage(dies_at_update=4), rl_config__save_max_ckpt_num=2)
     trained.train("short", resume=True, rl_config__save_max_ckpt_num=2)
     capsys.readouterr()
-    first, *_ = [entry for entry in entries(trained, capsys, "short") if entry["what"] != "checkpoint"]
-    assert (first["what"], first["start"], first["position"]) == ("resumed", 2, "0_3")
-    assert "its journal from before 1_4 is gone" in str(first["text"])
+    for text in ("from checkpoint 0_3 of start 1", "its journal from before 1_4 is gone"):
+        first, *_ = [entry for entry in entries(trained, capsys, "short") if entry["what"] != "checkpoint"]
+        assert (first["what"], first["start"], first["position"]) == ("resumed", 2, "0_3")
+        assert text in str(first["text"])
+        (trained.root / "short" / recovery_report.FILE).unlink(missing_ok=True)
+
+
+def test_a_recovery_is_told_when_nothing_of_its_journal_is_left(
+    trained: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained.root)
+    shutil.copytree(trained.root / "run", trained.root / "bare")
+    shutil.rmtree(trained.root / "bare/journal")
+    capsys.readouterr()
+    told = [(entry["what"], entry["start"]) for entry in entries(trained, capsys, "bare")]
+    assert [found for found in told if found[0] != "checkpoint"] == [("resumed", 2), ("resumed", 3)]
 
 
 def test_each_entry_is_a_line(trained: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def test_a_rebuild_with_the_verb_itself(
     capsys.readouterr()
     assert main(["rebuild", "run", "--to", "0_4", "--out", "new", *settings]) == 0
     said = capsys.readouterr().out
-    assert "1 steps from 0_3 on are replayed" in said
+    assert "recovery: 1 step to replay, up to 0_4" in said
     assert "done: 4 steps, the last checkpoint is 0_4 in new" in said
     assert main(["verify", "--deep", "new"]) == 0
     assert capsys.readouterr().out.startswith("checkpoint\t0_4\tvalid\njournal\t")

@@ -164,6 +164,7 @@ def test_other_versions_are_compared_with_a_tolerance_and_said_so(storage: Local
     log = replaying(storage, versions={"numpy": "1.27"}, device="Ascend", notice=said.append)
     near = replace(outcome(0), loss=outcome(0).loss * (1 + 1e-5))
     log.record(START, 0, near, 1e-3)
+    assert (log.replayed_updates, log.repeated_updates) == (1, 0)
     assert "within tolerance, with numpy 1.27 instead of 1.26; device Ascend instead of CPU" in said[0]
     far = replace(outcome(0), loss=outcome(0).loss * 1.1)
     with pytest.raises(ReplayDiverged, match=r"numpy 1\.27 instead of 1\.26"):
@@ -193,6 +194,23 @@ def test_a_digest_of_the_weights_finds_what_the_loss_does_not_show(storage: Loca
     log.record(START, 0, outcome(0), 1e-3)
     with pytest.raises(ReplayDiverged, match="weights 'bb' where 'aa'"):
         log.record(Position(0, 1), 0, outcome(1), 1e-3)
+
+
+def test_a_chunk_that_is_spoilt_after_the_journal_was_opened_is_counted_and_left_out(
+    storage: LocalStorage, tmp_path: Path
+) -> None:
+    recorded(storage)
+    said: list[str] = []
+    log = replaying(storage, notice=said.append)
+    place = log.journal.inherited.rollouts[START, 1]
+    path = tmp_path / place.segment.name.path
+    content = bytearray(path.read_bytes())
+    content[place.offset + 100] ^= 1
+    path.write_bytes(content)
+    assert log.find(START, 0) is not None
+    assert log.find(START, 1) is None
+    assert log.unreadable_chunks == 1
+    assert "step 0_0, chunk 1 is generated again" in said[0]
 
 
 def test_an_outcome_that_was_lost_is_recorded_again(storage: LocalStorage) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
+from rollforward.run import recovery_report
 from rollforward.run.listing import open_run
 from rollforward.run.run_history import Entry, timeline
 
@@ -25,7 +26,8 @@ that was made durable before it.
 
 On a terminal it is a table, elsewhere one line each: time (UTC), what, start, position, in words,
 with tabs between. What is one of started, resumed, checkpoint, finished, stopped, killed, running,
-damage."""
+damage. With --json there is the report of each recovery too, as in RUN/recoveries.jsonl: which
+checkpoint, bytes, seconds, steps replayed, chunks reused and generated again, what was lost."""
 
 _STYLES = {"finished": "green", "killed": "bold red", "stopped": "yellow", "damage": "bold red"}
 
@@ -38,9 +40,14 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Print the timeline."""
-    entries = timeline(open_run(Path(options.folder)))
+    storage = open_run(Path(options.folder))
+    entries = timeline(storage)
     if options.json:
-        value = {"folder": options.folder, "entries": [_as_json(entry) for entry in entries]}
+        value = {
+            "folder": options.folder,
+            "entries": [_as_json(entry) for entry in entries],
+            "recoveries": [report.as_json() for report in recovery_report.read(storage)],
+        }
         sys.stdout.write(json.dumps(value) + "\n")
     elif sys.stdout.isatty():
         _table(entries)

@@ -231,6 +231,11 @@ def in_minutes(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def counted(count: int, what: str) -> str:
+    """`no steps`, `1 step`, `2 steps`."""
+    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+
+
 def in_bytes(count: float) -> str:
     """`3.1 MB`, powers of ten."""
     for unit in ("B", "kB", "MB"):

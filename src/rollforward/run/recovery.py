@@ -33,8 +33,10 @@ class Restored:
     """Newer checkpoints that did not prove intact, each with the reason, one line."""
     role_bytes: Mapping[str, int]
     """Bytes restored of each role."""
+    find_seconds: float
+    """To find it."""
     seconds: float
-    """To read, verify and put in place."""
+    """To read, verify and put in place, those that were rejected on the way included."""
 
 
 def restore(storage: Storage, engine: Engine, *, until: Position | None = None) -> Restored:
@@ -44,12 +46,14 @@ def restore(storage: Storage, engine: Engine, *, until: Position | None = None) 
     intact one that does not belong to this engine.
     """
     rejected: dict[Position, str] = {}
+    began, finding = time.perf_counter(), 0.0
     while True:
-        began = time.perf_counter()
+        looking = time.perf_counter()
         try:
             found = find(storage, skip=rejected, until=until)
         except NothingToResume as error:
             raise NothingToResume(_with_reasons(error.message, rejected), hint=error.hint) from None
+        finding += time.perf_counter() - looking
         for item in found.rejected:
             rejected.setdefault(item.position, item.reason)
         manifest = found.manifest
@@ -66,7 +70,8 @@ def restore(storage: Storage, engine: Engine, *, until: Position | None = None) 
                 manifest=manifest,
                 rejected=tuple(sorted(rejected.items(), reverse=True)),
                 role_bytes=_role_bytes(manifest),
-                seconds=time.perf_counter() - began,
+                find_seconds=finding,
+                seconds=time.perf_counter() - began - finding,
             )
         # Workers that found different ones drop the newest of them, which some could not use.
         newest = max(Position.parse(answer["position"]) for answer in answers)

@@ -57,20 +57,28 @@ class LogSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class JournalReport:
-    """What a start takes over; the same on all ranks but for `repaired` and `problems`."""
+    """What a start takes over; the same on all ranks but for `repaired`."""
 
     start: Position
     until: Position
     """T: the steps from `start` up to this one, not including it, are replayed."""
+    finished: Position
+    """The first step that is new: `until`, or beyond it where finished steps are lost."""
     replayed_steps: int
+    replayed_chunks: int
+    """Chunks of the steps that are replayed, of all ranks."""
     reused_chunks: int
     """Finished chunks of step `until`, of all ranks."""
+    lost_steps: int
+    """Finished steps that cannot be replayed: those from `until` up to, not including, `finished`."""
+    lost_chunks: int
+    """Finished chunks that are not used again, of all ranks: of lost steps, and of step `finished`."""
     compatible: bool
     """False when the records were made with another configuration or world size: none are used."""
     repaired: tuple[str, ...]
     """Torn ends that were cut, a line each."""
     problems: tuple[str, ...]
-    """Damage, a line each."""
+    """Damage, of all ranks, a line each."""
 
 
 class JournaledRollouts:
@@ -82,6 +90,10 @@ class JournaledRollouts:
         self.journal = journal
         self.replayed_updates = 0
         """Updates whose outcome was compared with a recorded one."""
+        self.repeated_updates = 0
+        """Those of them that gave the same bits."""
+        self.unreadable_chunks = 0
+        """Chunks that the journal had, and that could not be read intact when they were wanted."""
         self._settings = settings
         self._notice = notice
         self._weights_digest = weights_digest
@@ -92,6 +104,7 @@ class JournaledRollouts:
             record = self.journal.find_rollouts(position, chunk)
             return None if record is None else unpack(record)
         except (CheckpointInvalid, ValueError) as error:
+            self.unreadable_chunks += 1
             self._notice(f"step {position}, chunk {chunk} is generated again: {error}")
             return None
 
@@ -138,6 +151,7 @@ class JournaledRollouts:
         """Whether the bits are the same. Not, but acceptable: says so and returns False; else raises."""
         differing = _differing(given, recorded)
         if not differing:
+            self.repeated_updates += 1
             return True
         where = f"step {position}, update {iteration}"
         values = "; ".join(
@@ -170,6 +184,7 @@ def open_rollout_log(
     start: Position,
     checkpoint: tuple[int, Position] | None,
     inherit_before: Position | None = None,
+    finished: Position | None = None,
     settings: LogSettings,
     all_gather: Callable[[Any], list[Any]],
     notice: Notice,
@@ -180,6 +195,7 @@ def open_rollout_log(
     `sources`: the folders whose journals count, oldest first; empty for a new run. Those besides
     `storage` are only read. `checkpoint`: incarnation and position of the checkpoint that was restored.
     `inherit_before`: take over nothing of this position or later, to branch off there; None takes all.
+    `finished`: steps before it are known to have been finished, whatever the journal says of them.
     Collective. StorageError, on all ranks, when one of them cannot read or write its journal.
     """
 
@@ -197,36 +213,42 @@ def open_rollout_log(
         until = view.first_incomplete(
             start, chunks_per_step=settings.chunks_per_step, steps_per_epoch=settings.steps_per_epoch
         )
-        return {"until": str(until), "compatible": _compatible(view, identity)}
+        done = [position.following(settings.steps_per_epoch) for position, _ in view.outcomes]
+        # A step begins when those before it are finished.
+        done += [position for position, _ in view.rollouts]
+        return {
+            "until": str(until),
+            "finished": str(max([finished or start, start, *done])),
+            "compatible": _compatible(view, identity),
+            "problems": list(view.problems),
+        }
 
     view, answers = _together(look, mine, all_gather)
-    compatible, until, before = _agree(answers, start, settings.steps_per_epoch, inherit_before)
-    inherited = view.inherited(before)
+    agreed = _agree(answers, start, settings.steps_per_epoch, inherit_before)
+    inherited = view.inherited(agreed.before)
 
     def open_journal() -> tuple[Journal, list[str]]:
         repaired = repair(storage, view)
         journal = Journal(storage, identity, start=start, inherited=inherited)
         if checkpoint is not None:
-            detail = {"saved_by": checkpoint[0], "replay_until": str(until), "compatible": compatible}
+            detail = {
+                "saved_by": checkpoint[0],
+                "replay_until": str(agreed.until),
+                "compatible": agreed.compatible,
+            }
             journal.note(start, "resumed", {**detail, "repaired": repaired, "problems": list(view.problems)})
         return journal, repaired
 
-    def chunks(_: tuple[Journal, list[str]]) -> int:
-        return sum((until, chunk) in inherited.rollouts for chunk in range(settings.chunks_per_step))
+    def chunks(_: tuple[Journal, list[str]]) -> list[int]:
+        """Of the step that was under way: those that are used again, and those that are not."""
+        reused = sum((agreed.until, chunk) in inherited.rollouts for chunk in range(settings.chunks_per_step))
+        lost = sum(position >= agreed.finished for position, _ in view.rollouts.keys() - inherited.rollouts)
+        return [reused, lost]
 
-    (journal, repaired), reused = _together(open_journal, chunks, all_gather)
-    steps = settings.steps_per_epoch
-    report = JournalReport(
-        start=start,
-        until=until,
-        replayed_steps=until.global_step(steps) - start.global_step(steps),
-        reused_chunks=sum(reused),
-        compatible=compatible,
-        repaired=tuple(repaired),
-        problems=view.problems,
-    )
+    (journal, repaired), counts = _together(open_journal, chunks, all_gather)
     log = JournaledRollouts(journal, settings, notice=notice, weights_digest=weights_digest)
-    return log, report
+    reused, lost = (sum(count) for count in zip(*counts, strict=True))
+    return log, _report(agreed, start, reused, lost, repaired, settings, len(answers))
 
 
 def _together(
@@ -249,17 +271,63 @@ def _together(
     return result, [other["answer"] for other in everyone]
 
 
+@dataclass(frozen=True)
+class _Agreed:
+    """What all ranks know after they have told each other what they have."""
+
+    compatible: bool
+    until: Position
+    """Up to where steps are replayed."""
+    before: Position
+    """Before where records are inherited."""
+    finished: Position
+    problems: tuple[str, ...]
+
+
 def _agree(
     answers: Sequence[dict[str, Any]], start: Position, steps_per_epoch: int, inherit_before: Position | None
-) -> tuple[bool, Position, Position]:
-    """Whether records are used at all; up to where steps are replayed; before where records are inherited."""
-    if not all(answer["compatible"] for answer in answers):
-        return False, start, start
-    until = min(Position.parse(answer["until"]) for answer in answers)
-    before = until.following(steps_per_epoch)
+) -> _Agreed:
+    compatible = all(answer["compatible"] for answer in answers)
+    until = min(Position.parse(answer["until"]) for answer in answers) if compatible else start
+    before = until.following(steps_per_epoch) if compatible else start
+    finished = max(Position.parse(answer["finished"]) for answer in answers)
     if inherit_before is not None:
         until, before = min(until, inherit_before), min(before, inherit_before)
-    return True, until, before
+        finished = min(finished, inherit_before)
+    problems = tuple(
+        f"rank {rank}: {problem}" if len(answers) > 1 else problem
+        for rank, answer in enumerate(answers)
+        for problem in answer["problems"]
+    )
+    return _Agreed(compatible, until, before, max(until, finished), problems)
+
+
+def _report(
+    agreed: _Agreed,
+    start: Position,
+    reused: int,
+    lost_chunks: int,
+    repaired: Sequence[str],
+    settings: LogSettings,
+    world_size: int,
+) -> JournalReport:
+    steps, chunks = settings.steps_per_epoch, settings.chunks_per_step * world_size
+    replayed = agreed.until.global_step(steps) - start.global_step(steps)
+    lost = agreed.finished.global_step(steps) - agreed.until.global_step(steps)
+    return JournalReport(
+        start=start,
+        until=agreed.until,
+        finished=agreed.finished,
+        replayed_steps=replayed,
+        replayed_chunks=replayed * chunks,
+        reused_chunks=reused,
+        lost_steps=lost,
+        # What of the first lost step is left is used again.
+        lost_chunks=lost_chunks + (lost * chunks - reused if lost else 0),
+        compatible=agreed.compatible,
+        repaired=tuple(repaired),
+        problems=agreed.problems,
+    )
 
 
 def _compatible(view: JournalView, identity: Identity) -> bool:

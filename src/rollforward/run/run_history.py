@@ -1,28 +1,29 @@
 """The past of a run as a timeline: starts, resumes, replays, checkpoints, and how each start ended.
 
-Derived from what the run's folder holds: the journal of the first rank, the manifests, and the
-lock. Nothing is changed on disk. What was pruned is not told: checkpoints that are gone, and starts
-of which no journal segment is left.
+Derived from what the run's folder holds: the journal of the first rank, the manifests, the reports
+of recoveries, and the lock. Nothing is changed on disk. What was pruned is not told: checkpoints that
+are gone, and what a start did of which no journal segment is left.
 """
 
-import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rollforward.position import Position
-from rollforward.run.progress import in_bytes
+from rollforward.run import recovery_report
+from rollforward.run.progress import counted, in_bytes
+from rollforward.run.recovery_report import RecoveryReport
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointInfo, list_checkpoints
 from rollforward.store.journal_history import StartOfRun, history, journal_ranks
-from rollforward.store.journal_records import Record, SegmentHeader
+from rollforward.store.journal_records import Record
 from rollforward.store.lock import Owner, read_owner
 
 What = Literal["started", "resumed", "checkpoint", "finished", "stopped", "killed", "running", "damage"]
-RESUMED, FINISHED = "resumed", "finished"
-"""Events of the journal that are told of in words of their own."""
+FINISHED = "finished"
+"""The event of the journal that says that a start came to the run's end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,14 @@ def timeline(storage: LocalStorage) -> list[Entry]:
     ranks = journal_ranks(storage)
     starts = history(storage, ranks[0]) if ranks else []
     checkpoints = list_checkpoints(storage)
-    steps_per_epoch = _steps_per_epoch(checkpoints)
     entries = [_checkpoint(info) for info in checkpoints]
+    reports = {report.incarnation: report for report in recovery_report.read(storage)}
     owner = read_owner(storage)
     for start in starts:
-        entries += _beginning(start, steps_per_epoch)
+        if start.incarnation not in reports:
+            entries += _beginning(start)
         entries.append(_ending(start, owner if start is starts[-1] else None, later=start is not starts[-1]))
+    entries += [_recovered(report) for report in reports.values()]
     for rank in ranks:
         for start in history(storage, rank) if rank else starts:
             entries += [
@@ -65,51 +68,43 @@ def timeline(storage: LocalStorage) -> list[Entry]:
     return sorted(entries, key=lambda entry: (not entry.time, entry.time, entry.what != "checkpoint"))
 
 
-def _beginning(start: StartOfRun, steps_per_epoch: int) -> Iterator[Entry]:
+def _beginning(start: StartOfRun) -> Iterator[Entry]:
+    """As its journal has it, where there is no report of a recovery."""
     header = start.header
-    if header is not None and not any(_event(record) == RESUMED for record in start.events):
-        went_on = bool(header.lineage) or header.start > Position(0, 0)
-        yield Entry(
-            time=header.created,
-            what="resumed" if went_on else "started",
-            start=start.incarnation,
-            position=header.start,
-            text=_what_the_header_says(header, went_on=went_on),
-        )
-    for record in start.events:
-        if _event(record) == RESUMED:
-            yield Entry(
-                time=record.time,
-                what="resumed",
-                start=start.incarnation,
-                position=record.position,
-                text=_what_was_taken_over(record, steps_per_epoch),
-            )
-
-
-def _what_the_header_says(header: SegmentHeader, *, went_on: bool) -> str:
-    """How a start began whose journal has no word of it, or not any more."""
+    if header is None:
+        return
     who = header.identity
     workers = f"{who.world_size} worker{'s' if who.world_size > 1 else ''} on {who.device}"
-    text = f"at step {header.start}, {workers}" if went_on else f"a new run, {workers}"
+    resumed = bool(header.lineage) or header.start > Position(0, 0)
+    text = f"at step {header.start}, {workers}" if resumed else f"a new run, {workers}"
     if header.first > header.start:
         text += f"; it began before this: its journal from before {header.first} is gone"
-    return text
+    yield Entry(
+        time=header.created,
+        what="resumed" if resumed else "started",
+        start=start.incarnation,
+        position=header.start,
+        text=text,
+    )
 
 
-def _what_was_taken_over(record: Record, steps_per_epoch: int) -> str:
-    detail = _detail(record)
-    text = f"from checkpoint {record.position} of start {detail.get('saved_by')}"
-    if not detail.get("compatible", True):
-        return f"{text}; with another configuration, so nothing is replayed"
-    try:
-        until = Position.parse(str(detail.get("replay_until")))
-    except ValueError:
-        return text
-    if until == record.position:
-        return f"{text}; no whole step to replay"
-    count = f"{until.global_step(steps_per_epoch) - record.position.global_step(steps_per_epoch)} "
-    return f"{text}; {count if steps_per_epoch else ''}steps replayed, up to {until}"
+def _recovered(report: RecoveryReport) -> Entry:
+    """As the start itself reported it."""
+    text = f"from checkpoint {report.checkpoint} of start {report.saved_by}"
+    if report.rejected:
+        text += f", {len(report.rejected)} newer rejected"
+    if report.steps_replayed:
+        how = "replayed" if report.over else "to be replayed"
+        text += f"; {counted(report.steps_replayed, 'step')} {how}, up to {report.replayed_until}"
+    else:
+        text += "; no whole step to replay"
+    return Entry(
+        time=report.time,
+        what="resumed",
+        start=report.incarnation,
+        position=report.checkpoint,
+        text="; ".join([text, f"lost: {report.lost[0] if report.lost else 'nothing'}"]),
+    )
 
 
 def _ending(start: StartOfRun, owner: Owner | None, *, later: bool) -> Entry:
@@ -158,22 +153,5 @@ def _checkpoint(info: CheckpointInfo) -> Entry:
     )
 
 
-def _steps_per_epoch(checkpoints: Sequence[CheckpointInfo]) -> int:
-    """As the newest checkpoint says; 0 when none does."""
-    for info in checkpoints:
-        found = info.manifest.state.get("steps_per_epoch") if info.manifest else None
-        if isinstance(found, int):
-            return found
-    return 0
-
-
 def _event(record: Record) -> str:
     return record.metadata.get("event", "")
-
-
-def _detail(record: Record) -> dict[str, Any]:
-    try:
-        value = json.loads(record.metadata.get("detail", ""))
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -12,9 +12,10 @@ Nothing is written before everything that can be wrong with the user's input has
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rollforward.grpo.ports import Engine, Group, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
-from rollforward.run import environment, metrics, strategy
+from rollforward.run import environment, metrics, recovery_report, strategy
 from rollforward.run.branching import changes
 from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromCheckpoint, FromModel
@@ -34,6 +35,7 @@ from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
 from rollforward.run.plan import Plan, schedule_of, versions
 from rollforward.run.progress import Display, LogFile, Several, in_bytes, open_display
 from rollforward.run.recovery import Restored, restore
+from rollforward.run.recovery_report import Recovering, make_report
 from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
 from rollforward.run.saving import RunCheckpoints
 from rollforward.run.settings import engine_settings, learning_rate, trainer_settings
@@ -50,6 +52,7 @@ ROLE_WORDS = {"policy_model": "policy", "optimizer": "optimizer", "ref": "refere
 
 def train(plan: Plan, engines: EnginePackage) -> None:
     """Run the plan to its end as this worker. Collective when there are several."""
+    seconds = {"prepare": environment.age()}
     environment.prepare()
     group = engines.connect(plan.config.context.device_target)
     with ExitStack() as stack:
@@ -61,6 +64,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         stack.callback(log_file.close)
         _introduce(plan, log_file.line)
         engine = engines.create(engine_settings(plan), group)
+        seconds["engine"] = environment.age() - seconds["prepare"]
         taken = take(plan.source, engine, engines.load_ckpt) if isinstance(plan.source, FromForeign) else None
         if taken is not None:
             plan = replace(plan, start=next_position(taken.position, plan.steps_per_epoch))
@@ -71,8 +75,8 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         if group.rank == 0 and not _same_folder(plan):
             adopt(LocalStorage(plan.outputs.run))
         start = restored.manifest.position if restored else plan.start
-        trouble = SaveTrouble()
-        observers = stack.enter_context(_observers(plan, start, group, incarnation, display, trouble))
+        trouble, told = SaveTrouble(), _told_before(plan, group)
+        observer = stack.enter_context(_observers(plan, start, group, incarnation, display, trouble, told))
         store = CheckpointStore(
             plan.outputs.run,
             rank=group.rank,
@@ -83,8 +87,13 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             fence=fence,
         )
         about = _about(plan, incarnation, restored, group)
-        log = _open_log(plan, engine, about["run_id"], incarnation, restored, log_file.line)
+        opening = environment.age()
+        log, report = _open_log(plan, engine, about["run_id"], incarnation, restored, told, log_file.line)
         stack.callback(log.journal.close)
+        if restored is not None:
+            seconds["journal"] = environment.age() - opening
+            recovering = _recovering(plan, group, log, report, restored, seconds, log_file.line)
+            observer = Several([observer, recovering])
         checkpoints = RunCheckpoints(
             store,
             engine,
@@ -96,7 +105,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             trouble=trouble,
             prove_unchanged=plan.config.rl_config.save_ckpt_prove_unchanged,
         )
-        _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observers)
+        _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observer)
 
 
 def _run_steps(
@@ -147,8 +156,14 @@ def _run_steps(
 
 
 def _open_log(
-    plan: Plan, engine: Engine, run_id: str, incarnation: int, restored: Restored | None, say: Say
-) -> JournaledRollouts:
+    plan: Plan,
+    engine: Engine,
+    run_id: str,
+    incarnation: int,
+    restored: Restored | None,
+    told: Sequence[metrics.Record],
+    say: Say,
+) -> tuple[JournaledRollouts, JournalReport]:
     """The journal: what it has beyond the checkpoint is replayed by the trainer, which asks it first."""
     output = LocalStorage(plan.outputs.run)
     sources = []
@@ -172,6 +187,7 @@ def _open_log(
         start=manifest.position if manifest else plan.start,
         checkpoint=(manifest.incarnation, manifest.position) if manifest else None,
         inherit_before=plan.branch,
+        finished=metrics.place_of(told[-1]).following(plan.steps_per_epoch) if told else None,
         settings=LogSettings(
             chunks_per_step=rl.num_rollouts,
             steps_per_epoch=plan.steps_per_epoch,
@@ -191,23 +207,43 @@ def _open_log(
             f"{report.until} only",
             hint="the lines above say what was damaged; an earlier step may be reached",
         )
-    if manifest is not None:
-        say(_what_is_replayed(report))
-    return log
+    return log, report
 
 
-def _what_is_replayed(report: JournalReport) -> str:
-    if not report.compatible:
-        return (
-            f"journal: made with another configuration; steps from {report.start} on are generated anew "
-            "with the configuration as it is now"
-        )
-    if not report.replayed_steps and not report.reused_chunks:
-        return f"journal: nothing beyond {report.start}"
-    return (
-        f"journal: {report.replayed_steps} steps from {report.start} on are replayed, "
-        f"{report.reused_chunks} finished chunks of {report.until} used again; nothing finished is lost"
+def _recovering(
+    plan: Plan,
+    group: Group,
+    log: JournaledRollouts,
+    journal: JournalReport,
+    restored: Restored,
+    seconds: Mapping[str, float],
+    say: Say,
+) -> Recovering:
+    """Tells, on the first rank, what the run goes on from, and when the replay is over."""
+    storage = LocalStorage(plan.outputs.run)
+    report = make_report(
+        restored,
+        journal,
+        incarnation=log.journal.identity.incarnation,
+        end=plan.until,
+        bytes_restored=sum(group.all_gather(sum(restored.role_bytes.values()))),
+        seconds={**seconds, "find": restored.find_seconds, "load": restored.seconds},
     )
+    return Recovering(
+        report,
+        log,
+        group,
+        steps_per_epoch=plan.steps_per_epoch,
+        say=say,
+        keep=partial(recovery_report.keep, storage) if group.rank == 0 else lambda _: None,
+    )
+
+
+def _told_before(plan: Plan, group: Group) -> list[metrics.Record]:
+    """The figures of the steps that the resumed run had done; empty for a new run, and on other ranks."""
+    if group.rank != 0 or not isinstance(plan.source, FromCheckpoint):
+        return []
+    return metrics.read(plan.source.run / metrics.FILE)
 
 
 def _introduce(plan: Plan, say: Say) -> None:
@@ -301,17 +337,21 @@ def _what_was_taken(source: FromForeign, taken: Taken) -> Iterator[str]:
 
 @contextmanager
 def _observers(
-    plan: Plan, start: Position, group: Group, incarnation: int, display: Display, trouble: SaveTrouble
+    plan: Plan,
+    start: Position,
+    group: Group,
+    incarnation: int,
+    display: Display,
+    trouble: SaveTrouble,
+    told: Sequence[metrics.Record],
 ) -> Iterator[Observer]:
-    """Everyone who watches this rank."""
+    """Everyone who watches this rank from its start to its end; `told` are the figures of earlier starts."""
     heart = Heartbeat(plan.outputs.run, rank=group.rank, incarnation=incarnation)
     with ExitStack() as stack:
         stack.callback(heart.close)
         watching: list[Observer] = [heart, display]
         if group.rank == 0:
-            kept: Sequence[metrics.Record] = []
-            if isinstance(plan.source, FromCheckpoint):
-                kept = metrics.before(metrics.read(plan.source.run / metrics.FILE), start)
+            kept = metrics.before(told, start)
             board = TensorBoard(plan.outputs.tensorboard, kept=kept) if plan.outputs.tensorboard else None
             recorder = Metrics(
                 plan.outputs.run,
