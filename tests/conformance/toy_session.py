@@ -155,8 +155,8 @@ def commit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is committed where it begins, so that a kill finds the same ones on any machine."""
     begin = ShadowCheckpoints.begin
 
-    def begin_and_settle(self: ShadowCheckpoints, position: Position, global_step: int) -> None:
-        begin(self, position, global_step)
+    def begin_and_settle(self: ShadowCheckpoints, position: Position, global_step: int, **state: Any) -> None:
+        begin(self, position, global_step, **state)
         self._settle()
 
     monkeypatch.setattr(ShadowCheckpoints, "begin", begin_and_settle)

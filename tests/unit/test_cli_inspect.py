@@ -6,6 +6,7 @@ import pytest
 from toy_session import Place
 
 from rollforward.cli.main import main
+from rollforward.run.metrics import FILE, read
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,8 @@ def test_each_checkpoint_is_a_line(trained: Place, capsys: pytest.CaptureFixture
     assert main(["inspect", str(trained.root / "run")]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [(line[0], line[3]) for line in lines] == [("1_4", "valid"), ("2_0", "valid")]
+    rewards = [record["reward"] for record in read(trained.root / "run" / FILE)]
+    assert [line[4] for line in lines] == [f"{sum(rewards[6:9]) / 3:.4f}", f"{rewards[9]:.4f}"]
 
 
 def test_the_journal_is_as_long_as_its_files_and_reaches_the_oldest_checkpoint(

@@ -68,9 +68,44 @@ def test_pruning_gives_back_what_it_says_and_the_run_goes_on(
 
 
 def test_multiples_are_kept_as_asked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prune", str(run), "--save_max_ckpt_num", "1", "--keep_every", "3"]) == 0
+    assert main(["prune", str(run), "--save_max_ckpt_num", "1", "--every", "3"]) == 0
     assert capsys.readouterr().out == ""
     assert [str(info.position) for info in checkpoints_of(run, deep=True)] == ["0_0", "0_3", "1_1"]
+
+
+def test_the_best_are_kept_as_asked_and_the_reason_names_the_figure(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewards = {
+        str(info.position): info.manifest.metrics.get("reward")
+        for info in checkpoints_of(run, deep=False)
+        if info.manifest
+    }
+    assert rewards["0_0"] is None
+    newest, other = rewards["1_1"], rewards["0_3"]
+    assert newest is not None
+    assert other is not None
+    best = "0_3" if other > newest else "1_1"
+    assert main(["prune", str(run), "--dry_run", "--save_max_ckpt_num", "1", "--best", "1"]) == 0
+    reasons = {
+        line[1]: line[3]
+        for line in (text.split("\t") for text in capsys.readouterr().out.splitlines())
+        if line[0] == "checkpoint"
+    }
+    assert reasons["0_0"] == "not among the newest 1, it carries no reward"
+    assert ("0_3" in reasons) == (best == "1_1")
+    assert main(["prune", str(run), "--save_max_ckpt_num", "1", "--best", "2"]) == 0
+    assert [str(info.position) for info in checkpoints_of(run, deep=True)] == ["0_3", "1_1"]
+
+
+def test_a_metric_that_no_checkpoint_carries_costs_none(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["prune", str(run), "--save_max_ckpt_num", "1", "--best", "1", "--metric", "revard"]
+    assert main(arguments) == 2
+    assert main([*arguments, "--dry_run"]) == 2
+    assert "they carry reward, reward/toy_session:shortness" in capsys.readouterr().err
+    assert len(checkpoints_of(run, deep=True)) == 3
 
 
 def test_what_an_unfinished_save_left_goes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
-from rollforward.errors import EngineError, StorageError
+from rollforward.errors import ConfigError, EngineError, StorageError
 from rollforward.grpo.ports import Engine, Group
 from rollforward.grpo.types import EngineSettings
 from rollforward.run.listing import checkpoints_of
@@ -140,3 +140,59 @@ class TestFailed:
             place.train("run")
         records = read(place.root / "run" / FILE)
         assert [record["saves_failed"] for record in records] == [0] * 9 + [1]
+
+
+class TestBest:
+    """Checkpoints carry what the steps before them were rewarded with, and the best can be kept."""
+
+    @staticmethod
+    def carried(run: Path) -> dict[str, dict[str, float]]:
+        return {
+            str(info.position): info.manifest.metrics
+            for info in checkpoints_of(run, deep=True)
+            if info.manifest is not None
+        }
+
+    def test_a_checkpoint_carries_the_mean_reward_since_the_one_before(self, place: Place) -> None:
+        place.train("run")
+        rewards = [record["reward"] for record in read(place.root / "run" / FILE)]
+        carried = self.carried(place.root / "run")
+        assert carried.pop("0_0") == {}
+        ends = {"0_3": rewards[:3], "1_1": rewards[3:6], "1_4": rewards[6:9], "2_0": rewards[9:]}
+        assert {name: metrics["reward"] for name, metrics in carried.items()} == pytest.approx(
+            {name: sum(steps) / len(steps) for name, steps in ends.items()}
+        )
+        assert all(set(found) == {"reward", "reward/toy_session:shortness"} for found in carried.values())
+
+    def test_a_killed_and_resumed_run_s_checkpoints_carry_the_same(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit_at_once(monkeypatch)
+        place.train("whole")
+        with pytest.raises(Killed):
+            place.train("killed", ToyPackage(dies_at_update=5))
+        place.train("killed", resume=True)
+        assert self.carried(place.root / "killed") == self.carried(place.root / "whole")
+        place.train("moved", resume=True, source="killed")
+        assert self.carried(place.root / "moved") == {"2_0": self.carried(place.root / "whole")["2_0"]}
+
+    def test_the_best_stay_besides_the_newest(self, place: Place) -> None:
+        """Training makes the reward greater, so the verifier that is punished is best at first."""
+        verifier = "reward/toy_session:shortness"
+        changes = {"reward_config__verifier_weight": [-1.0], "rl_config__best_ckpt_metric": verifier}
+        place.train("all", **changes)
+        carried = {
+            name: metrics[verifier] for name, metrics in self.carried(place.root / "all").items() if metrics
+        }
+        best = max(carried, key=lambda name: carried[name])
+        assert best not in ("1_4", "2_0")
+        place.train("run", **changes, rl_config__save_max_ckpt_num=1, rl_config__keep_best_ckpt_num=1)
+        assert list(self.carried(place.root / "run")) == [best, "2_0"]
+
+    def test_every_nth_stays_besides_the_newest(self, place: Place) -> None:
+        place.train("run", rl_config__save_max_ckpt_num=1, rl_config__keep_ckpt_per_n_steps=6)
+        assert list(self.carried(place.root / "run")) == ["0_0", "1_1", "2_0"]
+
+    def test_a_metric_that_there_will_not_be_is_refused(self, place: Place) -> None:
+        with pytest.raises(ConfigError, match="must be one of reward, reward/toy_session:shortness"):
+            place.train("run", rl_config__best_ckpt_metric="revard")

@@ -18,12 +18,13 @@ from rollforward.store import CheckpointInfo
 NAME = "inspect"
 SUMMARY = "list the checkpoints of a run"
 DESCRIPTION = """\
-List the checkpoints of a run, the oldest first: position, time, size, and whether it is valid or
-why not. Valid means that the manifest proves intact and that all files are there with their
-sizes; with --deep every byte is read and digested too.
+List the checkpoints of a run, the oldest first: position, time, size, whether it is valid or why
+not, and the mean reward of the steps since the checkpoint before. Valid means that the manifest
+proves intact and that all files are there with their sizes; with --deep every byte is read and
+digested too.
 
 On a terminal the list is a table, with size and reach of the journal below; elsewhere one line a
-checkpoint: position, time, bytes, verdict, with tabs between."""
+checkpoint: position, time, bytes, verdict, reward, with tabs between."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -49,21 +50,28 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
         _journal(journal_as_json(open_run(folder)))
     else:
         for info in listed:
-            sys.stdout.write(f"{info.position}\t{info.created}\t{info.size}\t{info.reason or 'valid'}\n")
+            columns = (info.position, info.created, info.size, info.reason or "valid", _reward(info))
+            sys.stdout.write("\t".join(map(str, columns)) + "\n")
     return 0
 
 
 def _table(listed: Sequence[CheckpointInfo]) -> None:
-    table = Table("position", "steps", "saved (UTC)", "size", "valid")
+    table = Table("position", "steps", "saved (UTC)", "size", "reward", "valid")
     for info in listed:
         table.add_row(
             str(info.position),
             str(info.manifest.global_step) if info.manifest else "?",
             info.created[:19].replace("T", " "),
             in_bytes(info.size),
+            _reward(info),
             "yes" if info.valid else f"no: {info.reason}",
         )
     Console().print(table)
+
+
+def _reward(info: CheckpointInfo) -> str:
+    found = info.manifest.metrics.get("reward") if info.manifest else None
+    return "-" if found is None else f"{found:.4f}"
 
 
 def _journal(found: Mapping[str, Any]) -> None:

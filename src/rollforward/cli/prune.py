@@ -20,9 +20,10 @@ from rollforward.store.pruning import Removal, plan, prune
 NAME = "prune"
 SUMMARY = "remove old checkpoints, or say what would go"
 DESCRIPTION = """\
-Remove the checkpoints of a run that are not among the newest, files that unfinished saves left,
-and the journal before the oldest kept checkpoint. The newest valid checkpoint always stays, and
-files that a kept checkpoint shares do too. With --dry_run nothing is removed.
+Remove the checkpoints of a run that are neither among the newest, nor after a multiple of --every
+steps, nor among the --best by a metric; files that unfinished saves left; and the journal before
+the oldest kept checkpoint. The newest valid checkpoint always stays, and files that a kept
+checkpoint shares do too. With --dry_run nothing is removed.
 
 On a terminal what goes is a table, elsewhere one line each: checkpoint, file or journal, its
 position or path, bytes, why, with tabs between. A run that is training is refused: it prunes by
@@ -36,7 +37,16 @@ def add_arguments(parser: Parser) -> None:
         "--save_max_ckpt_num", metavar="N", type=count, default=5, help="keep the newest N (default: 5)"
     )
     parser.add_option(
-        "--keep_every", metavar="N", type=count, default=0, help="keep those after a multiple of N steps too"
+        "--every", metavar="N", type=count, default=0, help="keep those after a multiple of N steps too"
+    )
+    parser.add_option(
+        "--best", metavar="N", type=count, default=0, help="keep the N with the greatest metric too"
+    )
+    parser.add_option(
+        "--metric",
+        metavar="NAME",
+        default="reward",
+        help="what --best goes by: reward, or reward/VERIFIER (default: reward)",
     )
     parser.add_option("--dry_run", action="store_true", help="only say what would go, and why")
     parser.add_option("--json", action="store_true", help="print what goes as JSON")
@@ -46,7 +56,9 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Prune, and print what went."""
     folder = Path(options.folder)
     storage = open_run(folder)
-    retention = Retention(newest=options.save_max_ckpt_num, every=options.keep_every)
+    retention = Retention(
+        newest=options.save_max_ckpt_num, every=options.every, best=options.best, metric=options.metric
+    )
     warnings: list[str] = []
     if options.dry_run:
         removals = plan(storage, retention)

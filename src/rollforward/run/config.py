@@ -6,7 +6,8 @@ the log; any other key is an error that names the nearest known one. A key that 
 its default. All problems of a file are reported together.
 
 Keys that are ours, since MindRLHF has none for them: `rl_config.max_steps`, `advantage_std`,
-`loss_aggregation`, `save_ckpt_prove_unchanged`, and `actor_config.optimizer.max_grad_norm`.
+`loss_aggregation`, `keep_ckpt_per_n_steps`, `keep_best_ckpt_num`, `best_ckpt_metric`,
+`save_ckpt_prove_unchanged`, and `actor_config.optimizer.max_grad_norm`.
 
 `docs/reference/config.md` is generated from this file.
 """
@@ -66,6 +67,25 @@ class RlConfig:
         5, "Steps between checkpoints; 0: only the final one.", low=0, affects_numbers=False
     )
     save_max_ckpt_num: int = key(5, "Newest checkpoints that are kept.", low=1, affects_numbers=False)
+    keep_ckpt_per_n_steps: int = key(
+        0,
+        "Checkpoints after a multiple of this many steps, 0 among them, are kept besides; 0: none. "
+        "The journal stays from the oldest kept checkpoint on.",
+        low=0,
+        affects_numbers=False,
+    )
+    keep_best_ckpt_num: int = key(
+        0,
+        "So many checkpoints with the greatest best_ckpt_metric are kept besides; 0: none.",
+        low=0,
+        affects_numbers=False,
+    )
+    best_ckpt_metric: str = key(
+        "reward",
+        "`reward`, or `reward/NAME` for one of the verifiers: the mean over the steps since the checkpoint "
+        "before.",
+        affects_numbers=False,
+    )
     save_ckpt_prove_unchanged: bool = key(
         False,
         "Debugging: digest every tensor when a save begins, and stop the run when other bytes are written: "
@@ -300,6 +320,12 @@ def _check_together(config: Config, problems: Problems) -> None:
             "reward_config.verifier_weight",
             f"{len(weights)} weights for {len(names)} verifiers ({', '.join(names)})",
             "give one weight for each verifier, or leave the weights out",
+        )
+    metrics = ("reward", *(f"reward/{name}" for name in names))
+    if config.rl_config.best_ckpt_metric not in metrics:
+        problems.add(
+            "rl_config.best_ckpt_metric",
+            f"must be one of {', '.join(metrics)}; it is {config.rl_config.best_ckpt_metric!r}",
         )
     if schedule.decay_steps and schedule.decay_steps <= schedule.warmup_step:
         problems.add(

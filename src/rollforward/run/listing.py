@@ -66,6 +66,7 @@ def as_json(info: CheckpointInfo) -> dict[str, Any]:
             "world_size": manifest.world_size,
             "fingerprint": manifest.fingerprint,
             "versions": dict(manifest.versions),
+            "metrics": manifest.metrics,
             "digests": manifest.role_digests(),
         }
     return about

@@ -1,10 +1,15 @@
 """The trainer's `Checkpoints`: the store's, in the shadow of generation, with the journal kept in step.
 
+A checkpoint carries what the steps since the one before were rewarded with, on average, so that the
+best can be told and kept. The completions of a step are those of the policy before its update, so
+the figures are about policies that lie shortly before the one that is saved.
+
 A checkpoint that begins begins a journal segment too, so that old segments can go when old
 checkpoints do. What comes of a checkpoint is told at the next step boundary, a line each; one
 that fails does not end the run, unless nothing newer succeeds until the run is over.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +23,12 @@ from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
 from rollforward.store.finding import positions
 from rollforward.store.journal import Journal
 
+REWARD = "reward"
+"""The name of the figure that is always there; `reward/<verifier>` are its parts."""
+
 
 class RunCheckpoints:
-    """See `grpo.ports.Checkpoints`."""
+    """See `grpo.ports.Checkpoints`; an `Observer`, so that it hears of rewards."""
 
     def __init__(
         self,
@@ -47,6 +55,8 @@ class RunCheckpoints:
         self._say = say
         self._committed = committed
         self._trouble = trouble
+        self._rewards: list[dict[str, float]] = []
+        """Of each step since the last checkpoint began."""
         self._shadow = ShadowCheckpoints(
             store,
             engine.tensors,
@@ -67,7 +77,12 @@ class RunCheckpoints:
     def begin(self, position: Position, global_step: int) -> None:
         """See `grpo.ports.Checkpoints.begin`."""
         self._journal.checkpoint_begun()
-        self._shadow.begin(position, global_step)
+        metrics = {
+            name: math.fsum(rewards[name] for rewards in self._rewards) / len(self._rewards)
+            for name in (self._rewards[0] if self._rewards else ())
+        }
+        self._rewards.clear()
+        self._shadow.begin(position, global_step, state={**self._about["state"], "metrics": metrics})
 
     def before_update(self) -> None:
         """See `grpo.ports.Checkpoints.before_update`."""
@@ -76,6 +91,15 @@ class RunCheckpoints:
     def boundary(self) -> None:
         """See `grpo.ports.Checkpoints.boundary`."""
         self._shadow.boundary()
+
+    def phase(self, position: Position, name: str) -> None:
+        """Phases do not matter here."""
+
+    def step(self, position: Position, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 - as the protocol has it
+        """Remember what a step was rewarded with; the same on every worker."""
+        self._rewards.append(
+            {name: value for name, value in metrics.items() if name.partition("/")[0] == REWARD}
+        )
 
     def close(self) -> None:
         """See `grpo.ports.Checkpoints.close`. StorageError when the newest state could not be saved."""
@@ -100,7 +124,7 @@ class RunCheckpoints:
 
     def _failed(self, error: StorageError) -> None:
         self._trouble.failed += 1
-        self._warn(f"{error.message}. Try: {error.hint}")
+        self._warn(f"{error.message}. Try: {error.hint}" if error.hint else error.message)
 
     def _warn(self, text: str) -> None:
         self._say(f"warning: {text}")

@@ -38,9 +38,9 @@ from rollforward.run.recovery import Restored, restore
 from rollforward.run.recovery_report import Recovering, make_report
 from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
 from rollforward.run.saving import RunCheckpoints
-from rollforward.run.settings import engine_settings, learning_rate, trainer_settings
+from rollforward.run.settings import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointStore, Retention, RunLock, newest_incarnation
+from rollforward.store import CheckpointStore, RunLock, newest_incarnation
 from rollforward.store.guests import adopt
 from rollforward.store.journal_records import Identity
 from rollforward.store.manifest import digest_of_arrays
@@ -82,7 +82,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             rank=group.rank,
             world_size=group.world_size,
             exchange=group.all_gather,
-            retention=Retention(newest=plan.config.rl_config.save_max_ckpt_num),
+            retention=retention(plan),
             previous=restored.manifest if restored and _same_folder(plan) else None,
             fence=fence,
         )
@@ -147,7 +147,7 @@ def _run_steps(
         decode=plan.tokenizer.decode,
         log=log,
         checkpoints=checkpoints,
-        observer=observer,
+        observer=Several([checkpoints, observer]),
         settings=settings,
     ).run(start, plan.until)
     log.journal.note(plan.until, "finished", {"steps": plan.total_steps})
@@ -373,7 +373,12 @@ def _about(plan: Plan, incarnation: int, restored: Restored | None, group: Group
         # The first rank's, on all.
         "run_id": group.all_gather(own)[0],
         "incarnation": incarnation,
-        "state": {"steps_per_epoch": plan.steps_per_epoch, "facts": dict(plan.facts)},
+        "state": {
+            "steps_per_epoch": plan.steps_per_epoch,
+            "facts": dict(plan.facts),
+            # Of the one that is gone on from, for its copy in a new folder; later ones have their own.
+            "metrics": restored.manifest.metrics if restored else {},
+        },
         "fingerprint": plan.fingerprint,
         "versions": versions(),
         "attachments": plan.attachments,

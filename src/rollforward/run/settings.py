@@ -1,4 +1,4 @@
-"""From a plan to what engine and trainer are built from: where the configuration's words end."""
+"""From a plan to what engine, trainer and store are built from: where the configuration's words end."""
 
 from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import TrainerSettings
@@ -6,6 +6,7 @@ from rollforward.grpo.types import EngineSettings, ObjectiveSettings, OptimizerS
 from rollforward.run.folders import FromModel
 from rollforward.run.foreign import FromForeign
 from rollforward.run.plan import Plan
+from rollforward.store import Retention
 
 
 def engine_settings(plan: Plan) -> EngineSettings:
@@ -68,6 +69,17 @@ def trainer_settings(plan: Plan) -> TrainerSettings:
         ref_model_sync_steps=ref.ref_model_sync_steps if ref.sync_ref_model else 0,
         # 0 means only the final checkpoint: further apart than the run is long.
         save_ckpt_interval=(not plan.rebuild and rl.save_ckpt_interval) or plan.total_steps + 1,
+    )
+
+
+def retention(plan: Plan) -> Retention:
+    """Which checkpoints stay."""
+    rl = plan.config.rl_config
+    return Retention(
+        newest=rl.save_max_ckpt_num,
+        every=rl.keep_ckpt_per_n_steps,
+        best=rl.keep_best_ckpt_num,
+        metric=rl.best_ckpt_metric,
     )
 
 

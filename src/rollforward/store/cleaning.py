@@ -99,7 +99,7 @@ class Inventory:
     def removable(self, retention: Retention) -> list[tuple[Position, Manifest | None]]:
         """The checkpoints that the policy lets go."""
         order = list(self._manifests)
-        found = [self._candidate(position) for position in order]
+        found = [self._candidate(position, retention.metric) for position in order]
         mask = keep_mask(found, retention)
         return [
             (position, self._manifests[position])
@@ -107,18 +107,21 @@ class Inventory:
             if not keep
         ]
 
-    def _candidate(self, position: Position) -> Candidate:
+    def metrics(self) -> set[str]:
+        """The names of all figures that checkpoints carry."""
+        return {name for manifest in self._manifests.values() if manifest for name in manifest.metrics}
+
+    def _candidate(self, position: Position, metric: str) -> Candidate:
         manifest = self._manifests[position]
         if manifest is None:
             latest = max((found.incarnation for found in self._manifests.values() if found), default=0)
             return Candidate(incarnation=latest, position=position, valid=False)
-        metric = manifest.state.get("metric")
         return Candidate(
             incarnation=manifest.incarnation,
             position=position,
             global_step=manifest.global_step,
             valid=self._valid[position],
-            metric=float(metric) if isinstance(metric, int | float) else None,
+            metric=manifest.metrics.get(metric),
         )
 
 

@@ -91,7 +91,7 @@ class Manifest:
     """Of the configuration."""
     versions: Mapping[str, str]
     state: Mapping[str, Any]
-    """The trainer's own: a small JSON object."""
+    """The trainer's own: a small JSON object. Only `metrics` means something here."""
     files: tuple[FileRecord, ...]
     tensors: tuple[StoredTensor, ...]
     attachments: tuple[Attachment, ...] = ()
@@ -109,6 +109,13 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all files that it names, shared ones included."""
         return sum(file.size for file in self.files) + sum(file.size for file in self.attachments)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Name -> figure, for retention and for people; empty when the trainer gave none."""
+        given = self.state.get("metrics")
+        found = given.items() if isinstance(given, dict) else ()
+        return {name: float(value) for name, value in found if type(value) in (int, float)}
 
     def role_digests(self) -> dict[str, str]:
         """One digest a role, over its tensors by name; independent of world size and files."""

@@ -2,15 +2,16 @@
 
 `plan` changes nothing. `prune` removes what `plan` names, in the order of `cleaning`: manifests
 first and their folder synced, then files, then journal segments. Who prunes must hold the run's
-lock. Whatever the policy says, the newest valid checkpoint stays, and so does the journal from the
-oldest kept checkpoint on.
+lock. Both refuse to keep the best by a figure that no checkpoint carries: a slip of the pen would
+cost the best ones. Whatever the policy says, the newest valid checkpoint stays, and so does the
+journal from the oldest kept checkpoint on.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rollforward.errors import StorageError
+from rollforward.errors import ConfigError, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store.cleaning import (
@@ -46,6 +47,7 @@ class Removal:
 def plan(storage: Storage, retention: Retention) -> list[Removal]:
     """What `prune` would remove, and why; changes nothing."""
     inventory = Inventory(storage)
+    _check_metric(inventory, retention)
     doomed = sorted(inventory.removable(retention), key=lambda item: item[0])
     for position, _ in doomed:
         inventory.remove(position)
@@ -76,6 +78,7 @@ def plan(storage: Storage, retention: Retention) -> list[Removal]:
 def prune(storage: Storage, retention: Retention) -> list[str]:
     """Remove what the policy lets go, and what interrupted saves left; returns warnings, a line each."""
     inventory = Inventory(storage)
+    _check_metric(inventory, retention)
     warnings = remove_manifests(storage, inventory, retention)
     warnings += remove_files_of_stray_ranks(storage, inventory.kept(), world_size=0)
     warnings += remove_temporaries(storage)
@@ -100,6 +103,16 @@ def _segments_before(storage: Storage, oldest: Position) -> Iterator[Segment]:
             yield segments[name]
 
 
+def _check_metric(inventory: Inventory, retention: Retention) -> None:
+    known = inventory.metrics()
+    if retention.best > 0 and retention.metric not in known:
+        raise ConfigError(
+            f"no checkpoint carries a metric {retention.metric!r}; they carry "
+            f"{', '.join(sorted(known)) or 'none'}",
+            hint="name one of these, or keep none for being the best",
+        )
+
+
 def _reason(manifest: Manifest | None, retention: Retention) -> str:
     if manifest is None:
         return "its manifest cannot be read, and there are newer ones"
@@ -107,5 +120,10 @@ def _reason(manifest: Manifest | None, retention: Retention) -> str:
     if retention.every > 0:
         wanted.append(f"{manifest.global_step} steps are no multiple of {retention.every}")
     if retention.best > 0:
-        wanted.append(f"not among the best {retention.best}")
+        value = manifest.metrics.get(retention.metric)
+        wanted.append(
+            f"it carries no {retention.metric}"
+            if value is None
+            else f"a {retention.metric} of {value:.4g} is not among the best {retention.best}"
+        )
     return ", ".join(wanted)

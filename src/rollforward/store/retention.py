@@ -20,7 +20,7 @@ class Candidate:
     valid: bool = True
     """False when its manifest cannot be read or a file is missing."""
     metric: float | None = None
-    """For `Retention.best`; None when unknown."""
+    """For `Retention.best`; None when it carries none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class Retention:
     every: int = 0
     """Those whose global step is a multiple of this; 0 for none."""
     best: int = 0
-    """This many with the greatest metric."""
+    """This many with the greatest metric; of equals the newest."""
+    metric: str = "reward"
+    """Which of the figures that checkpoints carry (`Manifest.metrics`) `best` goes by."""
 
 
 def keep_mask(candidates: Sequence[Candidate], retention: Retention) -> list[bool]:

@@ -189,8 +189,8 @@ class ShadowCheckpoints:
         self._leftover_warnings: list[str] = []
         self._unsaved: StorageError | None = None
 
-    def begin(self, position: Position, global_step: int) -> None:
-        """Start to save the state as it is now, and return.
+    def begin(self, position: Position, global_step: int, *, state: Mapping[str, Any] | None = None) -> None:
+        """Start to save the state as it is now, and return. `state` stands in for that of `about`.
 
         A checkpoint that is still under way is waited for and committed first.
         """
@@ -200,10 +200,11 @@ class ShadowCheckpoints:
             role: {name: LiveSource(array, self._guard) for name, array in named.items()}
             for role, named in self._tensors().items()
         }
+        own = {} if state is None else {"state": state}
         description = Description(
             position=position,
             global_step=global_step,
-            **{"fingerprint": "", "versions": {}, "attachments": {}, **self._about},
+            **{"fingerprint": "", "versions": {}, "attachments": {}, **self._about, **own},
         )
         try:
             job = _Job(self._store.plan(description, live), live)

@@ -27,6 +27,7 @@ def test_version_1_reads_back(make):
         (10, True),
     ]
     manifest = find(storage).manifest
+    assert manifest.metrics == {}
     assert read_attachments(storage, manifest) == {"config.json": b'{"model_type": "qwen2"}\n'}
     expected = make.tensors(20)
     for role, name, array in read_tensors(storage, manifest):

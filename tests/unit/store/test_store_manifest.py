@@ -152,3 +152,16 @@ def test_a_duplicate_key_with_a_fresh_digest_is_rejected():
 def test_peeking_at_anything_else_gives_nothing():
     for front in (b"", b"{", b'{"format":"rollforward checkpoint","version":1,"incarnation":', b"\xff" * 512):
         assert manifests.peek_incarnation(front) == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "metrics"),
+    [
+        ({}, {}),
+        ({"metrics": None}, {}),
+        ({"metrics": [1.0]}, {}),
+        ({"metrics": {"reward": 1, "kl": 0.5, "name": "x", "flag": True}}, {"reward": 1.0, "kl": 0.5}),
+    ],
+)
+def test_only_numbers_are_metrics_and_there_need_be_none(state, metrics):
+    assert replace(example(), state=state).metrics == metrics
