@@ -95,8 +95,6 @@ class Manifest:
     files: tuple[FileRecord, ...]
     tensors: tuple[StoredTensor, ...]
     attachments: tuple[Attachment, ...] = ()
-    journal: Any = None
-    """Where the journal stood; null when there is none."""
     digest: str = field(default="", compare=False)
     """Of the manifest itself: set by `parse` and by the store, not by hand."""
 
@@ -168,7 +166,8 @@ def dump(manifest: Manifest) -> bytes:
         "created": manifest.created,
         "world_size": manifest.world_size,
         "fingerprint": manifest.fingerprint,
-        "journal": manifest.journal,
+        # Reserved: where replay starts is said by incarnation and position.
+        "journal": None,
         "versions": dict(manifest.versions),
         "state": dict(manifest.state),
         "roles": manifest.role_digests(),
@@ -250,7 +249,6 @@ def _parse(value: Any, name: str, own: str) -> Manifest:
         files=files,
         tensors=tensors,
         attachments=attachments,
-        journal=value["journal"],
         digest=own,
     )
     _need(value["roles"] == manifest.role_digests(), "the digests of its roles are not those of its tensors")

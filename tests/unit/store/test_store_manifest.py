@@ -34,7 +34,6 @@ def example() -> Manifest:
             StoredTensor("ref", paths[2], TensorRecord("a", "BF16", (4,), 4096, 4104, D)),
         ),
         attachments=(Attachment("model/config.json", 2, D), Attachment("model.1/tokenizer.json", 2, D)),
-        journal={"segment": 1},
     )
 
 
@@ -54,6 +53,7 @@ def test_it_is_plain_json_for_everyone_else():
     value = json.loads(manifests.dump(example()))
     assert (value["position"], value["global_step"]) == ("0_20", 20)
     assert set(value["roles"]) == {"policy_model", "ref"}
+    assert value["journal"] is None
 
 
 def test_every_single_flipped_bit_is_found():
@@ -141,6 +141,10 @@ def test_an_edited_manifest_with_a_fresh_digest_is_rejected(why):
 
 def test_the_edits_are_rejected_for_the_edit():
     manifests.parse(edited(len), NAME)
+
+
+def test_what_the_reserved_key_holds_does_not_matter():
+    assert manifests.parse(edited(lambda v: v.__setitem__("journal", {"segment": 1})), NAME) == example()
 
 
 def test_a_duplicate_key_with_a_fresh_digest_is_rejected():
