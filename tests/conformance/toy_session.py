@@ -6,12 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import toy_engine
 from engine_case import SETTINGS
 from lockstep import LockStep
-from numpy.typing import NDArray
 from tokenizer_folder import VOCAB, write_tokenizer
 from toy_run import Ranks
 
@@ -61,11 +59,6 @@ class ToyPackage:
 
         engine.update = counted  # type: ignore[method-assign]
         return engine
-
-    def load_ckpt(self, path: str) -> Mapping[str, NDArray[Any]]:
-        """The toy's own format is NumPy's."""
-        with np.load(path) as arrays:
-            return dict(arrays)
 
     def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
         return repr((sorted(shapes.items()), world_size)).encode()

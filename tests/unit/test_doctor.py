@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from ckpt_writer import ckpt_bytes
 
 from rollforward.cli.main import main
 from rollforward.position import Position
@@ -50,7 +51,7 @@ def foreign(tmp_path: Path) -> Path:
 
 def write_foreign(folder: Path, prefix: str, rank: int, epoch: int, step: int) -> None:
     name = f"{prefix}_rank_{rank}-{epoch}_{step}.ckpt"
-    (folder / name).write_bytes(b"content")
+    (folder / name).write_bytes(ckpt_bytes({"a": np.ones(2, np.float32)}))
     meta = {"last_epoch": epoch, "last_step": step, "last_ckpt_file": name}
     (folder / "meta.json").write_text(json.dumps(meta))
 

@@ -11,13 +11,11 @@ from mindspore import nn
 from mindspore.nn.learning_rate_schedule import LearningRateSchedule
 from numpy.typing import NDArray
 
-from rollforward.engines.mindspore.ckpt import load_ckpt
 from rollforward.engines.mindspore.config import ModelConfig
 from rollforward.engines.mindspore.shapes import tensor_layout
-from rollforward.position import Position
 from rollforward.run.foreign_fit import Fitted, fit
+from rollforward.store.foreign_files import read_arrays
 from rollforward.store.mindformers_names import to_theirs
-from rollforward.store.mindrlhf import ForeignCheckpoint, read_foreign
 
 CONFIG = {
     "model_type": "qwen2",
@@ -77,11 +75,6 @@ class Constant(LearningRateSchedule):
         return global_step * 0.0
 
 
-def read_back(path: Path, role: str) -> Arrays:
-    found = ForeignCheckpoint(Position(0, 4), {role: (path,)}, ())
-    return {name: array for _, name, array in read_foreign(found, 0, load_ckpt)}
-
-
 def fitted(role: str, arrays: Arrays) -> Fitted:
     found = fit(role, arrays, LAYOUT, groups=2)
     assert found.problems == ()
@@ -101,7 +94,7 @@ def test_the_policy_file(tmp_path: Path, form: str) -> None:
     inner = whole.grpo_model_train.policy_model
     counters = {"epoch_num": 0, "step_num": 4}
     ms.save_checkpoint(inner, str(path), append_dict=counters, integrated_save=False, format=form)
-    arrays = read_back(path, "policy_model")
+    arrays = dict(read_arrays(path))
     assert "grpo_model_train.policy_model.model.model.layers.0.attention.wq.weight" in arrays
     assert "grpo_model_train.policy_model.kl_loss" in arrays
     found = fitted("policy_model", arrays)
@@ -115,7 +108,7 @@ def test_the_reference_file(tmp_path: Path) -> None:
     for name, parameter in reference.parameters_and_names():
         parameter.name = name  # as MindRLHF does: MindSpore names what is there twice after the second place
     ms.save_checkpoint(reference, str(path), integrated_save=False, format="safetensors")
-    found = fitted("ref", read_back(path, "ref"))
+    found = fitted("ref", dict(read_arrays(path)))
     same(found.tensors, values())
     assert found.left_out == MONITORS
 
@@ -146,7 +139,7 @@ def test_the_optimizer_file(
             state.set_data(ms.Tensor(array))
             expected[f"adam_{moment}.{name_of(parameter)}"] = array
     ms.save_checkpoint(optimizer, str(path), integrated_save=False)
-    found = fitted("optimizer", read_back(path, "optimizer"))
+    found = fitted("optimizer", dict(read_arrays(path)))
     same(found.tensors, expected)
     rate = () if scheduled else ("learning_rate",)
     assert found.left_out == (*extra, *rate)

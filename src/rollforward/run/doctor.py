@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rollforward.errors import CheckpointInvalid, RollforwardError
+from rollforward.errors import RollforwardError
 from rollforward.position import Position
 from rollforward.run.folders import FromCheckpoint, what_is_near
 from rollforward.run.progress import in_bytes
 from rollforward.storage import LocalStorage
 from rollforward.store import list_checkpoints
+from rollforward.store.foreign_files import read_layout
 from rollforward.store.layout import COMMITS, META, parse_rank
 from rollforward.store.meta import Meta, parse_meta
 from rollforward.store.mindformers_names import is_bookkeeping, plain_name
-from rollforward.store.tensorfile import read_header
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
 """Environment variable -> seconds that are recommended."""
@@ -180,7 +180,7 @@ def _check_files(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]
             if item.meta is None or item.problem:
                 continue
             try:
-                tensor_names(item.path / item.meta.file)
+                read_layout(item.path / item.meta.file)
                 opened += 1
             except RollforwardError as error:
                 yield Finding(
@@ -191,20 +191,6 @@ def _check_files(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]
                 )
     if opened:
         yield Finding(check="files", level="ok", text=f"{opened} files open")
-
-
-def tensor_names(path: Path) -> list[str]:
-    """Names in a tensor file, by its header; CheckpointInvalid when it does not open.
-
-    Of a `.ckpt` file, which only MindSpore reads, it is only seen that it is not empty.
-    """
-    if path.suffix != ".safetensors":
-        if path.stat().st_size == 0:
-            raise CheckpointInvalid(f"{path}: an empty file")
-        return []
-    real = path.resolve()
-    with LocalStorage(real.parent).open(real.name) as handle:
-        return [record.name for record in read_header(handle, str(path)).tensors]
 
 
 def _check_names(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
@@ -230,7 +216,7 @@ def _all_names(items: Sequence[RankFolder]) -> set[str]:
     for item in items:
         if item.meta is not None and not item.problem:
             try:
-                names = tensor_names(item.path / item.meta.file)
+                names = read_layout(item.path / item.meta.file)
                 # MindRLHF puts the names of different trainers before those of one model.
                 found.update(plain_name(name) for name in names if not is_bookkeeping(name))
             except RollforwardError:

@@ -6,8 +6,6 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from rollforward.grpo.ports import Engine, Group, Tensors
 from rollforward.grpo.types import EngineSettings
 
@@ -29,10 +27,6 @@ class EnginePackage(Protocol):
 
     def create(self, settings: EngineSettings, group: Group) -> Engine:
         """The engine, with the weights of the folders that the settings name."""
-        ...
-
-    def load_ckpt(self, path: str) -> Mapping[str, NDArray[Any]]:
-        """Parameter name -> array of a file in the framework's own format, which only it can read."""
         ...
 
     def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
@@ -71,12 +65,6 @@ class MindSpore:
         from rollforward.engines.mindspore.engine import create
 
         return create(settings, group)
-
-    def load_ckpt(self, path: str) -> Mapping[str, NDArray[Any]]:
-        """See `EnginePackage.load_ckpt`."""
-        from rollforward.engines.mindspore.ckpt import load_ckpt
-
-        return load_ckpt(path)
 
     def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
         """See `EnginePackage.strategy_file`."""

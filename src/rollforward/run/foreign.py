@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch, ModelError, NothingToResume
 from rollforward.grpo.ports import Engine, Tensors
 from rollforward.position import Position
@@ -29,15 +27,10 @@ from rollforward.run.folders import FromCheckpoint, parse_model_config
 from rollforward.run.foreign_fit import Fitted, assign, fit
 from rollforward.storage import LocalStorage
 from rollforward.store.finding import positions
+from rollforward.store.foreign_files import read_arrays, read_layout
 from rollforward.store.layout import META, parse_rank
 from rollforward.store.manifest import digest_of_arrays
-from rollforward.store.mindrlhf import (
-    ForeignCheckpoint,
-    LoadCkpt,
-    find_foreign,
-    read_foreign,
-    read_layout,
-)
+from rollforward.store.mindrlhf import ForeignCheckpoint, find_foreign
 
 CONFIG_FILE = "config.json"
 _JOIN = "put the parts together with MindSpore's ms.transform_checkpoints first"
@@ -139,7 +132,7 @@ def next_position(saved: Position, steps_per_epoch: int) -> Position:
     return Position(saved.epoch, saved.step % steps_per_epoch)
 
 
-def take(source: FromForeign, engine: Engine, load_ckpt: LoadCkpt) -> Taken:
+def take(source: FromForeign, engine: Engine) -> Taken:
     """Read, check and put in place the newest position that can be read. Collective."""
     rejected: dict[Position, str] = {}
     while True:
@@ -153,7 +146,7 @@ def take(source: FromForeign, engine: Engine, load_ckpt: LoadCkpt) -> Taken:
         state: dict[str, Fitted] = {}
         answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
         try:
-            state = _read(found, engine.tensors(), source.key_value_heads, group.rank, load_ckpt)
+            state = _read(found, engine.tensors(), source.key_value_heads, group.rank)
             answer["digests"] = {role: digest_of_arrays(file.tensors) for role, file in state.items()}
         except CheckpointInvalid as error:
             answer["damage"] = error.message
@@ -204,23 +197,19 @@ def _verdict(answers: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _read(
-    found: ForeignCheckpoint, wanted: Tensors, groups: int, rank: int, load_ckpt: LoadCkpt
-) -> dict[str, Fitted]:
+def _read(found: ForeignCheckpoint, wanted: Tensors, groups: int, rank: int) -> dict[str, Fitted]:
     """Every tensor of one rank under our names, in our dtypes; CheckpointMismatch lists what does not fit."""
-    raw: dict[str, dict[str, NDArray[Any]]] = {role: {} for role in found.files}
-    for role, name, array in read_foreign(found, rank, load_ckpt):
-        raw[role][name] = array
-    state = {role: fit(role, arrays, wanted, groups) for role, arrays in raw.items()}
-    _refuse(found.position, {found.files[role][rank].name: file for role, file in state.items()})
+    paths = {role: files[rank] for role, files in found.files.items()}
+    state = {role: fit(role, dict(read_arrays(path)), wanted, groups) for role, path in paths.items()}
+    _refuse(found.position, {paths[role].name: file for role, file in state.items()})
     return state
 
 
 def check_headers(source: FromForeign, layout: Tensors, *, world_size: int) -> None:
-    """CheckpointMismatch when the headers of safetensors files say that they are of another model.
+    """CheckpointMismatch when the headers of the files say that they are of another model.
 
     For the plan, before anything slow is loaded: a worker holds everything against its model anyway.
-    `.ckpt` files have no header that we read, and damaged ones are left for the worker to reject.
+    Damaged files are left for the worker to reject.
     """
     found = find_foreign(source.folders, world_size=world_size)
     files = {}
@@ -230,8 +219,7 @@ def check_headers(source: FromForeign, layout: Tensors, *, world_size: int) -> N
                 header = read_layout(path)
             except CheckpointInvalid:
                 return
-            if header is not None:
-                files[path.name] = assign(role, header, layout, source.key_value_heads)
+            files[path.name] = assign(role, header, layout, source.key_value_heads)
     _refuse(found.position, files)
 
 

@@ -51,7 +51,7 @@ def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors, group
     """`fit` for dtypes and shapes alone: arrays as they are, whatever their values."""
     own = wanted[role]
     found = {name: array for name, array in arrays.items() if name in own}
-    extra = [name for name in arrays if name not in own and is_bookkeeping(name)]
+    extra = [n for n, a in arrays.items() if n not in own and (is_bookkeeping(n) or a.dtype.kind == "U")]
     rest = {name: array for name, array in arrays.items() if name not in own and name not in extra}
     if "global_step" in found:
         rest["global_step"] = found.pop("global_step")  # what it counts depends on whose it is

@@ -65,7 +65,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         _introduce(plan, log_file.line)
         engine = engines.create(engine_settings(plan), group)
         seconds["engine"] = environment.age() - seconds["prepare"]
-        taken = take(plan.source, engine, engines.load_ckpt) if isinstance(plan.source, FromForeign) else None
+        taken = take(plan.source, engine) if isinstance(plan.source, FromForeign) else None
         if taken is not None:
             plan = replace(plan, start=next_position(taken.position, plan.steps_per_epoch))
         after = newest_incarnation(plan.source.run) if isinstance(plan.source, FromCheckpoint) else 0

@@ -8,33 +8,22 @@ multiple of its format's own framing looks whole. What is kept is MindFormers' r
 position that is complete on every rank, where a file newer than what its `meta.json` names
 does not count (it is written in place, so it may be half a file). Policy and optimizer must
 stand at equal positions; the reference may be older.
-
-`.ckpt` files are read by a function that the caller brings, since only MindSpore reads them.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rollforward.errors import CheckpointInvalid, NothingToResume, RollforwardError, StorageError
+from rollforward.errors import NothingToResume
 from rollforward.position import Position
-from rollforward.storage import LocalStorage
 from rollforward.store.layout import META, parse_rank
 from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
-from rollforward.store.tensorfile import DTYPES, new_array, read_header
 
 _FILE = re.compile(
     r"(?P<prefix>.+?)(?P<attempt>\.[1-9]\d{0,5})?_rank_(?P<rank>\d{1,9})"
     r"-(?P<epoch>\d{1,18})_(?P<step>\d{1,18})\.(ckpt|safetensors)"
 )
-
-LoadCkpt = Callable[[str], Mapping[str, NDArray[Any]]]
-"""Reads a `.ckpt` file: parameter name -> array."""
 
 
 @dataclass(frozen=True)
@@ -105,49 +94,6 @@ def find_foreign(
         if newer > position:
             warnings.append(f"{folders[role]}: {newer} is not complete everywhere; going back to {position}")
     return ForeignCheckpoint(position, files, tuple(warnings))
-
-
-def read_foreign(
-    checkpoint: ForeignCheckpoint, rank: int, load_ckpt: LoadCkpt
-) -> Iterator[tuple[str, str, NDArray[Any]]]:
-    """Yield (role, name, array) of one rank's files, names as they are in the files.
-
-    BF16 is widened to float32, which loses nothing. CheckpointInvalid when a file cannot be read.
-    """
-    for role, paths in checkpoint.files.items():
-        path = paths[rank]
-        if path.suffix == ".safetensors":
-            for name, array in _read_safetensors(path):
-                yield role, name, array
-        else:
-            try:
-                loaded = load_ckpt(str(path))
-            except RollforwardError:
-                raise
-            except Exception as error:
-                told = str(error).strip().partition("\n")[0]
-                raise CheckpointInvalid(f"{path} cannot be read: {type(error).__name__}: {told}") from error
-            for name, array in loaded.items():
-                yield role, name, array
-
-
-def read_layout(path: Path) -> dict[str, NDArray[Any]] | None:
-    """Name -> an array of the dtype and shape that `read_foreign` will give, backed by one element.
-
-    None for a file without a header that we read. CheckpointInvalid when it cannot be read.
-    """
-    if path.suffix != ".safetensors":
-        return None
-    path = path.resolve()
-    try:
-        with LocalStorage(path.parent).open(path.name) as handle:
-            records = read_header(handle, str(path)).tensors
-    except StorageError as error:
-        raise CheckpointInvalid(f"{path}: {error.message}") from error
-    dtypes = {**DTYPES, "BF16": np.dtype(np.float32)}
-    return {
-        record.name: np.broadcast_to(np.zeros((), dtypes[record.dtype]), record.shape) for record in records
-    }
 
 
 def _look(folder: Path, rank: int) -> _RankFolder:
@@ -246,19 +192,3 @@ def _more_ranks(folder: Path, world_size: int) -> list[str]:
     return (
         [f"there are also folders of ranks {extra[0]} to {extra[-1]}: saved by more workers"] if extra else []
     )
-
-
-def _read_safetensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    # A user may have linked large files into place, and here no manifest says where they must lie.
-    path = path.resolve()
-    try:
-        with LocalStorage(path.parent).open(path.name) as handle:
-            for record in read_header(handle, str(path)).tensors:
-                array, data = new_array(record)
-                if record.size:
-                    handle.read_into(data.data, record.begin)
-                if record.dtype == "BF16":
-                    array = (array.astype(np.uint32) << 16).view(np.float32)
-                yield record.name, array
-    except StorageError as error:
-        raise CheckpointInvalid(f"{path}: {error.message}") from error

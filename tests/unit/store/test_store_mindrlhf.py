@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import safetensors.numpy
+from ckpt_writer import ckpt_bytes
 
 from rollforward.errors import CheckpointInvalid, NothingToResume
 from rollforward.position import Position
+from rollforward.store.foreign_files import read_arrays
 from rollforward.store.meta import parse_meta
-from rollforward.store.mindrlhf import find_foreign, read_foreign
+from rollforward.store.mindrlhf import find_foreign
 
 PREFIX = {"policy_model": "policy_model", "optimizer": "optimizer", "ref": "ref"}
 
@@ -34,8 +36,8 @@ def folders(root, *roles):
     return {role: root / role for role in roles or PREFIX}
 
 
-def no_ckpt(path):
-    raise AssertionError(f"{path} is not a .ckpt")
+def read(found, rank=0):
+    return {role: dict(read_arrays(paths[rank])) for role, paths in found.files.items()}
 
 
 def test_the_newest_position_that_is_complete_everywhere_is_taken(tmp_path):
@@ -48,9 +50,9 @@ def test_the_newest_position_that_is_complete_everywhere_is_taken(tmp_path):
     assert found.position == Position(0, 20)
     assert any("digest" in line for line in found.warnings)
     assert any("0_30 is not complete everywhere" in line for line in found.warnings)
-    read = {(role, name): array for role, name, array in read_foreign(found, 1, no_ckpt)}
-    assert {role for role, _ in read} == set(PREFIX)
-    assert all(np.array_equal(array, np.full(3, 20, np.float32)) for array in read.values())
+    tensors = read(found, 1)
+    assert tensors.keys() == PREFIX.keys()
+    assert all(np.array_equal(named["w"], np.full(3, 20, np.float32)) for named in tensors.values())
 
 
 def test_policy_and_optimizer_stand_at_equal_positions_even_where_the_newest_differ(tmp_path):
@@ -95,23 +97,12 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
         find_foreign({"policy_model": tmp_path / "absent"}, world_size=1)
 
 
-def test_ckpt_files_are_read_by_the_function_that_is_passed_in(tmp_path):
-    path = put(tmp_path, "policy_model", 0, "0_10", ext="ckpt", content=b"mindspore")
+def test_ckpt_files_are_read_too(tmp_path):
+    content = ckpt_bytes({"w": np.ones(2, np.float32)})
+    path = put(tmp_path, "policy_model", 0, "0_10", ext="ckpt", content=content)
     found = find_foreign(folders(tmp_path, "policy_model"), world_size=1)
-    asked = []
-
-    def load(name):
-        asked.append(name)
-        return {"w": np.ones(2)}
-
-    assert [name for _, name, _ in read_foreign(found, 0, load)] == ["w"]
-    assert asked == [str(path)]
-
-    def broken(name):
-        raise RuntimeError(f"cannot parse {name}\nmore")
-
-    with pytest.raises(CheckpointInvalid, match="RuntimeError: cannot parse"):
-        list(read_foreign(found, 0, broken))
+    assert found.files["policy_model"] == (path,)
+    assert np.array_equal(read(found)["policy_model"]["w"], np.ones(2))
 
 
 def test_bfloat16_is_widened_without_loss(tmp_path):
@@ -119,7 +110,7 @@ def test_bfloat16_is_widened_without_loss(tmp_path):
     content = len(header).to_bytes(8, "little") + header + np.array([0x3FC0, 0xC000], "<u2").tobytes()
     put(tmp_path, "policy_model", 0, "0_1", content=content)
     found = find_foreign(folders(tmp_path, "policy_model"), world_size=1)
-    ((_, _, array),) = read_foreign(found, 0, no_ckpt)
+    array = read(found)["policy_model"]["w"]
     assert array.dtype == np.float32
     assert array.tolist() == [1.5, -2.0]
 
@@ -129,7 +120,7 @@ def test_a_truncated_safetensors_file_is_rejected(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     found = find_foreign(folders(tmp_path, "policy_model"), world_size=1)
     with pytest.raises(CheckpointInvalid):
-        list(read_foreign(found, 0, no_ckpt))
+        read(found)
 
 
 def test_a_file_linked_into_place_is_read(tmp_path):
@@ -137,7 +128,7 @@ def test_a_file_linked_into_place_is_read(tmp_path):
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     found = find_foreign(folders(tmp_path, "policy_model"), world_size=1)
-    assert len(list(read_foreign(found, 0, no_ckpt))) == 1
+    assert read(found)["policy_model"].keys() == {"w"}
 
 
 @pytest.mark.parametrize(

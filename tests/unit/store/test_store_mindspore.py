@@ -7,8 +7,9 @@ import pytest
 
 from rollforward.position import Position
 from rollforward.store import CheckpointStore, find
+from rollforward.store.foreign_files import read_arrays
 from rollforward.store.mindformers_names import Heads, to_ours, to_theirs
-from rollforward.store.mindrlhf import find_foreign, read_foreign
+from rollforward.store.mindrlhf import find_foreign
 
 ms = pytest.importorskip("mindspore")
 
@@ -19,10 +20,6 @@ def model(value):
         "model.layers.0.self_attn.q_proj.weight": np.full((4, 4), value + 1, np.float32),
         "model.norm.weight": np.full(4, value + 2, np.float32),
     }
-
-
-def load(path):
-    return {name: parameter.asnumpy() for name, parameter in ms.load_checkpoint(path).items()}
 
 
 def test_mindspore_opens_our_tensor_files(tmp_path):
@@ -52,9 +49,7 @@ def test_a_folder_of_mindformers_resumes_under_our_names(tmp_path, form):
                 (folder / "meta.json").write_text(json.dumps(meta) + 'kpt"}')
     found = find_foreign({role: tmp_path / role for role in ("policy_model", "optimizer")}, world_size=2)
     assert found.position == Position(1, 20)
-    read = {"policy_model": {}, "optimizer": {}}
-    for role, name, array in read_foreign(found, 1, load):
-        read[role][name] = array
+    read = {role: dict(read_arrays(paths[1])) for role, paths in found.files.items()}
     policy = to_ours(read["policy_model"], Heads(query_rows=4, key_rows=4, groups=1))
     moments = to_ours(read["optimizer"], Heads(query_rows=4, key_rows=4, groups=1))
     assert (policy.unmapped, moments.unmapped) == ((), ())
