@@ -121,7 +121,7 @@ class Place:
     ) -> Plan:
         """What `rollforward train` would do; `asked` is what more the command line asks for."""
         actor = str(self.root / source / "train") if source else ""
-        wanted = Asked(resume=resume, actor_checkpoint_path=actor, **(asked or {}))
+        wanted = Asked(resume=resume, **{"actor_checkpoint_path": actor, **(asked or {})})
         loaded = config.load(None, self.overrides(run, **changes))
         return prepare(loaded, wanted, ToyPackage(), world_size=world_size, rank=rank)
 

@@ -145,6 +145,22 @@ def test_the_optimizer_file(
     assert found.left_out == (*extra, *rate)
 
 
+def test_one_file_of_mindformers_trainer(tmp_path: Path) -> None:
+    path = tmp_path / "qwen_rank_0-1_20.ckpt"
+    model = grown(to_theirs(values()).tensors)
+    optimizer = nn.AdamWeightDecay(model.trainable_params(), learning_rate=Constant())
+    whole = nn.TrainOneStepWithLossScaleCell(model, optimizer, nn.DynamicLossScaleUpdateCell(65536, 2, 1000))
+    counters = {"epoch_num": 1, "step_num": 20, "loss_scale": 1, "global_batch_size": 4}
+    whole.optimizer.global_step.set_data(ms.Tensor([20], ms.int32))
+    ms.save_checkpoint(whole, str(path), append_dict={**counters, "global_step": optimizer.global_step})
+    arrays = dict(read_arrays(path))
+    assert "model.layers.0.attention.wq.weight" in arrays
+    same(fitted("policy_model", arrays).tensors, values())
+    found = fitted("optimizer", arrays)
+    assert found.tensors["global_step"] == [20]
+    assert len(found.tensors) == len(LAYOUT["optimizer"])
+
+
 def name_of(parameter: ms.Parameter) -> str:
     """Told by its values."""
     return next(name for name, array in values().items() if np.array_equal(parameter.asnumpy(), array))

@@ -204,6 +204,49 @@ class TestGoesOn:
         assert "nothing to do, the run ends at 2_0" in capsys.readouterr().out
 
 
+class TestOfMindFormersTrainer:
+    """Policy and optimizer in one file of `checkpoint/`; epochs and steps count from 1."""
+
+    def test_it_goes_on_after_the_step_that_the_file_names(
+        self, place: Place, ours: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_whole(place.root / "output", Position(1, 3), state_at(ours, Position(0, 3)))
+        write_whole(place.root / "output", Position(2, 1), state_at(ours, Position(1, 1)))
+        self.train(place)
+        said = capsys.readouterr().out
+        assert "output/checkpoint holds policy and optimizer in one file" in said
+        assert "training: goes on at step 1_1 (7 of 10)" in said
+        assert same_end(place, "new", ours)
+
+    def test_past_a_damaged_newest_one(self, place: Place, ours: Path) -> None:
+        write_whole(place.root / "output", Position(1, 3), state_at(ours, Position(0, 3)))
+        path = write_whole(place.root / "output", Position(2, 1), state_at(ours, Position(1, 1)))
+        path.write_bytes(path.read_bytes()[:-3])
+        self.train(place)
+        assert same_end(place, "new", ours)
+
+    def test_a_folder_of_weights_alone_is_refused(self, place: Place, ours: Path) -> None:
+        state = state_at(ours, Position(1, 1))
+        write_whole(place.root / "output", Position(2, 1), {**state, "optimizer": {}})
+        with pytest.raises(NothingToResume, match="without the optimizer's moments"):
+            self.train(place)
+
+    def train(self, place: Place) -> None:
+        source = place.root / "output/checkpoint"
+        place.train("new", resume=True, asked={"actor_checkpoint_path": str(source)})
+
+
+def write_whole(root: Path, position: Position, state: State) -> Path:
+    """A file of MindFormers' trainer."""
+    folder = root / "checkpoint/rank_0"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"qwen_rank_0-{position}.ckpt"
+    path.write_bytes(ckpt_bytes({**state["policy_model"], **state["optimizer"]}))
+    meta = {"last_epoch": position.epoch, "last_step": position.step, "last_ckpt_file": path.name}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return path
+
+
 class TestRefused:
     """Each of these leaves the disk as it was."""
 
@@ -311,6 +354,7 @@ class TestSeveralWorkers:
             model=place.model / "config.json",
             key_value_heads=1,
             position=Position(1, 1),
+            first_epoch=0,
             warnings=(),
         )
 
@@ -341,11 +385,25 @@ def engine_settings(place: Place) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("saved", "following"),
-    [((0, 3), (0, 3)), ((1, 0), (1, 0)), ((2, 5), (2, 0))],
-    ids=["inside an epoch", "between two", "after the last"],
+    ("saved", "first_epoch", "following"),
+    [
+        ((0, 3), 0, (0, 3)),
+        ((1, 0), 0, (1, 0)),
+        ((2, 5), 0, (2, 0)),
+        ((1, 1), 1, (0, 1)),
+        ((1, 5), 1, (1, 0)),
+        ((3, 2), 1, (2, 2)),
+    ],
+    ids=[
+        "inside an epoch",
+        "between two",
+        "after the last",
+        "MindFormers' first",
+        "MindFormers' last of an epoch",
+        "MindFormers' later",
+    ],
 )
 def test_the_next_step_after_what_a_file_is_named_after(
-    saved: tuple[int, int], following: tuple[int, int]
+    saved: tuple[int, int], first_epoch: int, following: tuple[int, int]
 ) -> None:
-    assert next_position(Position(*saved), 5) == Position(*following)
+    assert next_position(Position(*saved), first_epoch, 5) == Position(*following)

@@ -14,10 +14,12 @@ once besides the engine's.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch, ModelError, NothingToResume
 from rollforward.grpo.ports import Engine, Tensors
@@ -30,6 +32,7 @@ from rollforward.store.finding import positions
 from rollforward.store.foreign_files import read_arrays, read_layout
 from rollforward.store.layout import META, parse_rank
 from rollforward.store.manifest import digest_of_arrays
+from rollforward.store.mindformers_names import is_moment
 from rollforward.store.mindrlhf import ForeignCheckpoint, find_foreign
 
 CONFIG_FILE = "config.json"
@@ -44,7 +47,8 @@ class FromForeign:
     run: Path
     """The folder that holds them."""
     folders: Mapping[str, Path]
-    """role -> folder; without `ref` when the reference comes from a model."""
+    """role -> folder; without `ref` when the reference comes from a model. MindFormers' trainer saves the
+    optimizer with the policy: then both are in one folder, and in one file."""
     reference_model: Path | None
     """Hugging Face folder of the reference model, where no checkpoint of it was saved."""
     model: Path
@@ -53,6 +57,8 @@ class FromForeign:
     """Of the model: how MindFormers' concatenated projections lie depends on it."""
     position: Position
     """The newest complete one, as the files have it."""
+    first_epoch: int
+    """What the files call the first epoch: 0 by MindRLHF, 1 by MindFormers' own trainer."""
     warnings: tuple[str, ...]
 
 
@@ -87,14 +93,20 @@ def look(
     """
     _check_world_size(source.policy, world_size)
     folders = {"policy_model": source.policy, "optimizer": source.optimizer}
+    model, warnings, first_epoch = None, [], 0
     if not source.optimizer.is_dir():
-        raise NothingToResume(
-            f"{source.optimizer} does not exist: without the optimizer's moments, training cannot go on "
-            "where it was",
-            hint=f"MindRLHF writes it beside {source.policy.name}/: copy it there; to start anew from "
-            "the policy alone, convert it to a Hugging Face folder and leave --resume_training out",
+        if not _holds_moments(source.policy, world_size):
+            raise NothingToResume(
+                f"{source.optimizer} does not exist: without the optimizer's moments, training cannot go on "
+                "where it was",
+                hint=f"MindRLHF writes it beside {source.policy.name}/: copy it there; to start anew from "
+                "the policy alone, convert it to a Hugging Face folder and leave --resume_training out",
+            )
+        folders["optimizer"], first_epoch = source.policy, 1
+        warnings.append(
+            f"{source.policy} holds policy and optimizer in one file, as MindFormers' trainer saves them: "
+            "its epochs count from 1, and its positions name the last step that was done"
         )
-    model, warnings = None, []
     if any(source.reference.glob("rank_*")):
         folders["ref"] = source.reference
     else:
@@ -113,15 +125,28 @@ def look(
         model=model_config,
         key_value_heads=_key_value_heads(model_config),
         position=found.position,
+        first_epoch=first_epoch,
         warnings=tuple(warnings),
     )
 
 
-def next_position(saved: Position, steps_per_epoch: int) -> Position:
+def _holds_moments(folder: Path, world_size: int) -> bool:
+    """Whether the newest files that open hold an optimizer's moments."""
+    damaged: list[Position] = []
+    while True:
+        found = find_foreign({"policy_model": folder}, world_size=world_size, skip=damaged)
+        try:
+            return any(map(is_moment, read_layout(found.files["policy_model"][0])))
+        except CheckpointInvalid:
+            damaged.append(found.position)
+
+
+def next_position(saved: Position, first_epoch: int, steps_per_epoch: int) -> Position:
     """The next step to run, from what a file is named after; CheckpointMismatch when there is no such step.
 
     MindRLHF saves before the step that it names, as we do. Only its last checkpoint, made when all
-    epochs are over, is named after their number and the steps of one.
+    epochs are over, is named after their number and the steps of one. MindFormers saves after the
+    step that it names, and counts epochs and steps from 1.
     """
     if saved.step > steps_per_epoch:
         raise CheckpointMismatch(
@@ -129,6 +154,8 @@ def next_position(saved: Position, steps_per_epoch: int) -> Position:
             f"{steps_per_epoch} steps now",
             hint="resume with the same dataset_file, chunk_size and num_rollouts",
         )
+    if saved.epoch >= first_epoch > 0:
+        return Position(*divmod((saved.epoch - first_epoch) * steps_per_epoch + saved.step, steps_per_epoch))
     return Position(saved.epoch, saved.step % steps_per_epoch)
 
 
@@ -200,8 +227,13 @@ def _verdict(answers: list[dict[str, Any]]) -> str | None:
 def _read(found: ForeignCheckpoint, wanted: Tensors, groups: int, rank: int) -> dict[str, Fitted]:
     """Every tensor of one rank under our names, in our dtypes; CheckpointMismatch lists what does not fit."""
     paths = {role: files[rank] for role, files in found.files.items()}
-    state = {role: fit(role, dict(read_arrays(path)), wanted, groups) for role, path in paths.items()}
-    _refuse(found.position, {paths[role].name: file for role, file in state.items()})
+    state: dict[str, Fitted] = {}
+    read: tuple[Path | None, dict[str, NDArray[Any]]] = (None, {})
+    for role, path in paths.items():
+        if read[0] != path:  # policy and optimizer may be one file
+            read = path, dict(read_arrays(path))
+        state[role] = fit(role, read[1], wanted, groups)
+    _refuse(found.position, [(paths[role].name, file) for role, file in state.items()])
     return state
 
 
@@ -212,20 +244,20 @@ def check_headers(source: FromForeign, layout: Tensors, *, world_size: int) -> N
     Damaged files are left for the worker to reject.
     """
     found = find_foreign(source.folders, world_size=world_size)
-    files = {}
+    files = []
     for role, paths in found.files.items():
         for path in paths:
             try:
                 header = read_layout(path)
             except CheckpointInvalid:
                 return
-            files[path.name] = assign(role, header, layout, source.key_value_heads)
+            files.append((path.name, assign(role, header, layout, source.key_value_heads)))
     _refuse(found.position, files)
 
 
-def _refuse(position: Position, files: Mapping[str, Fitted]) -> None:
+def _refuse(position: Position, files: Iterable[tuple[str, Fitted]]) -> None:
     """CheckpointMismatch, with what is wrong in which file, unless nothing is."""
-    lines = [f"  {name}: {problem}" for name, file in files.items() for problem in file.problems]
+    lines = [f"  {name}: {problem}" for name, file in files for problem in file.problems]
     if not lines:
         return
     more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []

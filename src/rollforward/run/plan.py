@@ -261,7 +261,7 @@ def _start(
     if found is not None:
         return found.manifest.position
     if isinstance(source, FromForeign):
-        return foreign.next_position(source.position, steps_per_epoch)
+        return foreign.next_position(source.position, source.first_epoch, steps_per_epoch)
     return Position(0, 0)
 
 

@@ -65,9 +65,11 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         _introduce(plan, log_file.line)
         engine = engines.create(engine_settings(plan), group)
         seconds["engine"] = environment.age() - seconds["prepare"]
-        taken = take(plan.source, engine) if isinstance(plan.source, FromForeign) else None
-        if taken is not None:
-            plan = replace(plan, start=next_position(taken.position, plan.steps_per_epoch))
+        taken = None
+        if isinstance(plan.source, FromForeign):
+            taken = take(plan.source, engine)
+            start = next_position(taken.position, plan.source.first_epoch, plan.steps_per_epoch)
+            plan = replace(plan, start=start)
         after = newest_incarnation(plan.source.run) if isinstance(plan.source, FromCheckpoint) else 0
         incarnation, fence = _own_the_folder(plan.outputs.run, after, group, stack)
         _make_ready(plan, engines, engine, log_file)

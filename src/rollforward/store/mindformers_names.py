@@ -67,9 +67,10 @@ _MOMENTS = {
 }
 _BOOKKEEPING = frozenset(
     # What trainers append, what MindSpore's optimizers hold, and what loss scaling does.
-    {"epoch_num", "step_num", "global_step", "current_iterator_step", "global_batch_size"}
+    {"epoch_num", "step_num", "global_step", "global_batch_size"}
     | {"learning_rate", "weight_decay", "beta1_power", "beta2_power"}
     | {"loss_scale", "last_loss_scale", "scale_sense"}
+    | {"current_iterator_step", "last_overflow_iterator_step"}
     # Parameters of MindRLHF's model that hold a monitored number, and a counter of MindFormers'.
     | {"kl_loss", "actor_loss", "clipfrac", "old_log_ratio", "seq_chunk"}
 )
@@ -176,6 +177,11 @@ def plain_name(name: str) -> str:
 def is_concatenated(name: str) -> bool:
     """Whether a parameter is several projections in one."""
     return f".{_QKV_WHOLE}." in name or f".{_GATE_WHOLE}." in name
+
+
+def is_moment(name: str) -> bool:
+    """Whether a tensor is a moment of an optimizer that we know."""
+    return name.startswith(tuple(_MOMENTS))
 
 
 def is_bookkeeping(name: str) -> bool:

@@ -3,6 +3,9 @@
     <role folder>/rank_0/meta.json
     <role folder>/rank_0/<prefix>_rank_0-<epoch>_<step>.ckpt
 
+MindFormers starts a prefix anew when its trainer is started again in the same folder:
+`<prefix>_rank_0_1-<epoch>_<step>.ckpt`. Of two files of one position the later one counts.
+
 What can be promised here is less: there are no digests, so a file that was cut short at a
 multiple of its format's own framing looks whole. What is kept is MindFormers' rule: the newest
 position that is complete on every rank, where a file newer than what its `meta.json` names
@@ -21,7 +24,7 @@ from rollforward.store.layout import META, parse_rank
 from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
 
 _FILE = re.compile(
-    r"(?P<prefix>.+?)(?P<attempt>\.[1-9]\d{0,5})?_rank_(?P<rank>\d{1,9})"
+    r"(?P<prefix>.+?)(?P<attempt>\.[1-9]\d{0,5})?_rank_(?P<rank>\d{1,9})(?:_(?P<again>\d{1,9}))?"
     r"-(?P<epoch>\d{1,18})_(?P<step>\d{1,18})\.(ckpt|safetensors)"
 )
 
@@ -80,7 +83,8 @@ def find_foreign(
         raise _nothing(folders, found, complete, world_size)
     position = max(usable)
     files: dict[str, tuple[Path, ...]] = {}
-    warnings = [f"{', '.join(map(str, folders.values()))}: no manifest, so nothing can be verified by digest"]
+    places = ", ".join(dict.fromkeys(map(str, folders.values())))
+    warnings = [f"{places}: no manifest, so nothing can be verified by digest"]
     for role, ranks in found.items():
         at = position if role in leading else _reference_position(complete, position)
         assert at is not None  # it was asked for above
@@ -93,7 +97,7 @@ def find_foreign(
         newer = max((found_at for rank in ranks for found_at in rank.files), default=at)
         if newer > position:
             warnings.append(f"{folders[role]}: {newer} is not complete everywhere; going back to {position}")
-    return ForeignCheckpoint(position, files, tuple(warnings))
+    return ForeignCheckpoint(position, files, tuple(dict.fromkeys(warnings)))
 
 
 def _look(folder: Path, rank: int) -> _RankFolder:
@@ -120,9 +124,11 @@ def _look(folder: Path, rank: int) -> _RankFolder:
     return found
 
 
-def _preference(found: _RankFolder, path: Path) -> tuple[bool, bool]:
-    """`meta.json`'s own choice first, then safetensors, whose entries can be checked."""
-    return found.meta is not None and path.name == found.meta.file, path.suffix == ".safetensors"
+def _preference(found: _RankFolder, path: Path) -> tuple[bool, int, bool]:
+    """`meta.json`'s own choice first, then the later start's, then safetensors."""
+    match = _FILE.fullmatch(path.name)
+    again = int(match["again"] or 0) if match else 0
+    return found.meta is not None and path.name == found.meta.file, again, path.suffix == ".safetensors"
 
 
 def _read_meta(found: _RankFolder, entries: list[Path]) -> Meta | None:

@@ -153,6 +153,15 @@ def test_a_meta_json_that_cannot_be_understood_is_told_in_one_line(content):
         parse_meta(content)
 
 
+def test_a_prefix_of_a_later_start_of_mindformers_counts_before_the_first_one(tmp_path):
+    first = put(tmp_path, "policy_model", 0, "0_10")
+    later = first.with_name("policy_model_rank_0_1-0_10.safetensors")
+    later.write_bytes(first.read_bytes())
+    first.with_name("meta.json").write_text('{"last_epoch": 0, "last_step": 10, "last_ckpt_file": "gone"}')
+    found = find_foreign(folders(tmp_path, "policy_model"), world_size=1)
+    assert found.files["policy_model"] == (later,)
+
+
 def test_a_position_that_was_rejected_is_passed_over(tmp_path):
     for position in ("0_10", "0_20"):
         put(tmp_path, "policy_model", 0, position)
