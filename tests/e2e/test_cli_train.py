@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,18 +72,36 @@ def test_nothing_is_littered_where_it_was_started(whole: Command) -> None:
     assert "training: starts at step 0_0" in kept
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_it_in_good_order(whole: Command, tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "phase"), [(signal.SIGTERM, 143, "generate"), (signal.SIGINT, 130, "update")]
+)
+def test_a_signal_ends_it_in_good_order(
+    whole: Command, tmp_path: Path, number: int, code: int, phase: str
+) -> None:
     command = Command(tmp_path / "run")
     command.take_graphs(whole)
     process = command.start()
-    command.wait_until_inside(process, "generate", 1)
+    command.wait_until_inside(process, phase, 1)
     process.send_signal(number)
     assert process.wait(timeout=60) == code
     said = (command.folder / "train.txt").read_text()
     assert "resume with --resume_training" in said
     assert "Traceback" not in said
     assert RunLock.acquire(command.run).taken_over is None
+
+
+def test_a_signal_while_graphs_are_compiled_is_no_error_of_the_model(tmp_path: Path) -> None:
+    command = Command(tmp_path / "run")
+    process = command.start()
+    deadline = time.monotonic() + 120
+    while not (command.run / "compile_cache").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)  # anywhere within the twenty or so that compiling takes
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    said = (command.folder / "train.txt").read_text().splitlines()
+    assert said[-1] == "stopped by SIGTERM; resume with --resume_training"
+    assert {path.name for path in command.folder.iterdir()} == {"save_ckpt", "train.txt"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 
 from rollforward.errors import WorkerFailed
 from rollforward.run.environment import prepare, this_process
-from rollforward.run.launch import alive, free_port, launch
+from rollforward.run.launch import free_port, launch
+from rollforward.run.reports import alive
 
 SCRIPT = """\
 import os, signal, sys, time
@@ -18,7 +19,7 @@ from pathlib import Path
 if os.environ["MS_ROLE"] == "MS_SCHED":
     time.sleep(100)
 from rollforward.run.environment import LAUNCHED
-from rollforward.run.launch import die_with_parent, report
+from rollforward.run.reports import die_with_parent, report
 die_with_parent()
 rank, folder = int(os.environ["RANK_ID"]), Path(os.environ[LAUNCHED])
 report(folder, rank)

@@ -13,15 +13,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from rollforward.cli.arguments import Parser
-from rollforward.cli.stopping import Stopped, take_signals
 from rollforward.errors import RollforwardError
-from rollforward.run.environment import LAUNCHED, this_process
-from rollforward.run.launch import error_text, report
+from rollforward.run import reports, stopping
+from rollforward.run.reports import error_text
+from rollforward.run.stopping import Stopped
 
 
 def verb_modules() -> list[ModuleType]:
@@ -48,44 +47,39 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    code, message, debug = 0, None, "--debug" in given
+    code, message, kind, debug = 0, None, None, "--debug" in given
     try:
         options, unknown = build_parser().parse_known_args(given)
         if unknown:
             options.verb_parser.unknown(unknown)
         code = options.run(options, given)
     except RollforwardError as error:
-        code, message = error.exit_code, error_text(error)
+        code, message, kind = error.exit_code, error_text(error), type(error).__name__
         if debug:
             traceback.print_exc()
-    except KeyboardInterrupt:
-        code, message = 130, "stopped by Ctrl-C; resume with --resume_training"
     except Stopped as stop:
-        code, message = stop.exit_code, f"stopped by {stop.told}; resume with --resume_training"
+        code, message = stop.exit_code, str(stop)
     except BrokenPipeError:
         # The reader of a pipe has left, `head` for one. Nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        code, message = 1, f"{error_text(error)}\nTry: --debug for where it happened"
+        code, kind = 1, type(error).__name__
+        message = f"{error_text(error)}\nTry: --debug for where it happened"
         if debug:
             traceback.print_exc()
     if message is not None:
         sys.stderr.write(message + "\n")
-    _tell_launcher(code, message)
+    reports.tell_ending(code, error=message, kind=kind)
     return code
-
-
-def _tell_launcher(code: int, message: str | None) -> None:
-    """As a worker that `rollforward train --workers` started, say how it ended."""
-    folder, process = os.environ.get(LAUNCHED), this_process()
-    if folder and process.role == "worker":
-        report(Path(folder), process.rank, code=code, error=message)
 
 
 def run_process(arguments: Sequence[str] | None = None) -> NoReturn:
     """`main` as the whole of this process."""
-    take_signals()
-    sys.exit(main(arguments))
+    stopping.take_signals()
+    code = main(arguments)
+    if code:
+        stopping.leave(code)
+    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """`rollforward train`: start a run, or go on with one."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 from rollforward.cli import worker
 from rollforward.cli.arguments import Parser, count, position, split_list
 from rollforward.errors import ConfigError
-from rollforward.run import config, launch
+from rollforward.run import config, launch, reports
 from rollforward.run.engine import MindSpore
-from rollforward.run.environment import LAUNCHED, Process, this_process
+from rollforward.run.environment import this_process
 from rollforward.run.plan import Asked, prepare
 from rollforward.run.session import train
 
@@ -134,7 +133,7 @@ def compute(
     `arguments` is the whole command line, for workers; `given` is what it says of the configuration.
     """
     process, engines = this_process(), MindSpore()
-    _join_launcher(process)
+    reports.join()
     loaded = config.load(options.config, given)
     if process.role == "scheduler":
         engines.serve_scheduler(loaded.config.context.device_target)
@@ -183,15 +182,6 @@ def overrides(options: argparse.Namespace) -> list[tuple[str, Any]]:
         if tensorboard:
             found.append(("rl_config.tensorboard_dir", tensorboard))
     return found
-
-
-def _join_launcher(process: Process) -> None:
-    """As a process that `launch` started: end when it does, and say that we live."""
-    folder = os.environ.get(LAUNCHED)
-    if folder and process.role != "alone":
-        launch.die_with_parent()
-        if process.role == "worker":
-            launch.report(Path(folder), process.rank)
 
 
 def _numbers(text: str) -> list[float]:

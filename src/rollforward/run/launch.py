@@ -9,8 +9,6 @@ ends all: within two seconds, by SIGKILL, which a run survives by design.
 Left out: several machines. There the user's own `msrun` starts `examples/grpo/main.py`.
 """
 
-import ctypes
-import json
 import os
 import re
 import signal
@@ -21,49 +19,27 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from rollforward.errors import RollforwardError, WorkerFailed
-from rollforward.run import heartbeat
+from rollforward.run import heartbeat, reports, stopping
 from rollforward.run.environment import LAUNCHED
-from rollforward.storage.local import LocalStorage
+from rollforward.run.reports import Report, alive, die_with_parent
 
 _LOOK_EVERY = 0.2
 """Seconds between two looks at the workers."""
 _ENDING = 10.0
 """Seconds that `msrun` has to end after the last worker has."""
-_PATIENCE = 5.0
+_PATIENCE = stopping.GRACE + 1.0
 """Seconds that workers have to end by themselves after SIGTERM."""
+_ENDING_ALL = _PATIENCE + 1.0
+"""Seconds that this process has, after a signal, to end all others and itself."""
 _NO_WORKER = "-2"
 """For `msrun --tail_worker_log`: the number of no worker, since the log is shown from here."""
 _SHOWN_LINES = 15
 _FRAMEWORK_LINE = re.compile(r"\[(?:DEBUG|INFO|WARNING)\] [A-Z_]+\(\d+")
 """What MindSpore logs of itself; it stays in the worker's log."""
-_PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a worker says of itself."""
-
-    pid: int
-    code: int | None = None
-    """How it ended; None while it runs, or when it was killed."""
-    error: str | None = None
-
-
-def report(folder: Path, rank: int, *, code: int | None = None, error: str | None = None) -> None:
-    """Say, as worker `rank`, that this process lives or how it ends. Read by `launch`."""
-    value = {"pid": os.getpid(), "code": code, "error": error}
-    LocalStorage(folder).write(f"rank_{rank}.json", [json.dumps(value).encode()])
-
-
-def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent is gone, however it went. Linux only."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def launch(
@@ -76,7 +52,9 @@ def launch(
     (exit code 2, for one) is shown and its code returned.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
+    stopping.allow(_ENDING_ALL)
     with tempfile.TemporaryDirectory(prefix="rollforward-") as folder:
+        reports.prepare(Path(folder))
         # A log of an earlier run would be shown as if it were of this one.
         for stale in log_folder.glob("worker_*.log"):
             stale.unlink()
@@ -172,8 +150,9 @@ class _Watch:
 
     def _read_reports(self) -> None:
         for rank in range(self._workers):
-            with suppress(OSError, ValueError, TypeError):
-                self._reports[rank] = Report(**json.loads((self._folder / f"rank_{rank}.json").read_bytes()))
+            found = reports.read(self._folder, rank)
+            if found is not None:
+                self._reports[rank] = found
 
     def _first_failure(self, msrun_gone: bool) -> int | None:
         """The rank that failed; -1 when `msrun` is gone although workers have not ended."""
@@ -236,28 +215,12 @@ class _Watch:
             sys.stdout.flush()
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not yet waited for does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return state not in (b"Z", b"X")
-
-
 def free_port() -> int:
     """A TCP port that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def error_text(error: BaseException) -> str:
-    """What a worker reports of an error: ours as they are, others by their class."""
-    return str(error) if isinstance(error, RollforwardError) else f"{type(error).__name__}: {error}"
 
 
 def _kill_group(pid: int, number: int) -> None:

@@ -28,6 +28,7 @@ from rollforward.run.rollout_codec import (
     unpack,
     unpack_outcome,
 )
+from rollforward.run.stopping import finishing
 from rollforward.storage import Storage
 from rollforward.store.journal import Journal
 from rollforward.store.journal_reading import JournalView, read_journal, repair
@@ -111,7 +112,8 @@ class JournaledRollouts:
     def append(self, position: Position, chunk: int, rollouts: RolloutChunk) -> None:
         """Returns when the chunk is on stable storage."""
         arrays, metadata = pack(rollouts)
-        self.journal.append(position, chunk, arrays, metadata)
+        with finishing():
+            self.journal.append(position, chunk, arrays, metadata)
 
     def record(
         self, position: Position, iteration: int, outcome: UpdateOutcome, learning_rate: float
@@ -127,7 +129,8 @@ class JournaledRollouts:
             self.replayed_updates += 1
             if self._repeats(position, iteration, given, *found):
                 return
-        self.journal.record(position, iteration, arrays, metadata)
+        with finishing():
+            self.journal.record(position, iteration, arrays, metadata)
 
     def _recorded(self, position: Position, iteration: int) -> tuple[RecordedOutcome, SegmentName] | None:
         try:

@@ -13,7 +13,7 @@ Nothing is written before everything that can be wrong with the user's input has
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from rollforward.grpo.ports import Engine, Group, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
-from rollforward.run import environment, metrics, recovery_report, strategy
+from rollforward.run import environment, metrics, recovery_report, reports, stopping, strategy
 from rollforward.run.branching import changes
 from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromCheckpoint, FromModel
@@ -54,8 +54,8 @@ def train(plan: Plan, engines: EnginePackage) -> None:
     """Run the plan to its end as this worker. Collective when there are several."""
     seconds = {"prepare": environment.age()}
     environment.prepare()
-    group = engines.connect(plan.config.context.device_target)
-    with ExitStack() as stack:
+    with ExitStack() as stack, stopping.ending(lambda reason: _end(stack, reason)):
+        group = engines.connect(plan.config.context.device_target)
         display = open_display(
             rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
         )
@@ -108,6 +108,13 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             prove_unchanged=plan.config.rl_config.save_ckpt_prove_unchanged,
         )
         _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observer)
+
+
+def _end(held: ExitStack, reason: stopping.Stopped) -> None:
+    """Let go of all that this worker holds; tell its launcher, if it has one."""
+    with suppress(Exception):
+        held.close()
+    reports.tell_ending(reason.exit_code, error=str(reason))
 
 
 def _run_steps(
