@@ -5,13 +5,13 @@ names. What a name of ours does not fit is never touched. Every function returns
 instead of raising: by then the new checkpoint is committed, and a file too many harms nobody.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.finding import check_files, load_manifest, positions
+from rollforward.store.finding import is_valid, load_summary
 from rollforward.store.guests import read_guests
 from rollforward.store.layout import (
     COMMITS,
@@ -20,11 +20,13 @@ from rollforward.store.layout import (
     TensorFileName,
     is_temporary,
     manifest_path,
+    parse_manifest_name,
     parse_rank,
     rank_folder,
 )
 from rollforward.store.manifest import Generation, Manifest
 from rollforward.store.retention import Candidate, Retention, keep_mask
+from rollforward.store.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -48,45 +50,42 @@ class Inventory:
     """All manifests of a folder, in short. One rank keeps it, from its first save on."""
 
     def __init__(self, storage: Storage) -> None:
-        self._manifests: dict[Position, Manifest | None] = {}
+        self._storage = storage
+        self._summaries: dict[Position, Summary | None] = {}
+        """None for a manifest that cannot be read."""
         self._valid: dict[Position, bool] = {}
+        """As far as it was asked."""
         self._guests = read_guests(storage)
-        for position in positions(storage):
+        named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
+        for position in (position for position in named if position is not None):
             try:
-                manifest = load_manifest(storage, position)
+                self._summaries[position] = load_summary(storage, position)
             except CheckpointInvalid:
-                self._manifests[position], self._valid[position] = None, False
-                continue
-            try:
-                check_files(storage, manifest)
-                self.add(manifest)
-            except CheckpointInvalid:
-                self._manifests[position], self._valid[position] = manifest, False
+                self._summaries[position], self._valid[position] = None, False
 
     def add(self, manifest: Manifest) -> None:
         """A checkpoint was committed."""
-        self._manifests[manifest.position] = manifest
+        self._summaries[manifest.position] = Summary.of(manifest)
         self._valid[manifest.position] = True
 
     def remove(self, position: Position) -> None:
         """A checkpoint's manifest was removed."""
-        del self._manifests[position], self._valid[position]
+        del self._summaries[position]
+        self._valid.pop(position, None)
 
     def kept(self) -> Kept:
         """What the manifests name, and what was there before the folder became ours."""
-        readable = [manifest for manifest in self._manifests.values() if manifest is not None]
-        unreadable = frozenset(position for position, manifest in self._manifests.items() if manifest is None)
-        named = frozenset(name for manifest in readable for name in manifest.generations())
+        unreadable = frozenset(position for position, summary in self._summaries.items() if summary is None)
+        named = frozenset(name for summary in self._readable() for name in summary.generations)
         return Kept(named | self._guests, unreadable)
 
     def attachments(self) -> dict[str, str]:
         """Path -> digest of every attachment that a manifest names."""
-        return {
-            item.path: item.digest
-            for manifest in self._manifests.values()
-            if manifest is not None
-            for item in manifest.attachments
-        }
+        return {path: found for summary in self._readable() for path, found in summary.attachments.items()}
+
+    def metrics(self) -> set[str]:
+        """The names of all figures that checkpoints carry."""
+        return {name for summary in self._readable() for name in summary.metrics}
 
     def free_attempt(self, roles: Iterable[str], position: Position) -> int:
         """The least attempt number under which no committed file of this position would be replaced."""
@@ -96,33 +95,37 @@ class Inventory:
             attempt += 1
         return attempt
 
-    def removable(self, retention: Retention) -> list[tuple[Position, Manifest | None]]:
+    def removable(self, retention: Retention) -> list[tuple[Position, Summary | None]]:
         """The checkpoints that the policy lets go."""
-        order = list(self._manifests)
+        order = list(self._summaries)
         found = [self._candidate(position, retention.metric) for position in order]
-        mask = keep_mask(found, retention)
+        mask = keep_mask(found, retention, self._is_valid)
         return [
-            (position, self._manifests[position])
+            (position, self._summaries[position])
             for position, keep in zip(order, mask, strict=True)
             if not keep
         ]
 
-    def metrics(self) -> set[str]:
-        """The names of all figures that checkpoints carry."""
-        return {name for manifest in self._manifests.values() if manifest for name in manifest.metrics}
+    def _readable(self) -> Iterator[Summary]:
+        return (summary for summary in self._summaries.values() if summary is not None)
 
     def _candidate(self, position: Position, metric: str) -> Candidate:
-        manifest = self._manifests[position]
-        if manifest is None:
-            latest = max((found.incarnation for found in self._manifests.values() if found), default=0)
-            return Candidate(incarnation=latest, position=position, valid=False)
+        summary = self._summaries[position]
+        if summary is None:
+            latest = max((found.incarnation for found in self._readable()), default=0)
+            return Candidate(incarnation=latest, position=position)
         return Candidate(
-            incarnation=manifest.incarnation,
+            incarnation=summary.incarnation,
             position=position,
-            global_step=manifest.global_step,
-            valid=self._valid[position],
-            metric=manifest.metrics.get(metric),
+            global_step=summary.global_step,
+            metric=summary.metrics.get(metric),
         )
+
+    def _is_valid(self, candidate: Candidate) -> bool:
+        position = candidate.position
+        if position not in self._valid:
+            self._valid[position] = is_valid(self._storage, position)
+        return self._valid[position]
 
 
 def remove_manifests(storage: Storage, inventory: Inventory, retention: Retention) -> list[str]:
@@ -137,7 +140,7 @@ def remove_manifests(storage: Storage, inventory: Inventory, retention: Retentio
         # Only now may their files go. After an error they stay listed, and the next save tries again.
         for position, _ in doomed:
             inventory.remove(position)
-        removed = {item.path for _, manifest in doomed if manifest for item in manifest.attachments}
+        removed = {path for _, summary in doomed if summary for path in summary.attachments}
         for path in removed - inventory.attachments().keys():
             storage.remove(path)
     except StorageError as error:

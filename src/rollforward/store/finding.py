@@ -15,6 +15,7 @@ from rollforward.storage import Storage, read_small
 from rollforward.store import manifest as manifests
 from rollforward.store.layout import COMMITS, ROLE_FOLDERS, manifest_path, parse_manifest_name, parse_rank
 from rollforward.store.manifest import FileRecord, Manifest
+from rollforward.store.summary import Summary, summarise
 
 _PEEK_BYTES = 512
 
@@ -77,12 +78,28 @@ def _peek(storage: Storage, position: Position) -> int:
 
 def load_manifest(storage: Storage, position: Position) -> Manifest:
     """The manifest of a position; CheckpointInvalid when it cannot be read or does not prove intact."""
-    path = manifest_path(position)
+    return manifests.parse(_content(storage, position), f"{position}.json")
+
+
+def load_summary(storage: Storage, position: Position) -> Summary:
+    """The manifest of a position in short; CheckpointInvalid as from `load_manifest`."""
+    return summarise(_content(storage, position), f"{position}.json")
+
+
+def is_valid(storage: Storage, position: Position) -> bool:
+    """Whether `find` would take this checkpoint: its manifest proves intact and its files are there."""
     try:
-        content = read_small(storage, path, limit=manifests.MAX_MANIFEST_BYTES)
+        check_files(storage, load_manifest(storage, position))
+    except CheckpointInvalid:
+        return False
+    return True
+
+
+def _content(storage: Storage, position: Position) -> bytes:
+    try:
+        return read_small(storage, manifest_path(position), limit=manifests.MAX_MANIFEST_BYTES)
     except StorageError as error:
         raise CheckpointInvalid(f"manifest {position}: {error.message}") from error
-    return manifests.parse(content, path.rpartition("/")[2])
 
 
 def check_files(storage: Storage, manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ FORMAT = "rollforward checkpoint"
 VERSION = 1
 MAX_MANIFEST_BYTES = 1 << 30
 _TAIL = len(',"digest":""}\n') + DIGEST_HEX
-_KEYS = frozenset(
+KEYS = frozenset(
     {"format", "version", "incarnation", "position", "run_id", "global_step", "created", "world_size"}
     | {"fingerprint", "journal", "versions", "state", "roles", "attachments", "files", "tensors", "digest"}
 )
@@ -111,9 +111,7 @@ class Manifest:
     @property
     def metrics(self) -> dict[str, float]:
         """Name -> figure, for retention and for people; empty when the trainer gave none."""
-        given = self.state.get("metrics")
-        found = given.items() if isinstance(given, dict) else ()
-        return {name: float(value) for name, value in found if type(value) in (int, float)}
+        return metrics_of(self.state)
 
     def role_digests(self) -> dict[str, str]:
         """One digest a role, over its tensors by name; independent of world size and files."""
@@ -132,6 +130,13 @@ class Manifest:
     def paths(self) -> set[str]:
         """Every file that must stay for this checkpoint to be whole."""
         return {file.path for file in self.files} | {file.path for file in self.attachments}
+
+
+def metrics_of(state: Mapping[str, Any]) -> dict[str, float]:
+    """See `Manifest.metrics`."""
+    given = state.get("metrics")
+    found = given.items() if isinstance(given, dict) else ()
+    return {name: float(value) for name, value in found if type(value) in (int, float)}
 
 
 def tensors_of(role: str, written: WrittenFile) -> list[StoredTensor]:
@@ -199,14 +204,15 @@ def peek_incarnation(front: bytes) -> int:
 def parse(content: bytes, name: str) -> Manifest:
     """Read the manifest that the file `commits/<name>` holds; CheckpointInvalid says why it is none."""
     try:
-        own = _check_own_digest(content)
+        own = check_own_digest(content)
         value = strictjson.parse(content)
         return _parse(value, name, own)
     except ValueError as error:
         raise CheckpointInvalid(f"manifest {name}: {error}") from None
 
 
-def _check_own_digest(content: bytes) -> str:
+def check_own_digest(content: bytes) -> str:
+    """The digest that a manifest ends with; ValueError when it is not that of every byte before."""
     body, tail = content[:-_TAIL], content[-_TAIL:]
     if not (tail.startswith(b',"digest":"') and tail.endswith(b'"}\n')):
         raise ValueError("cut short or overwritten: it does not end with its digest")
@@ -218,17 +224,7 @@ def _check_own_digest(content: bytes) -> str:
 
 def _parse(value: Any, name: str, own: str) -> Manifest:
     _need(isinstance(value, dict), "not a JSON object")
-    _need(value.get("format") == FORMAT, f"its format is not {FORMAT!r}")
-    version = value.get("version")
-    _need(version == VERSION, f"its version is {str(version)[:20]}; this program reads version {VERSION}")
-    _need(set(value) == _KEYS, f"unexpected or missing keys: {sorted(set(value) ^ _KEYS)[:5]}")
-    position = Position.parse(_text(value["position"], "position"))
-    _need(parse_manifest_name(name) == position, f"it is about {position}, not what its file name says")
-    for key in ("incarnation", "global_step", "world_size"):
-        _need(is_count(value[key]), f"{key} is not a count")
-    _need(value["world_size"] >= 1, "a world size of 0")
-    versions, state = value["versions"], value["state"]
-    _need(isinstance(versions, dict) and isinstance(state, dict), "versions or state is not an object")
+    head = parse_head(value, name, keys=KEYS)
     files = tuple(FileRecord(*_file_entry(entry)) for entry in _list(value["files"], "files"))
     attachments = tuple(
         Attachment(*_file_entry(entry)) for entry in _list(value["attachments"], "attachments")
@@ -236,23 +232,38 @@ def _parse(value: Any, name: str, own: str) -> Manifest:
     tensors = tuple(_tensor_entry(entry, files) for entry in _list(value["tensors"], "tensors"))
     _check_files(files, attachments, value["world_size"])
     _check_tensors(tensors)
-    manifest = Manifest(
-        incarnation=value["incarnation"],
-        position=position,
-        run_id=_text(value["run_id"], "run_id"),
-        global_step=value["global_step"],
-        created=_text(value["created"], "created"),
-        world_size=value["world_size"],
-        fingerprint=_text(value["fingerprint"], "fingerprint"),
-        versions={str(key): _text(item, "a version") for key, item in versions.items()},
-        state=state,
-        files=files,
-        tensors=tensors,
-        attachments=attachments,
-        digest=own,
-    )
+    manifest = Manifest(**head, files=files, tensors=tensors, attachments=attachments, digest=own)
     _need(value["roles"] == manifest.role_digests(), "the digests of its roles are not those of its tensors")
     return manifest
+
+
+def parse_head(value: Mapping[str, Any], name: str, *, keys: frozenset[str]) -> dict[str, Any]:
+    """The fields of a `Manifest` besides files, attachments and tensors; ValueError says what is wrong.
+
+    `value` is what the file `commits/<name>` holds, or that part of it which has just these keys.
+    """
+    _need(value.get("format") == FORMAT, f"its format is not {FORMAT!r}")
+    version = value.get("version")
+    _need(version == VERSION, f"its version is {str(version)[:20]}; this program reads version {VERSION}")
+    _need(value.keys() == keys, f"unexpected or missing keys: {sorted(value.keys() ^ keys)[:5]}")
+    position = Position.parse(_text(value["position"], "position"))
+    _need(parse_manifest_name(name) == position, f"it is about {position}, not what its file name says")
+    for key in ("incarnation", "global_step", "world_size"):
+        _need(is_count(value[key]), f"{key} is not a count")
+    _need(value["world_size"] >= 1, "a world size of 0")
+    versions, state = value["versions"], value["state"]
+    _need(isinstance(versions, dict) and isinstance(state, dict), "versions or state is not an object")
+    return {
+        "incarnation": value["incarnation"],
+        "position": position,
+        "run_id": _text(value["run_id"], "run_id"),
+        "global_step": value["global_step"],
+        "created": _text(value["created"], "created"),
+        "world_size": value["world_size"],
+        "fingerprint": _text(value["fingerprint"], "fingerprint"),
+        "versions": {str(key): _text(item, "a version") for key, item in versions.items()},
+        "state": state,
+    }
 
 
 def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -339,11 +350,12 @@ def _check_files(files: Iterable[FileRecord], attachments: Iterable[Attachment],
 
 def _check_tensors(tensors: tuple[StoredTensor, ...]) -> None:
     names: set[tuple[str, str]] = set()
+    files = {path: TensorFileName.parse(path) for path in {tensor.file for tensor in tensors}}
     for tensor in tensors:
         key = (tensor.role, tensor.record.name)
         _need(key not in names, f"the tensor {tensor.record.name[:60]!r} is listed twice")
         names.add(key)
-        parsed = TensorFileName.parse(tensor.file)
+        parsed = files[tensor.file]
         _need(
             parsed is not None and parsed.role == tensor.role,
             f"{tensor.record.name[:60]!r} is in another role's file",

@@ -7,7 +7,7 @@ cost the best ones. Whatever the policy says, the newest valid checkpoint stays,
 journal from the oldest kept checkpoint on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,9 +26,9 @@ from rollforward.store.cleaning import (
 from rollforward.store.finding import positions
 from rollforward.store.journal_history import journal_ranks
 from rollforward.store.journal_reading import Segment, list_segments, read_journal
-from rollforward.store.layout import ROLE_FOLDERS, is_temporary, journal_folder
-from rollforward.store.manifest import Manifest
+from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, is_temporary, journal_folder
 from rollforward.store.retention import Retention
+from rollforward.store.summary import Summary
 from rollforward.store.timeline import removable
 
 
@@ -57,10 +57,9 @@ def plan(storage: Storage, retention: Retention) -> list[Removal]:
         for role in ROLE_FOLDERS:
             unnamed.update(unneeded_files(storage, kept, role, rank))
     removals = []
-    for position, manifest in doomed:
-        paths = manifest.paths() & unnamed.keys() if manifest else set[str]()
-        size = sum(unnamed.pop(path) for path in paths)
-        removals.append(Removal("checkpoint", str(position), size, _reason(manifest, retention)))
+    for position, summary in doomed:
+        size = sum(unnamed.pop(path) for path in _files_of(summary, unnamed))
+        removals.append(Removal("checkpoint", str(position), size, _reason(summary, retention)))
     for path, size in sorted(unnamed.items()):
         left = (
             "an unfinished write left it"
@@ -113,14 +112,26 @@ def _check_metric(inventory: Inventory, retention: Retention) -> None:
         )
 
 
-def _reason(manifest: Manifest | None, retention: Retention) -> str:
-    if manifest is None:
+def _files_of(summary: Summary | None, paths: Iterable[str]) -> list[str]:
+    """Those of the paths that a checkpoint needs."""
+    if summary is None:
+        return []
+    parsed = ((path, TensorFileName.parse(path)) for path in paths)
+    return [
+        path
+        for path, name in parsed
+        if name is not None and (name.role, name.position, name.attempt) in summary.generations
+    ]
+
+
+def _reason(summary: Summary | None, retention: Retention) -> str:
+    if summary is None:
         return "its manifest cannot be read, and there are newer ones"
     wanted = [f"not among the newest {retention.newest}"]
     if retention.every > 0:
-        wanted.append(f"{manifest.global_step} steps are no multiple of {retention.every}")
+        wanted.append(f"{summary.global_step} steps are no multiple of {retention.every}")
     if retention.best > 0:
-        value = manifest.metrics.get(retention.metric)
+        value = summary.metrics.get(retention.metric)
         wanted.append(
             f"it carries no {retention.metric}"
             if value is None

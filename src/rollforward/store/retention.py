@@ -4,7 +4,7 @@ No clock, no disk. Whatever the policy says, the newest valid checkpoint is kept
 something to resume from is never the thing that is removed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rollforward.position import Position
@@ -17,8 +17,6 @@ class Candidate:
     incarnation: int
     position: Position
     global_step: int = 0
-    valid: bool = True
-    """False when its manifest cannot be read or a file is missing."""
     metric: float | None = None
     """For `Retention.best`; None when it carries none."""
 
@@ -37,29 +35,44 @@ class Retention:
     """Which of the figures that checkpoints carry (`Manifest.metrics`) `best` goes by."""
 
 
-def keep_mask(candidates: Sequence[Candidate], retention: Retention) -> list[bool]:
+def keep_mask(
+    candidates: Sequence[Candidate], retention: Retention, is_valid: Callable[[Candidate], bool]
+) -> list[bool]:
     """For each candidate whether it stays.
 
-    Only valid ones count towards `newest` and `best`. An invalid one is kept, as evidence, while
-    it is newer than the oldest of the `newest` valid ones or there are not as many yet.
+    One is valid when its manifest proves intact and no file is missing. Only valid ones count towards
+    `newest` and `best`. An invalid one is kept, as evidence, while it is newer than the oldest of the
+    `newest` valid ones or there are not as many yet. `is_valid` may be slow: it is asked of those only
+    on which something depends.
     """
-    order = sorted(
-        range(len(candidates)),
-        key=lambda i: (candidates[i].incarnation, candidates[i].position),
-        reverse=True,
-    )
-    valid = [i for i in order if candidates[i].valid]
-    if not valid or retention.newest <= 0:
+    if not 0 < retention.newest < len(candidates):
         return [True] * len(candidates)
-    newest = valid[: retention.newest]
-    keep = set(newest)
-    keep.update(order if len(valid) < retention.newest else order[: order.index(newest[-1])])
+    order = sorted(candidates, key=lambda item: (item.incarnation, item.position), reverse=True)
+    keep: set[Position] = set()
+    found = 0
+    for candidate in order:
+        keep.add(candidate.position)
+        found += is_valid(candidate)
+        if found == retention.newest:
+            break
     if retention.every > 0:
-        keep.update(i for i in valid if candidates[i].global_step % retention.every == 0)
-    ranked = sorted(
-        (i for i in valid if candidates[i].metric is not None),
-        key=lambda i: (candidates[i].metric or 0.0, candidates[i].incarnation, candidates[i].position),
-        reverse=True,
-    )
-    keep.update(ranked[: retention.best])
-    return [i in keep for i in range(len(candidates))]
+        keep.update(
+            item.position
+            for item in order
+            if item.position not in keep and item.global_step % retention.every == 0 and is_valid(item)
+        )
+    keep.update(item.position for item in _best(order, retention.best, is_valid))
+    return [item.position in keep for item in candidates]
+
+
+def _best(
+    order: Sequence[Candidate], count: int, is_valid: Callable[[Candidate], bool]
+) -> Iterator[Candidate]:
+    """The valid ones with the greatest metric, of equals the first."""
+    ranked = [(item.metric, item) for item in order if item.metric is not None]
+    for _, item in sorted(ranked, key=lambda pair: -pair[0]):
+        if count <= 0:
+            return
+        if is_valid(item):
+            count -= 1
+            yield item

@@ -7,6 +7,8 @@ Every refusal is a ValueError whose text fits one line.
 import json
 from typing import Any, NoReturn
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 
 def parse(content: bytes) -> Any:
     """The value that the bytes hold."""
@@ -23,7 +25,7 @@ def parse(content: bytes) -> Any:
 def dump(value: Any) -> str:
     """JSON on one line, in the order of the keys; ValueError for NaN and what JSON has no form for."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return _ENCODER.encode(value)
     except (TypeError, RecursionError) as error:
         raise ValueError(f"cannot be written as JSON: {error}") from error
 

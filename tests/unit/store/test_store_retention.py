@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from itertools import product
 
 from hypothesis import given, settings
@@ -8,14 +9,26 @@ from rollforward.store.parts import assign
 from rollforward.store.retention import Candidate, Retention, keep_mask
 
 
+@dataclass(frozen=True, kw_only=True)
+class Looked(Candidate):
+    """A checkpoint of which it is known whether it is valid."""
+
+    valid: bool
+
+
 def candidate(step, *, incarnation=1, valid=True, metric=None):
-    return Candidate(
-        incarnation=incarnation, position=Position(0, step), global_step=step, valid=valid, metric=metric
+    return Looked(
+        incarnation=incarnation, position=Position(0, step), global_step=step, metric=metric, valid=valid
     )
 
 
-def kept(candidates, **policy):
-    mask = keep_mask(candidates, Retention(**policy))
+def kept(candidates, *, asked=None, **policy):
+    def valid(item):
+        if asked is not None:
+            asked.add(item.position.step)
+        return item.valid
+
+    mask = keep_mask(candidates, Retention(**policy), valid)
     return [item.position.step for item, keep in zip(candidates, mask, strict=True) if keep]
 
 
@@ -30,6 +43,16 @@ def test_zero_keeps_everything():
 def test_every_nth_and_the_best_stay_besides():
     found = [candidate(step, metric=-abs(step - 7)) for step in range(1, 21)]
     assert kept(found, newest=1, every=10, best=2) == [7, 8, 10, 20]
+
+
+def test_only_those_are_looked_at_on_which_something_depends():
+    found = [candidate(step, metric=-abs(step - 57)) for step in range(1, 101)]
+    asked = set()
+    assert kept(found, asked=asked, newest=2, every=50, best=1) == [50, 57, 99, 100]
+    assert asked == {50, 57, 99, 100}
+    asked.clear()
+    assert kept(found, asked=asked, newest=100) == list(range(1, 101))
+    assert asked == set()
 
 
 def test_an_invalid_one_takes_no_place_and_stays_only_while_it_is_newer():
@@ -61,7 +84,7 @@ def test_the_newest_valid_one_always_stays(items, newest, every, best):
     found = [
         candidate(step, incarnation=number, valid=valid, metric=step % 5) for number, step, valid in items
     ]
-    mask = keep_mask(found, Retention(newest=newest, every=every, best=best))
+    mask = keep_mask(found, Retention(newest=newest, every=every, best=best), lambda item: item.valid)
     valid = [(item.incarnation, item.position) for item in found if item.valid]
     if valid:
         index = next(i for i, item in enumerate(found) if (item.incarnation, item.position) == max(valid))

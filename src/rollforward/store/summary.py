@@ -1,0 +1,78 @@
+"""A manifest in short: what retention and cleaning need to know of a checkpoint.
+
+A folder may hold a thousand checkpoints, and what makes a manifest large is its tensors. They are
+passed over here: the manifest's own digest is checked over every byte, then only what stands before
+the tensors is parsed, and kept only as far as it is needed. Whether the files are there, and whether
+the rest of the manifest keeps the rules, is another question (`finding`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rollforward.position import Position
+from rollforward.store import manifest as manifests
+from rollforward.store import strictjson
+from rollforward.store.layout import TensorFileName
+from rollforward.store.manifest import Generation, Manifest
+
+_TENSORS = b',\n"tensors":['
+"""What comes before the tensors; never inside a text, where JSON has no line breaks."""
+_KEYS = manifests.KEYS - {"tensors", "digest"}
+_FIRST_RANK = "/rank_0/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What counts of one checkpoint."""
+
+    incarnation: int
+    position: Position
+    global_step: int
+    world_size: int
+    metrics: Mapping[str, float]
+    generations: frozenset[Generation]
+    """Which tensor files it needs, of all ranks."""
+    attachments: Mapping[str, str]
+    """Path -> digest."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Summary":
+        """Of a whole manifest."""
+        return cls(
+            incarnation=manifest.incarnation,
+            position=manifest.position,
+            global_step=manifest.global_step,
+            world_size=manifest.world_size,
+            metrics=manifest.metrics,
+            generations=frozenset(manifest.generations()),
+            attachments={item.path: item.digest for item in manifest.attachments},
+        )
+
+
+def summarise(content: bytes, name: str) -> Summary:
+    """The summary of the manifest that the file `commits/<name>` holds; CheckpointInvalid when it is none."""
+    try:
+        return _quickly(content, name)
+    except (ValueError, TypeError):
+        # Damaged, or not laid out as we lay it out: looking at all of it tells.
+        return Summary.of(manifests.parse(content, name))
+
+
+def _quickly(content: bytes, name: str) -> Summary:
+    manifests.check_own_digest(content)
+    value = strictjson.parse(content.partition(_TENSORS)[0] + b"}")
+    head = manifests.parse_head(value, name, keys=_KEYS)
+    # A role has a file of every rank, so those of the first rank tell them all.
+    first = [TensorFileName.parse(path) for path, _, _ in value["files"] if _FIRST_RANK in path]
+    generations = frozenset((item.role, item.position, item.attempt) for item in first if item is not None)
+    if len(value["files"]) != head["world_size"] * len(generations):
+        raise ValueError("its files are not those of every rank")
+    return Summary(
+        incarnation=head["incarnation"],
+        position=head["position"],
+        global_step=head["global_step"],
+        world_size=head["world_size"],
+        metrics=manifests.metrics_of(head["state"]),
+        generations=generations,
+        attachments={path: digest for path, _, digest in value["attachments"]},
+    )

@@ -1,0 +1,114 @@
+"""A manifest in short says what the whole one says, and costs no more than it must."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rollforward.errors import CheckpointInvalid
+from rollforward.position import Position
+from rollforward.storage import LocalStorage
+from rollforward.store import CheckpointStore, Retention, list_checkpoints, load_manifest
+from rollforward.store import manifest as manifests
+from rollforward.store.digests import digest
+from rollforward.store.summary import Summary, summarise
+
+
+def save(store, number, **more):
+    state = {
+        "policy_model": {"w": np.full(5, number, np.float32), "v": np.full(3, number, np.float32)},
+        "ref": {"w": np.zeros(5, np.float32)},
+    }
+    about = {"run_id": "r", "incarnation": 1, "state": {"metrics": {"reward": number / 2}}, **more}
+    return store.save(Position(0, number), state, global_step=number, **about).manifest
+
+
+@pytest.fixture
+def content(tmp_path):
+    store = CheckpointStore(tmp_path, retention=Retention(newest=0))
+    save(store, 1)
+    save(store, 2, attachments={"config.json": b"{}"})
+    return (tmp_path / "commits/0_2.json").read_bytes()
+
+
+def sealed(body: bytes) -> bytes:
+    return body + f',"digest":"{digest(body)}"}}\n'.encode()
+
+
+def counted(monkeypatch) -> list[str]:
+    """The names of manifests that are parsed as a whole from now on."""
+    names, parse = [], manifests.parse
+    monkeypatch.setattr(manifests, "parse", lambda content, name: names.append(name) or parse(content, name))
+    return names
+
+
+def test_it_says_what_the_whole_manifest_says(content, monkeypatch):
+    whole = manifests.parse(content, "0_2.json")
+    names = counted(monkeypatch)
+    found = summarise(content, "0_2.json")
+    assert found == Summary.of(whole)
+    assert names == []
+    assert found.generations == {("policy_model", Position(0, 2), 0), ("ref", Position(0, 1), 0)}
+    assert (found.metrics, list(found.attachments)) == ({"reward": 1.0}, ["model/config.json"])
+
+
+def test_one_in_another_layout_is_looked_at_as_a_whole(content, monkeypatch):
+    value = json.loads(content)
+    del value["digest"]
+    other = sealed(json.dumps(value, indent=1).encode()[:-2])
+    names = counted(monkeypatch)
+    assert summarise(other, "0_2.json") == summarise(content, "0_2.json")
+    assert names == ["0_2.json"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content.replace(b"0_1", b"0_7", 1),
+        lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
+        lambda content: content[:-60] + bytes([content[-60] ^ 1]) + content[-59:],
+        lambda content: sealed(content[:-46].replace(b'"world_size":1', b'"world_size":2')),
+        lambda content: sealed(content[:-46].replace(b'"position":"0_2"', b'"position":"0_3"')),
+        lambda content: sealed(content[:-46].replace(b'"state":{', b'"state":[{')),
+        lambda content: sealed(content[:-46].replace(b'"files":[\n[', b'"files":[\n[7,')),
+        lambda content: sealed(content[:-46].replace(b'"version":1', b'"version":2')),
+    ],
+)
+def test_what_is_no_manifest_has_no_summary(content, damage):
+    with pytest.raises(CheckpointInvalid, match=r"manifest 0_2\.json: "):
+        summarise(damage(content), "0_2.json")
+
+
+def test_the_first_save_of_a_process_parses_no_manifest_that_nothing_depends_on(tmp_path, monkeypatch):
+    for number in range(1, 7):
+        save(CheckpointStore(tmp_path, retention=Retention(newest=0)), number)
+    names = counted(monkeypatch)
+    previous = load_manifest(LocalStorage(tmp_path), Position(0, 6))
+    store = CheckpointStore(tmp_path, retention=Retention(newest=9), previous=previous)
+    save(store, 7)
+    assert names == ["0_6.json"], "the one that was resumed from"
+    names.clear()
+    save(CheckpointStore(tmp_path, retention=Retention(newest=2), previous=previous), 8)
+    assert names == ["0_7.json"], "8 is new, 7 has to prove that it counts, the others go whatever they hold"
+    assert [info.position.step for info in list_checkpoints(LocalStorage(tmp_path), deep=True)] == [8, 7]
+
+
+def test_a_checkpoint_that_is_only_listed_does_not_take_the_place_of_one_that_counts(tmp_path):
+    for number in range(1, 4):
+        save(CheckpointStore(tmp_path, retention=Retention(newest=0)), number)
+    (tmp_path / "train/rank_0/policy_model_rank_0-0_3.safetensors").unlink()
+    path = tmp_path / "commits/0_2.json"
+    body = path.read_bytes()[:-46].replace(b'"v","F32",[3]', b'"v","F32",[4]')
+    path.write_bytes(sealed(body))
+    save(CheckpointStore(tmp_path, retention=Retention(newest=2)), 4)
+    found = {info.position.step: info.valid for info in list_checkpoints(LocalStorage(tmp_path))}
+    assert found == {4: True, 3: False, 2: False, 1: True}
+
+
+def test_files_of_a_manifest_that_cannot_be_understood_stay(tmp_path):
+    manifest = save(CheckpointStore(tmp_path), 1)
+    path = tmp_path / "commits/0_1.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    save(CheckpointStore(tmp_path), 2)
+    assert all((tmp_path / file.path).exists() for file in manifest.files)
