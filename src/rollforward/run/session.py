@@ -41,6 +41,7 @@ from rollforward.run.saving import RunCheckpoints
 from rollforward.run.settings import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, RunLock, newest_incarnation
+from rollforward.store.cleaning import remove_strays
 from rollforward.store.guests import adopt
 from rollforward.store.journal_records import Identity
 from rollforward.store.manifest import digest_of_arrays
@@ -272,6 +273,7 @@ def _own_the_folder(run: Path, after: int, group: Group, stack: ExitStack) -> tu
         try:
             lock = stack.enter_context(RunLock.acquire(run, after=after))
             fence = lock.check
+            remove_strays(LocalStorage(run))
             answer = {"incarnation": lock.incarnation}
         except RunLocked as error:
             answer = {"message": error.message, "hint": error.hint}

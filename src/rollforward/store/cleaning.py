@@ -6,6 +6,7 @@ instead of raising: by then the new checkpoint is committed, and a file too many
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rollforward.errors import CheckpointInvalid, StorageError
@@ -205,3 +206,14 @@ def temporaries(storage: Storage) -> list[tuple[str, int]]:
         for entry in storage.scan(folder)
         if entry.kind == "file" and is_temporary(entry.name)
     ]
+
+
+def remove_strays(storage: Storage) -> None:
+    """Remove what killed starts left of files in the run's folder itself: metrics, reports of recoveries.
+
+    For a start that holds the lock and has not begun to write there. What cannot be removed stays.
+    """
+    with suppress(StorageError):
+        for entry in storage.scan(""):
+            if entry.kind == "file" and is_temporary(entry.name):
+                storage.remove(entry.name)

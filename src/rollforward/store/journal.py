@@ -53,7 +53,7 @@ from rollforward.store import strictjson
 from rollforward.store.journal_frames import FRONT_BYTES, NO_SALT, encode_frame
 from rollforward.store.journal_reading import JournalView, Place, list_segments, read_record
 from rollforward.store.journal_records import Identity, Record, SegmentHeader, encode_header, encode_record
-from rollforward.store.layout import SegmentName, journal_folder
+from rollforward.store.layout import SegmentName, is_temporary, journal_folder
 from rollforward.store.timeline import removable
 
 SEGMENT_BYTES = 64 << 20
@@ -142,8 +142,14 @@ class Journal:
         self._roll = True
 
     def prune(self, oldest: Position) -> list[str]:
-        """Remove segments that no replay from a position of `oldest` or later needs; returns their paths."""
+        """Remove segments that no replay from a position of `oldest` or later needs; returns their paths.
+
+        What a repair left that was killed goes with them.
+        """
         rank = self.identity.rank
+        for entry in self._storage.scan(journal_folder(rank)):
+            if entry.kind == "file" and is_temporary(entry.name):
+                self._storage.remove(f"{journal_folder(rank)}/{entry.name}")
         names = [segment.name for segment in list_segments(self._storage, rank)]
         lineage = {**self.inherited.lineage, self.identity.incarnation: None}
         removed = removable(names, lineage, oldest)
