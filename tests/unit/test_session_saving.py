@@ -1,5 +1,6 @@
 """What a run says of its own checkpoints: in the log, in the metrics, and by how it ends."""
 
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rollforward.grpo.types import EngineSettings
 from rollforward.run.listing import checkpoints_of
 from rollforward.run.metrics import FILE, read
 from rollforward.store import CheckpointStore
-from rollforward.store.attempt import Attempt
+from rollforward.store.attempt import Attempt, Committed
 
 
 @pytest.fixture
@@ -196,3 +197,67 @@ class TestBest:
     def test_a_metric_that_there_will_not_be_is_refused(self, place: Place) -> None:
         with pytest.raises(ConfigError, match="must be one of reward, reward/toy_session:shortness"):
             place.train("run", rl_config__best_ckpt_metric="revard")
+
+
+def last_files(run: Path) -> set[str]:
+    """What all `meta.json` name."""
+    return {json.loads(path.read_text())["last_ckpt_file"] for path in run.glob("*/rank_0/meta.json")}
+
+
+def files_of(position: str) -> set[str]:
+    return {
+        f"policy_model_rank_0-{position}.safetensors",
+        f"optimizer_rank_0-{position}.safetensors",
+        "ref_rank_0-0_0.safetensors",
+    }
+
+
+class TestMetaJson:
+    """It is derived from the manifest, and never left behind it."""
+
+    def test_a_kill_between_manifest_and_meta_json_is_mended_by_the_next_start(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit_at_once(monkeypatch)
+        tidy, killed = CheckpointStore.tidy, threading.Event()
+
+        def stop_at_the_second(store: CheckpointStore, committed: Committed) -> list[str]:
+            if committed.manifest.global_step == 3:
+                killed.wait()
+                return []
+            return tidy(store, committed)
+
+        monkeypatch.setattr(CheckpointStore, "tidy", stop_at_the_second)
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=4))
+        killed.set()
+        run = place.root / "run"
+        assert [str(info.position) for info in checkpoints_of(run, deep=True)] == ["0_0", "0_3"]
+        assert last_files(run) == files_of("0_0"), "the manifest was there before"
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=0), resume=True)
+        assert last_files(run) == files_of("0_3")
+
+    def test_after_a_fall_back_it_names_the_checkpoint_that_was_taken(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit_at_once(monkeypatch)
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=4))
+        run = place.root / "run"
+        (run / "optimizer/rank_0/optimizer_rank_0-0_3.safetensors").unlink()
+        (run / "train/rank_0/meta.json").write_text("{")
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=0), resume=True)
+        assert last_files(run) == files_of("0_0")
+
+    def test_the_folder_that_was_resumed_from_is_left_alone(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit_at_once(monkeypatch)
+        with pytest.raises(Killed):
+            place.train("old", ToyPackage(dies_at_update=4))
+        stale = place.root / "old/train/rank_0/meta.json"
+        stale.write_text("{}")
+        place.train("new", resume=True, source="old")
+        assert stale.read_text() == "{}"

@@ -80,15 +80,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         start = restored.manifest.position if restored else plan.start
         trouble, told = SaveTrouble(), _told_before(plan, group)
         observer = stack.enter_context(_observers(plan, start, group, incarnation, display, trouble, told))
-        store = CheckpointStore(
-            plan.outputs.run,
-            rank=group.rank,
-            world_size=group.world_size,
-            exchange=group.all_gather,
-            retention=retention(plan),
-            previous=restored.manifest if restored and _same_folder(plan) else None,
-            fence=fence,
-        )
+        store = _open_store(plan, group, restored, fence, log_file.line)
         about = _about(plan, incarnation, restored, group)
         opening = environment.age()
         log, report = _open_log(plan, engine, about["run_id"], incarnation, restored, told, log_file.line)
@@ -163,6 +155,24 @@ def _run_steps(
     log.journal.note(plan.until, "finished", {"steps": plan.total_steps})
     done = plan.until.global_step(plan.steps_per_epoch)
     say(f"done: {done} steps, the last checkpoint is {plan.until} in {plan.outputs.run}")
+
+
+def _open_store(
+    plan: Plan, group: Group, restored: Restored | None, fence: Callable[[], None], say: Say
+) -> CheckpointStore:
+    """Where checkpoints go; `meta.json` agrees with the one that was restored, if it is of this folder."""
+    store = CheckpointStore(
+        plan.outputs.run,
+        rank=group.rank,
+        world_size=group.world_size,
+        exchange=group.all_gather,
+        retention=retention(plan),
+        previous=restored.manifest if restored and _same_folder(plan) else None,
+        fence=fence,
+    )
+    for warning in store.derive_meta():
+        say(f"warning: {warning}")
+    return store
 
 
 def _open_log(

@@ -232,23 +232,35 @@ class CheckpointStore:
 
         Not collective, so it may run on another thread, but not while the next part is written.
         """
-        warnings: list[str] = []
-        for file in committed.manifest.files:
-            name = TensorFileName.parse(file.path)
-            if name is not None and name.rank == self._rank:
-                try:
-                    write_meta(self.storage, meta_path(name.role, name.rank), name)
-                except StorageError as error:
-                    warnings.append(f"meta.json of {name.role} could not be written: {error.message}")
+        warnings = self._derive_meta(committed.manifest)
         warnings += cleaning.remove_files(self.storage, committed.kept, self._rank)
         if self._rank == 0:
             warnings += cleaning.remove_files_of_stray_ranks(self.storage, committed.kept, self._world_size)
             warnings += cleaning.remove_temporaries(self.storage)
         return warnings
 
+    def derive_meta(self) -> list[str]:
+        """Make this rank's meta.json say what the checkpoint that was restored says; returns warnings.
+
+        An earlier process may have been killed after it had published a manifest and before it told
+        meta.json. Not collective; without `previous` there is nothing to do.
+        """
+        return [] if self.previous is None else self._derive_meta(self.previous)
+
     def all_ready(self, ready: bool) -> bool:
         """Whether every rank is. Collective."""
         return all(self._exchange(ready))
+
+    def _derive_meta(self, manifest: Manifest) -> list[str]:
+        warnings: list[str] = []
+        for file in manifest.files:
+            name = TensorFileName.parse(file.path)
+            if name is not None and name.rank == self._rank:
+                try:
+                    write_meta(self.storage, meta_path(name.role, name.rank), name)
+                except StorageError as error:
+                    warnings.append(f"meta.json of {name.role} could not be written: {error.message}")
+        return warnings
 
     def _report(self, attempt: Attempt, error: Exception | None) -> Any:
         if error is not None:

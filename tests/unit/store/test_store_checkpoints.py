@@ -111,6 +111,30 @@ def test_the_layout_is_the_one_that_mindrlhf_users_know(storage):
     assert files(storage, "commits") == ["0_100.json", "1_5.json"]
 
 
+def test_every_rank_mends_its_meta_json_from_the_manifest(storage):
+    def crashing(store):
+        save(store, 10)
+        store.tidy = lambda _: []  # killed when the manifest was there and meta.json was not yet written
+        save(store, 20)
+
+    def names():
+        return {
+            path: json.loads(content)["last_ckpt_file"]
+            for path, content in storage._ops.tree().items()
+            if path.endswith("meta.json")
+        }
+
+    ranks(storage, 3, crashing)
+    before = names()
+    assert len(before) == 9
+    ranks(storage, 3, lambda store: store.derive_meta())
+    assert names() == before, "there is nothing to say before a checkpoint is restored"
+    manifest = find(storage).manifest
+    ranks(storage, 3, lambda store: store.derive_meta(), previous=manifest)
+    assert set(names().values()) == {file.path.rpartition("/")[2] for file in manifest.files}
+    assert sum("-0_20." in name for name in names().values()) == 6, "all but the reference, which is shared"
+
+
 def test_an_unchanged_reference_is_written_once_and_kept_while_it_is_needed(storage):
     store = CheckpointStore(storage, retention=Retention(newest=2))
     for step in (10, 20, 30, 40):
