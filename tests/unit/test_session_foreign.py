@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import toy_engine
-from ckpt_writer import ckpt_bytes
+from ckpt_writer import ckpt_bytes, strategy_bytes
 from lockstep import LockStep
 from numpy.typing import NDArray
 from toy_session import Killed, Place, ToyPackage
 
-from rollforward.errors import CheckpointMismatch, ModelError, NothingToResume, RollforwardError
+from rollforward.errors import (
+    CheckpointMismatch,
+    ConfigError,
+    ModelError,
+    NothingToResume,
+    RollforwardError,
+)
 from rollforward.position import Position
-from rollforward.run.foreign import FromForeign, next_position, take
+from rollforward.run.foreign import FromForeign, next_position
+from rollforward.run.foreign_taking import take
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, find, load_manifest, read_tensors
 
@@ -247,6 +254,83 @@ def write_whole(root: Path, position: Position, state: State) -> Path:
     return path
 
 
+class TestSplitOverRanks:
+    """Rows of the largest tensors are split over two ranks, each role by a strategy of its own."""
+
+    SPLIT = ("head.weight", "adam_m.head.weight", "adam_v.head.weight")
+
+    def write(self, place: Place, state: State, folder: str = "theirs") -> Path:
+        root = place.root / folder
+        for rank in range(2):
+            part = {
+                role: {
+                    name: np.split(array, 2)[rank].copy() if name in self.SPLIT else array
+                    for name, array in arrays.items()
+                }
+                for role, arrays in state.items()
+            }
+            write(root, Position(1, 1), part, rank=rank, extension="ckpt")
+        return root
+
+    def put_strategy(self, root: Path) -> None:
+        splits = {name: ([2], [0, -1], 0, 0) for name in self.SPLIT}
+        for inner in ("train_policy_strategy", "infer_ref_strategy"):
+            (root / "strategy" / inner).mkdir(parents=True)
+            for rank in range(2):
+                path = root / f"strategy/{inner}/strategy_{rank}.ckpt"
+                path.write_bytes(strategy_bytes(splits))
+
+    def test_one_worker_puts_them_together(
+        self, place: Place, ours: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.put_strategy(self.write(place, state_at(ours, Position(1, 1))))
+        place.train("new", resume=True, source="theirs")
+        said = capsys.readouterr().out
+        assert "tensors split over 2 ranks are put together by the strategy files in" in said
+        assert "2 workers saved, and this run has 1: a step takes chunk_size" in said
+        assert same_end(place, "new", ours)
+
+    def test_two_workers_put_them_together_from_different_copies(self, place: Place, ours: Path) -> None:
+        self.put_strategy(self.write(place, state_at(ours, Position(1, 1))))
+        assert place.train_by_two("new", resume=True, source="theirs") == [None, None]
+        path = place.root / "theirs/ref/rank_1/ref_rank_1-1_1.ckpt"
+        bias = state_at(ours, Position(1, 1))["ref"]["head.bias"]
+        path.write_bytes(path.read_bytes().replace(bias.tobytes(), (bias + 1).tobytes()))
+        for error in place.train_by_two("newer", resume=True, source="theirs"):
+            assert isinstance(error, CheckpointMismatch)
+            assert "ranks 0 and 1 hold different tensors of 1_1" in error.message
+
+    def test_the_headers_of_the_whole_are_held_against_the_model(self, place: Place, ours: Path) -> None:
+        state = state_at(ours, Position(1, 1))
+        state["policy_model"]["head.weight"] = np.zeros((48, 6), np.float32)
+        self.put_strategy(self.write(place, state))
+        with pytest.raises(CheckpointMismatch) as caught:
+            place.plan("new", resume=True, source="theirs")
+        told = "policy_model_rank_0-1_1.ckpt and its like of 2 ranks: head.weight has shape [48, 6], instead"
+        assert told in caught.value.message
+
+    def test_without_strategy_files_it_says_where_to_put_them(self, place: Place, ours: Path) -> None:
+        root = self.write(place, state_at(ours, Position(1, 1)))
+        with pytest.raises(CheckpointMismatch) as one:
+            place.plan("new", resume=True, source="theirs")
+        assert f"put the strategy files of their trainer into {root / 'strategy'}" in one.value.hint
+        with pytest.raises(CheckpointMismatch) as two:
+            place.plan("new", resume=True, source="theirs", world_size=2)
+        assert "[12, 6], a part of [24, 6]" in two.value.message
+        assert "put the strategy files of their trainer into strategy/" in two.value.hint
+
+    def test_strategy_files_that_a_start_would_clear_are_not_used(self, place: Place, ours: Path) -> None:
+        root = self.write(place, state_at(ours, Position(1, 1)))
+        self.put_strategy(root)
+        with pytest.raises(ConfigError, match="a start clears this run's own strategy folder"):
+            place.plan(
+                "new",
+                resume=True,
+                source="theirs",
+                rl_config__save_strategy_dir=str(root / "strategy/train_policy_strategy"),
+            )
+
+
 class TestRefused:
     """Each of these leaves the disk as it was."""
 
@@ -332,9 +416,7 @@ class TestRefused:
             theirs / "train/rank_0/policy_model_rank_0-1_1.safetensors",
             lambda arrays: arrays.update({"head.weight": arrays["head.weight"][:12].copy()}),
         )
-        self.refuse(
-            place, CheckpointMismatch, "[12, 6], a part of [24, 6]", "sharded files are not supported yet"
-        )
+        self.refuse(place, CheckpointMismatch, "[12, 6], a part of [24, 6]", "put the strategy files")
 
     def test_a_step_that_the_dataset_does_not_have(self, place: Place, ours: Path, theirs: Path) -> None:
         write(theirs, Position(1, 7), state_at(ours, Position(1, 1)))
@@ -350,6 +432,8 @@ class TestSeveralWorkers:
         source = FromForeign(
             run=theirs,
             folders={role: theirs / folder for role, folder in FOLDERS.items()},
+            ranks=2,
+            strategies={},
             reference_model=None,
             model=place.model / "config.json",
             key_value_heads=1,

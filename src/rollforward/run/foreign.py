@@ -1,43 +1,54 @@
 """Going on from a folder that MindRLHF or MindFormers wrote: no manifests, other names, no digests.
 
-    the plan      which position, is it for this many workers, where do model and reference come from
-    a worker      reads every tensor of its rank, names it as we do, holds all of it against the model;
-                  only then, and only when every worker could, is anything put into the engine
+    the plan      here: which position, where do model and reference come from, do the headers fit
+    a worker      in `foreign_taking`: reads every tensor, and only then puts any into the engine
 
-Nothing is written. A damaged file (cut short, or with values that are not finite) rejects its
-position and the next older one is taken. A tensor that has no counterpart, is missing or has
-another shape is a CheckpointMismatch that lists all of them.
+Nothing is written. A damaged file rejects its position and the next older one is taken. A tensor
+that has no counterpart, is missing or has another shape is a CheckpointMismatch that lists all.
 
-Each worker must find every tensor whole in its own rank's files, as data-parallel training
-leaves them. Left out: putting sharded files together. One rank's tensors are held in memory
-once besides the engine's.
+Data-parallel training leaves every tensor whole in each rank's files: then there must be as many
+workers as ranks, and each takes its own. Tensors that were split over ranks are put together, on
+any number of workers, where the strategy files of their trainer are found: in `strategy/` in the
+folder or beside it, where MindRLHF and MindFormers leave them, or in --save_strategy_dir.
 """
 
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from rollforward.errors import CheckpointInvalid, CheckpointMismatch, ModelError, NothingToResume
-from rollforward.grpo.ports import Engine, Tensors
+from rollforward.errors import (
+    CheckpointInvalid,
+    CheckpointMismatch,
+    ConfigError,
+    ModelError,
+    NothingToResume,
+)
+from rollforward.grpo.ports import Tensors
 from rollforward.position import Position
 from rollforward.run.config import Config
-from rollforward.run.folders import FromCheckpoint, parse_model_config
-from rollforward.run.foreign_fit import Fitted, assign, fit
+from rollforward.run.folders import FromCheckpoint, outputs, parse_model_config
+from rollforward.run.foreign_fit import Fitted, assign
 from rollforward.storage import LocalStorage
 from rollforward.store.finding import positions
-from rollforward.store.foreign_files import read_arrays, read_layout
+from rollforward.store.foreign_files import read_layout
+from rollforward.store.joining import is_split, joined_layout
 from rollforward.store.layout import META, parse_rank
-from rollforward.store.manifest import digest_of_arrays
 from rollforward.store.mindformers_names import is_moment
 from rollforward.store.mindrlhf import ForeignCheckpoint, find_foreign
+from rollforward.store.strategy_files import Strategy, find_strategy
 
 CONFIG_FILE = "config.json"
-_JOIN = "put the parts together with MindSpore's ms.transform_checkpoints first"
+_T = TypeVar("_T")
 _LISTED = 20
+_STRATEGY_FOLDERS = {
+    "policy_model": "train_policy_strategy",
+    "optimizer": "train_policy_strategy",
+    "ref": "infer_ref_strategy",
+}
+"""Of MindRLHF, in its strategy folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,10 @@ class FromForeign:
     folders: Mapping[str, Path]
     """role -> folder; without `ref` when the reference comes from a model. MindFormers' trainer saves the
     optimizer with the policy: then both are in one folder, and in one file."""
+    ranks: int
+    """How many saved."""
+    strategies: Mapping[str, Strategy]
+    """role -> how its tensors were split over the ranks; without those whose tensors are whole."""
     reference_model: Path | None
     """Hugging Face folder of the reference model, where no checkpoint of it was saved."""
     model: Path
@@ -62,20 +77,6 @@ class FromForeign:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """What a worker put into its engine."""
-
-    position: Position
-    """As the files have it."""
-    rejected: tuple[tuple[Position, str], ...]
-    warnings: tuple[str, ...]
-    left_out: tuple[str, ...]
-    """What the files hold besides, and nothing here needs: last parts of names."""
-    role_bytes: Mapping[str, int]
-    seconds: float
-
-
 def is_foreign(source: FromCheckpoint) -> bool:
     """Whether these are folders of MindRLHF or MindFormers: no manifest, but somebody's `meta.json`."""
     if not source.policy.is_dir() or positions(LocalStorage(source.run)):
@@ -86,27 +87,17 @@ def is_foreign(source: FromCheckpoint) -> bool:
 def look(
     config: Config, source: FromCheckpoint, *, reference_named: str, reference_model: str, world_size: int
 ) -> FromForeign:
-    """Find out what to resume from. NothingToResume, CheckpointMismatch or ModelError.
+    """Find out what to resume from. NothingToResume, CheckpointMismatch, ModelError or ConfigError.
 
     `reference_named` is what the user gave as --ref_checkpoint_path; `reference_model` the Hugging
     Face folder that the configuration names for the reference model, which serves when none is saved.
     """
-    _check_world_size(source.policy, world_size)
+    ranks = sum(parse_rank(entry.name) is not None for entry in source.policy.iterdir())
     folders = {"policy_model": source.policy, "optimizer": source.optimizer}
     model, warnings, first_epoch = None, [], 0
     if not source.optimizer.is_dir():
-        if not _holds_moments(source.policy, world_size):
-            raise NothingToResume(
-                f"{source.optimizer} does not exist: without the optimizer's moments, training cannot go on "
-                "where it was",
-                hint=f"MindRLHF writes it beside {source.policy.name}/: copy it there; to start anew from "
-                "the policy alone, convert it to a Hugging Face folder and leave --resume_training out",
-            )
+        warnings.append(_all_in_one_file(source, ranks))
         folders["optimizer"], first_epoch = source.policy, 1
-        warnings.append(
-            f"{source.policy} holds policy and optimizer in one file, as MindFormers' trainer saves them: "
-            "its epochs count from 1, and its positions name the last step that was done"
-        )
     if any(source.reference.glob("rank_*")):
         folders["ref"] = source.reference
     else:
@@ -116,29 +107,110 @@ def look(
             warnings.append(
                 "ref_config.sync_ref_model is set: copies made before now are lost with that folder"
             )
-    found = find_foreign(folders, world_size=world_size)
+    strategies = _split_roles(config, source.run, folders, ranks)
+    if strategies:
+        warnings += _about_joining(strategies, ranks, world_size)
+    elif ranks != world_size:
+        raise CheckpointMismatch(
+            f"{source.policy} was saved by {ranks} workers and this run has {world_size}: resuming on "
+            "another number of workers is not supported yet",
+            hint=f"start with --workers {ranks}; if its tensors are split over the ranks, put the strategy "
+            f"files of their trainer into {source.run / 'strategy'}",
+        )
     model_config = _model_config(config, source.policy)
     return FromForeign(
         run=source.run,
         folders=folders,
+        ranks=ranks,
+        strategies=strategies,
         reference_model=model,
         model=model_config,
         key_value_heads=_key_value_heads(model_config),
-        position=found.position,
+        position=find_foreign(folders, world_size=ranks).position,
         first_epoch=first_epoch,
         warnings=tuple(warnings),
     )
 
 
-def _holds_moments(folder: Path, world_size: int) -> bool:
-    """Whether the newest files that open hold an optimizer's moments."""
-    damaged: list[Position] = []
+def _all_in_one_file(source: FromCheckpoint, ranks: int) -> str:
+    """What there is to know of a folder of MindFormers' trainer; NothingToResume when it is none."""
+    if not _of_newest({"policy_model": source.policy}, ranks, _holds_moments):
+        raise NothingToResume(
+            f"{source.optimizer} does not exist: without the optimizer's moments, training cannot go on "
+            "where it was",
+            hint=f"MindRLHF writes it beside {source.policy.name}/: copy it there; to start anew from "
+            "the policy alone, convert it to a Hugging Face folder and leave --resume_training out",
+        )
+    return (
+        f"{source.policy} holds policy and optimizer in one file, as MindFormers' trainer saves them: "
+        "its epochs count from 1, and its positions name the last step that was done"
+    )
+
+
+def newest(folders: Mapping[str, Path], ranks: int, rejected: Mapping[Position, str]) -> ForeignCheckpoint:
+    """`find_foreign` of what was not rejected; NothingToResume tells why the others were."""
+    try:
+        return find_foreign(folders, world_size=ranks, skip=rejected)
+    except NothingToResume as error:
+        told = [f"  {position} rejected: {reason}" for position, reason in rejected.items()]
+        raise NothingToResume("\n".join([error.message, *told]), hint=error.hint) from None
+
+
+def _of_newest(folders: Mapping[str, Path], ranks: int, ask: Callable[[ForeignCheckpoint], _T]) -> _T:
+    """What the headers of the newest files answer that open."""
+    damaged: dict[Position, str] = {}
     while True:
-        found = find_foreign({"policy_model": folder}, world_size=world_size, skip=damaged)
+        found = newest(folders, ranks, damaged)
         try:
-            return any(map(is_moment, read_layout(found.files["policy_model"][0])))
-        except CheckpointInvalid:
-            damaged.append(found.position)
+            return ask(found)
+        except CheckpointInvalid as error:
+            damaged[found.position] = error.message
+
+
+def _holds_moments(found: ForeignCheckpoint) -> bool:
+    """Whether an optimizer's moments are in a policy's files."""
+    return any(is_moment(name) for path in found.files["policy_model"] for name in read_layout(path))
+
+
+def _split_roles(config: Config, run: Path, folders: Mapping[str, Path], ranks: int) -> dict[str, Strategy]:
+    """The strategies of the roles that have tensors split over ranks."""
+    if ranks == 1:
+        return {}
+    own = outputs(config).strategy
+    places = [run / "strategy", run.parent / "strategy", own]
+    strategies = {}
+    for role in folders:
+        found = find_strategy(place / inner for place in places for inner in (_STRATEGY_FOLDERS[role], "."))
+        if found is not None:
+            strategies[role] = found
+    if not strategies:
+        return {}
+
+    def split(checkpoint: ForeignCheckpoint) -> dict[str, Strategy]:
+        return {
+            role: strategy
+            for role, strategy in strategies.items()
+            if is_split(checkpoint.files[role], strategy)
+        }
+
+    needed = _of_newest(folders, ranks, split)
+    if any(strategy.folder.resolve() == own.resolve() for strategy in needed.values()):
+        raise ConfigError(
+            f"{own} holds the strategy files that the tensors in {run} are put together by, and a start "
+            "clears this run's own strategy folder",
+            hint="name another one with --save_strategy_dir",
+        )
+    return needed
+
+
+def _about_joining(strategies: Mapping[str, Strategy], ranks: int, world_size: int) -> Iterator[str]:
+    places = ", ".join(dict.fromkeys(str(strategy.folder) for strategy in strategies.values()))
+    yield f"tensors split over {ranks} ranks are put together by the strategy files in {places}"
+    if ranks != world_size:
+        yield (
+            f"{ranks} workers saved, and this run has {world_size}: a step takes chunk_size x num_rollouts "
+            "prompts for each worker, so choose chunk_size for a step to take as many as it did"
+        )
 
 
 def next_position(saved: Position, first_epoch: int, steps_per_epoch: int) -> Position:
@@ -159,103 +231,39 @@ def next_position(saved: Position, first_epoch: int, steps_per_epoch: int) -> Po
     return Position(saved.epoch, saved.step % steps_per_epoch)
 
 
-def take(source: FromForeign, engine: Engine) -> Taken:
-    """Read, check and put in place the newest position that can be read. Collective."""
-    rejected: dict[Position, str] = {}
-    while True:
-        began = time.perf_counter()
-        group = engine.group
-        try:
-            found = find_foreign(source.folders, world_size=group.world_size, skip=rejected)
-        except NothingToResume as error:
-            told = [f"  {position} rejected: {reason}" for position, reason in rejected.items()]
-            raise NothingToResume("\n".join([error.message, *told]), hint=error.hint) from None
-        state: dict[str, Fitted] = {}
-        answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
-        try:
-            state = _read(found, engine.tensors(), source.key_value_heads, group.rank)
-            answer["digests"] = {role: digest_of_arrays(file.tensors) for role, file in state.items()}
-        except CheckpointInvalid as error:
-            answer["damage"] = error.message
-        except CheckpointMismatch as error:
-            answer["mismatch"] = [error.message, error.hint]
-        reason = _verdict(group.all_gather(answer))
-        if reason is None:
-            for role, file in state.items():
-                for name, array in file.tensors.items():
-                    engine.load(role, name, array)
-            return Taken(
-                position=found.position,
-                rejected=tuple(sorted(rejected.items(), reverse=True)),
-                warnings=(*source.warnings, *found.warnings, *_about_projections(state)),
-                left_out=tuple(sorted({name for file in state.values() for name in file.left_out})),
-                role_bytes={r: sum(a.nbytes for a in file.tensors.values()) for r, file in state.items()},
-                seconds=time.perf_counter() - began,
-            )
-        rejected[found.position] = reason
-
-
-def _about_projections(state: Mapping[str, Fitted]) -> list[str]:
-    if not any(file.concatenated for file in state.values()):
-        return []
-    return [
-        "w_qkv and w_gate_hidden are taken to lie as MindFormers 1.5 and later has them; if this was "
-        "written by 1.4.0-beta1 or older, take them apart with that version first"
-    ]
-
-
-def _verdict(answers: list[dict[str, Any]]) -> str | None:
-    """None when all workers have the same whole state; why the position is rejected; CheckpointMismatch."""
-    where = [f"rank {rank}: " if len(answers) > 1 else "" for rank in range(len(answers))]
-    for rank, answer in enumerate(answers):
-        if answer["damage"] is not None:
-            return f"{where[rank]}{answer['damage']}"
-    for rank, answer in enumerate(answers):
-        if answer["mismatch"] is not None:
-            message, hint = answer["mismatch"]
-            raise CheckpointMismatch(f"{where[rank]}{message}", hint=hint)
-    for rank, answer in enumerate(answers):
-        if (answer["position"], answer["digests"]) != (answers[0]["position"], answers[0]["digests"]):
-            raise CheckpointMismatch(
-                f"ranks 0 and {rank} hold different tensors of {answers[0]['position']}: "
-                "that is not data-parallel training, where all hold the same",
-                hint=_JOIN,
-            )
-    return None
-
-
-def _read(found: ForeignCheckpoint, wanted: Tensors, groups: int, rank: int) -> dict[str, Fitted]:
-    """Every tensor of one rank under our names, in our dtypes; CheckpointMismatch lists what does not fit."""
-    paths = {role: files[rank] for role, files in found.files.items()}
-    state: dict[str, Fitted] = {}
-    read: tuple[Path | None, dict[str, NDArray[Any]]] = (None, {})
-    for role, path in paths.items():
-        if read[0] != path:  # policy and optimizer may be one file
-            read = path, dict(read_arrays(path))
-        state[role] = fit(role, read[1], wanted, groups)
-    _refuse(found.position, [(paths[role].name, file) for role, file in state.items()])
-    return state
-
-
-def check_headers(source: FromForeign, layout: Tensors, *, world_size: int) -> None:
+def check_headers(source: FromForeign, layout: Tensors) -> None:
     """CheckpointMismatch when the headers of the files say that they are of another model.
 
     For the plan, before anything slow is loaded: a worker holds everything against its model anyway.
     Damaged files are left for the worker to reject.
     """
-    found = find_foreign(source.folders, world_size=world_size)
+    found = find_foreign(source.folders, world_size=source.ranks)
     files = []
-    for role, paths in found.files.items():
-        for path in paths:
-            try:
-                header = read_layout(path)
-            except CheckpointInvalid:
-                return
-            files.append((path.name, assign(role, header, layout, source.key_value_heads)))
-    _refuse(found.position, files)
+    try:
+        for role, paths in found.files.items():
+            for name, header in _headers(paths, source.strategies.get(role)):
+                files.append((name, assign(role, header, layout, source.key_value_heads)))
+    except CheckpointInvalid:
+        return
+    refuse_misfits(found.position, files)
 
 
-def _refuse(position: Position, files: Iterable[tuple[str, Fitted]]) -> None:
+def _headers(
+    paths: tuple[Path, ...], strategy: Strategy | None
+) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
+    if strategy is not None:
+        yield all_ranks(paths), joined_layout(paths, strategy)
+        return
+    for path in paths:
+        yield path.name, read_layout(path)
+
+
+def all_ranks(paths: Collection[Path]) -> str:
+    """What an error calls the files of all ranks."""
+    return f"{next(iter(paths)).name} and its like of {len(paths)} ranks"
+
+
+def refuse_misfits(position: Position, files: Iterable[tuple[str, Fitted]]) -> None:
     """CheckpointMismatch, with what is wrong in which file, unless nothing is."""
     lines = [f"  {name}: {problem}" for name, file in files for problem in file.problems]
     if not lines:
@@ -263,20 +271,13 @@ def _refuse(position: Position, files: Iterable[tuple[str, Fitted]]) -> None:
     more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
     hint = "resume with the config.json of the model that the run was started with"
     if any("a part of" in line for line in lines):
-        hint = f"sharded files are not supported yet: {_JOIN}"
+        hint = (
+            "the files hold parts of tensors: put the strategy files of their trainer into strategy/ beside "
+            "them, as MindRLHF and MindFormers write it"
+        )
     raise CheckpointMismatch(
         "\n".join([f"the tensors of {position} do not fit the model:", *lines[:_LISTED], *more]), hint=hint
     )
-
-
-def _check_world_size(policy: Path, world_size: int) -> None:
-    ranks = [entry for entry in policy.iterdir() if parse_rank(entry.name) is not None]
-    if len(ranks) != world_size:
-        raise CheckpointMismatch(
-            f"{policy} was saved by {len(ranks)} workers and this run has {world_size}: resuming on another "
-            "number of workers is not supported yet",
-            hint=f"start with --workers {len(ranks)}",
-        )
 
 
 def _reference_model(folder: Path, named: str, configured: str) -> tuple[Path, str]:

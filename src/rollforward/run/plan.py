@@ -136,7 +136,7 @@ def prepare(
         check_layout(found.manifest, engines.tensor_layout(model_config), world_size=world_size)
         _check_resumable(found.manifest, steps_per_epoch)
     elif isinstance(source, FromForeign):
-        foreign.check_headers(source, engines.tensor_layout(model_config), world_size=world_size)
+        foreign.check_headers(source, engines.tensor_layout(model_config))
     plan = Plan(
         config=config,
         ignored=loaded.ignored,

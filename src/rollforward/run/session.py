@@ -29,7 +29,8 @@ from rollforward.run import environment, metrics, recovery_report, reports, stop
 from rollforward.run.branching import changes
 from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromCheckpoint, FromModel
-from rollforward.run.foreign import FromForeign, Taken, next_position, take
+from rollforward.run.foreign import FromForeign, next_position
+from rollforward.run.foreign_taking import Taken, take
 from rollforward.run.heartbeat import Heartbeat
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
 from rollforward.run.plan import Plan, schedule_of, versions

@@ -23,20 +23,55 @@ def read_layout(path: Path) -> dict[str, NDArray[Any]]:
 
     From the header alone. CheckpointInvalid when it cannot be read.
     """
-    with _opened(path) as handle:
-        return {
-            tensor.name: np.broadcast_to(_widened(tensor, np.zeros((), tensor.dtype)), tensor.shape)
-            for tensor in _tensors(handle, path)
-        }
+    return {tensor.name: np.broadcast_to(hollow(tensor), tensor.shape) for tensor in tensors_of(path)}
 
 
 def read_arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield name and array of each tensor. CheckpointInvalid when one cannot be read."""
+    check_file(path)
+    for tensor in tensors_of(path):
+        yield tensor.name, read_tensor(path, tensor)
+
+
+def check_file(path: Path) -> None:
+    """CheckpointInvalid when there is a CRC of the whole file and it does not have it."""
+    if path.suffix == ".ckpt":
+        with _opened(path) as handle:
+            check_crc(handle, str(path))
+
+
+def tensors_of(path: Path) -> list[StoredTensor]:
+    """What a file holds, by its header. CheckpointInvalid when it cannot be read."""
     with _opened(path) as handle:
         if path.suffix == ".ckpt":
-            check_crc(handle, str(path))
-        for tensor in _tensors(handle, path):
-            yield tensor.name, _widened(tensor, _read(handle, tensor))
+            return read_ckpt_header(handle, str(path))
+        return [
+            StoredTensor(
+                record.name,
+                DTYPES[record.dtype],
+                record.shape,
+                ((record.begin, record.end),),
+                bfloat16=record.dtype == "BF16",
+            )
+            for record in read_header(handle, str(path)).tensors
+        ]
+
+
+def read_tensor(path: Path, tensor: StoredTensor) -> NDArray[Any]:
+    """One of `tensors_of(path)`. CheckpointInvalid when it cannot be read."""
+    data = np.empty(sum(end - begin for begin, end in tensor.pieces), np.uint8)
+    filled = 0
+    with _opened(path) as handle:
+        for begin, end in tensor.pieces:
+            if begin < end:
+                handle.read_into(data[filled : filled + end - begin].data, begin)
+            filled += end - begin
+    return _widened(tensor, data.view(tensor.dtype).reshape(tensor.shape))
+
+
+def hollow(tensor: StoredTensor) -> NDArray[Any]:
+    """A scalar of the dtype that `read_tensor` gives."""
+    return _widened(tensor, np.zeros((), tensor.dtype))
 
 
 @contextmanager
@@ -49,31 +84,6 @@ def _opened(path: Path) -> Iterator[ReadHandle]:
             yield handle
     except StorageError as error:
         raise CheckpointInvalid(f"{path}: {error.message}") from error
-
-
-def _tensors(handle: ReadHandle, path: Path) -> list[StoredTensor]:
-    if path.suffix == ".ckpt":
-        return read_ckpt_header(handle, str(path))
-    return [
-        StoredTensor(
-            record.name,
-            DTYPES[record.dtype],
-            record.shape,
-            ((record.begin, record.end),),
-            bfloat16=record.dtype == "BF16",
-        )
-        for record in read_header(handle, str(path)).tensors
-    ]
-
-
-def _read(handle: ReadHandle, tensor: StoredTensor) -> NDArray[Any]:
-    data = np.empty(sum(end - begin for begin, end in tensor.pieces), np.uint8)
-    filled = 0
-    for begin, end in tensor.pieces:
-        if begin < end:
-            handle.read_into(data[filled : filled + end - begin].data, begin)
-        filled += end - begin
-    return data.view(tensor.dtype).reshape(tensor.shape)
 
 
 def _widened(tensor: StoredTensor, bits: NDArray[Any]) -> NDArray[Any]:
