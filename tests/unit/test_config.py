@@ -18,9 +18,13 @@ rl_config:
   num_generations: 8
   packing: True
   parallel_mode: semi_auto_parallel
+  load_ckpt_format: hf_safetensors
+  tokenizer_type: qwen
+  enable_oldpolicy: True
   save_prompt_completions_dir: /tmp/
 actor_config:
   load: model
+  loss_scale_value: 1
   parallel_config: {data_parallel: 1, model_parallel: 4, recompute: {deeper: 1}}
   optimizer: {type: adamw, adam_beta2: 0.95, eps: 1e-8, opt_offload: False}
   lr_schedule: {lr_decay_style: cosine, lr: 5e-7, min_lr: 1.0e-10, warmup_step: 10, decay_steps: 200000}
@@ -31,6 +35,7 @@ generate_config:
   max_prompt_length: 2048
   sampling_config: {max_tokens: 512, top_k: 20, repetition_penalty: 1.05, eos_token_id: [3, 4]}
 monitor_config: {anything: {goes: here}}
+profiler_config: {profile: False}
 context: {mode: 0, device_target: CPU, ascend_config: {precision_mode: must_keep_origin_dtype}}
 """
 

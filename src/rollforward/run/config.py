@@ -106,8 +106,8 @@ class RlConfig:
     )
     load_ckpt_format: str = key(
         "safetensors",
-        "The format of files in a folder that MindRLHF or MindFormers wrote; our own are recognised.",
-        choices=("safetensors", "ckpt"),
+        "Accepted for MindRLHF's configurations: files of either format are recognised.",
+        choices=("safetensors", "ckpt", "hf_safetensors", "ms_safetensors"),
         affects_numbers=False,
     )
     save_strategy_dir: str = key(

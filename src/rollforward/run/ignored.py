@@ -13,11 +13,12 @@ _BY_SECTION: dict[str, str] = {
         micro_batch_interleaved init_kl_coef kl_coef target horizon gamma lam cliprange cliprange_value
         vf_coef pretrain_coef scale_reward ref_mean ref_std gen_experience_kwargs enable_full_monitor
         use_eod_attn_mask_compression enable_compile_cache_dir profile_config num_samples calculate_logprobs
-        custom_model_name reset_position_ids dataset_type max_epochs
+        custom_model_name reset_position_ids dataset_type max_epochs tokenizer_type enable_oldpolicy
+        calculate_entropy packing_sample_length compile_cache_path save_checkpoint_dir save_checkpoint_steps
         """,
     "actor_config": """
         enable_alltoall offset use_eod_attn_mask_compression parallel_config recompute_config
-        enable_parallel_optimizer save_ckpt_format load_ckpt_format use_parallel
+        enable_parallel_optimizer save_ckpt_format load_ckpt_format use_parallel loss_scale_value
         """,
     "actor_config.optimizer": "opt_offload",
     "actor_config.lr_schedule": "lr_warmup_init total_steps",
@@ -28,10 +29,11 @@ _BY_SECTION: dict[str, str] = {
     "generate_config": """
         model_config load parallel_config use_vllm hf_config_path block_size max_model_len
         max_num_batched_tokens max_num_seqs num_scheduler_steps gpu_memory_utilization offset
-        trust_remote_code recompute_config
+        trust_remote_code recompute_config use_eod_attn_mask_compression
         """,
     "generate_config.sampling_config": """
         min_tokens repetition_penalty bos_token_id detokenize min_p presence_penalty frequency_penalty seed
+        logprobs
         """,
     "context": """
         mode max_call_depth max_device_memory save_graphs save_graphs_path device_id jit_config
@@ -41,7 +43,7 @@ _BY_SECTION: dict[str, str] = {
 
 IGNORED = frozenset(
     f"{section}.{name}" for section, names in _BY_SECTION.items() for name in names.split()
-) | {"monitor_config", "critic_config", "reward_config.parallel_config"}
+) | {"monitor_config", "profiler_config", "critic_config", "reward_config.parallel_config"}
 
 
 def is_ignored(path: str) -> bool:
