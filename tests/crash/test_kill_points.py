@@ -192,3 +192,33 @@ def test_one_of_two_ranks(runs: Runs, points: tuple[str, ...]) -> None:
     """The second, which waits for the first, is killed by who watches them, and the other way round."""
     first = any(POINTS[point].first_rank_only for point in points)
     die_and_resume(runs, points, 0 if first else 1, 2, **TWO_ITERATIONS)
+
+
+def test_meta_json_says_what_was_resumed_from_as_soon_as_training_goes_on(runs: Runs) -> None:
+    run, folder = "meta", runs.place.root / "meta"
+    runs.start(run, 2, {}, {"1": "between the manifest and meta.json"})
+    manifest = find(LocalStorage(folder)).manifest
+    stale = meta_json(folder)
+    runs.start(run, 2, {}, {"1": "in the first replayed update"})
+    assert find(LocalStorage(folder)).manifest == manifest
+    told = meta_json(folder)
+    assert set(told.values()) == {Path(file.path).name for file in manifest.files}
+    assert {path for path in told if told[path] != stale[path]} >= {"train/rank_1", "optimizer/rank_1"}
+
+
+def meta_json(folder: Path) -> dict[str, str]:
+    """Rank folder -> the file that its `meta.json` names."""
+    return {
+        str(path.parent.relative_to(folder)): json.loads(path.read_text())["last_ckpt_file"]
+        for path in folder.glob("*/rank_*/meta.json")
+    }
+
+
+def test_the_journal_of_a_rank_that_is_no_more_goes_with_the_first_checkpoint(runs: Runs) -> None:
+    run, journal = "fewer", runs.place.root / "fewer/journal"
+    runs.start(run, 2, {}, {"0": "in the first checkpoint of all"})
+    assert list((journal / "rank_1").iterdir())
+    assert runs.start(run, 1, {}) == [0]
+    assert list((journal / "rank_1").iterdir()) == []
+    assert list((journal / "rank_0").iterdir())
+    assert_same_end(runs.place.root / run, runs.whole(1, {}))

@@ -118,6 +118,19 @@ def test_what_an_unfinished_save_left_goes(run: Path, capsys: pytest.CaptureFixt
     assert not left.exists()
 
 
+def test_the_journal_of_a_rank_that_no_checkpoint_has_goes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stray = run / "journal/rank_7/1-0_0.journal"
+    stray.parent.mkdir()
+    stray.write_bytes(b"x")
+    assert main(["prune", str(run)]) == 0
+    assert capsys.readouterr().out == (
+        "journal\tjournal/rank_7/1-0_0.journal\t1\tno kept checkpoint has a rank 7\n"
+    )
+    assert not stray.exists()
+
+
 def test_a_run_that_trains_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLock.acquire(run):
         assert main(["prune", str(run)]) == 1

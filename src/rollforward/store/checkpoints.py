@@ -221,6 +221,7 @@ class CheckpointStore:
         kept = cleaning.Kept(
             frozenset((role, Position.parse(text), number) for role, text, number in verdict["generations"]),
             frozenset(Position.parse(text) for text in verdict["unreadable"]),
+            verdict["world_size"],
         )
         warnings = tuple(verdict["warnings"] if self._rank == 0 else ())
         suspicion = _suspicion(self.previous, manifest)
@@ -236,6 +237,9 @@ class CheckpointStore:
         warnings += cleaning.remove_files(self.storage, committed.kept, self._rank)
         if self._rank == 0:
             warnings += cleaning.remove_files_of_stray_ranks(self.storage, committed.kept, self._world_size)
+            warnings += cleaning.remove_journals_of_stray_ranks(
+                self.storage, committed.kept, self._world_size, committed.manifest.incarnation
+            )
             warnings += cleaning.remove_temporaries(self.storage)
         return warnings
 
@@ -336,6 +340,7 @@ class CheckpointStore:
                 [role, str(position), number] for role, position, number in sorted(kept.generations)
             ],
             "unreadable": [str(position) for position in sorted(kept.unreadable)],
+            "world_size": kept.world_size,
             "warnings": warnings,
         }
 

@@ -14,6 +14,8 @@ from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store.finding import is_valid, load_summary
 from rollforward.store.guests import read_guests
+from rollforward.store.journal_history import journal_ranks
+from rollforward.store.journal_reading import list_segments, remove_segments
 from rollforward.store.layout import (
     COMMITS,
     MODEL,
@@ -37,6 +39,8 @@ class Kept:
     generations: frozenset[Generation]
     unreadable: frozenset[Position]
     """Positions whose manifest cannot be read: their own files stay as long as it does."""
+    world_size: int
+    """The greatest number of ranks that any of the readable manifests is of."""
 
     def keeps(self, name: TensorFileName) -> bool:
         """Whether a tensor file must stay."""
@@ -45,6 +49,10 @@ class Kept:
             name.position,
             name.attempt,
         ) in self.generations or name.position in self.unreadable
+
+    def may_need_journal_of(self, rank: int) -> bool:
+        """Whether steps may be replayed, from some kept checkpoint on, for which this rank is needed."""
+        return rank < self.world_size or bool(self.unreadable)
 
 
 class Inventory:
@@ -78,7 +86,8 @@ class Inventory:
         """What the manifests name, and what was there before the folder became ours."""
         unreadable = frozenset(position for position, summary in self._summaries.items() if summary is None)
         named = frozenset(name for summary in self._readable() for name in summary.generations)
-        return Kept(named | self._guests, unreadable)
+        world_size = max((summary.world_size for summary in self._readable()), default=0)
+        return Kept(named | self._guests, unreadable, world_size)
 
     def attachments(self) -> dict[str, str]:
         """Path -> digest of every attachment that a manifest names."""
@@ -179,6 +188,24 @@ def remove_files_of_stray_ranks(storage: Storage, kept: Kept, world_size: int) -
     except StorageError as error:
         return [f"an old file could not be removed: {error.message}"]
     return [warning for rank in strays for warning in remove_files(storage, kept, rank)]
+
+
+def remove_journals_of_stray_ranks(
+    storage: Storage, kept: Kept, world_size: int, incarnation: int
+) -> list[str]:
+    """Remove the journals of ranks that have no worker any more and that no kept checkpoint is of.
+
+    Those of an earlier start with more workers. What a start after `incarnation` wrote stays: a writer
+    that has been replaced must not remove it.
+    """
+    try:
+        for rank in journal_ranks(storage):
+            if rank >= world_size and not kept.may_need_journal_of(rank):
+                segments = [segment.name for segment in list_segments(storage, rank)]
+                remove_segments(storage, [name for name in segments if name.incarnation < incarnation])
+    except StorageError as error:
+        return [f"an old journal segment could not be removed: {error.message}"]
+    return []
 
 
 def ranks_with_files(storage: Storage) -> list[int]:

@@ -51,7 +51,7 @@ from rollforward.position import Position
 from rollforward.storage import Appender, Storage
 from rollforward.store import strictjson
 from rollforward.store.journal_frames import FRONT_BYTES, NO_SALT, encode_frame
-from rollforward.store.journal_reading import JournalView, Place, list_segments, read_record
+from rollforward.store.journal_reading import JournalView, Place, list_segments, read_record, remove_segments
 from rollforward.store.journal_records import Identity, Record, SegmentHeader, encode_header, encode_record
 from rollforward.store.layout import SegmentName, is_temporary, journal_folder
 from rollforward.store.timeline import removable
@@ -153,11 +153,7 @@ class Journal:
         names = [segment.name for segment in list_segments(self._storage, rank)]
         lineage = {**self.inherited.lineage, self.identity.incarnation: None}
         removed = removable(names, lineage, oldest)
-        for name in removed:
-            self._storage.remove(name.path)
-            self._storage.remove(name.torn_path)
-            # One by one, oldest first: a crash in between must not look like a segment that was lost.
-            self._storage.sync_folder(journal_folder(rank))
+        remove_segments(self._storage, removed)
         return [name.path for name in removed]
 
     def close(self) -> None:

@@ -110,6 +110,15 @@ def list_segments(storage: Storage, rank: int) -> list[Segment]:
     return sorted(found, key=lambda segment: segment.name)
 
 
+def remove_segments(storage: Storage, names: Sequence[SegmentName]) -> None:
+    """Remove segments of one rank, given oldest first, with what was cut off their ends; durably."""
+    for name in names:
+        storage.remove(name.path)
+        storage.remove(name.torn_path)
+        # One by one, oldest first: a crash in between must not look like a segment that was lost.
+        storage.sync_folder(journal_folder(name.rank))
+
+
 def read_header_of(segment: Segment) -> SegmentHeader:
     """The first record of a segment; CheckpointInvalid says in one line why there is none."""
     try:

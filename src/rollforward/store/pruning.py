@@ -16,6 +16,7 @@ from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store.cleaning import (
     Inventory,
+    Kept,
     ranks_with_files,
     remove_files_of_stray_ranks,
     remove_manifests,
@@ -25,8 +26,8 @@ from rollforward.store.cleaning import (
 )
 from rollforward.store.finding import positions
 from rollforward.store.journal_history import journal_ranks
-from rollforward.store.journal_reading import Segment, list_segments, read_journal
-from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, is_temporary, journal_folder
+from rollforward.store.journal_reading import Segment, list_segments, read_journal, remove_segments
+from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, is_temporary
 from rollforward.store.retention import Retention
 from rollforward.store.summary import Summary
 from rollforward.store.timeline import removable
@@ -68,8 +69,7 @@ def plan(storage: Storage, retention: Retention) -> list[Removal]:
         )
         removals.append(Removal("file", path, size, left))
     stay = [position for position in positions(storage) if position not in dict(doomed)]
-    for segment in _segments_before(storage, min(stay)) if stay else ():
-        reason = f"all its steps are before {min(stay)}, the oldest kept checkpoint"
+    for segment, reason in _unneeded_segments(storage, kept, min(stay)) if stay else ():
         removals.append(Removal("journal", segment.name.path, segment.size, reason))
     return removals
 
@@ -83,23 +83,23 @@ def prune(storage: Storage, retention: Retention) -> list[str]:
     warnings += remove_temporaries(storage)
     stay = positions(storage)
     try:
-        for segment in _segments_before(storage, min(stay)) if stay else ():
-            storage.remove(segment.name.path)
-            storage.remove(segment.name.torn_path)
-            # One by one, oldest first: a crash in between must not look like a segment that was lost.
-            storage.sync_folder(journal_folder(segment.name.rank))
+        for segment, _ in _unneeded_segments(storage, inventory.kept(), min(stay)) if stay else ():
+            remove_segments(storage, [segment.name])
     except StorageError as error:
         warnings.append(f"an old journal segment could not be removed: {error.message}")
     return warnings
 
 
-def _segments_before(storage: Storage, oldest: Position) -> Iterator[Segment]:
-    """Journal segments that no replay from `oldest` or later needs, of each rank the oldest first."""
+def _unneeded_segments(storage: Storage, kept: Kept, oldest: Position) -> Iterator[tuple[Segment, str]]:
+    """Segments that no replay from `oldest` or later needs, and why; of each rank the oldest first."""
     for rank in journal_ranks(storage):
         segments = {segment.name: segment for segment in list_segments(storage, rank)}
+        if not kept.may_need_journal_of(rank):
+            yield from ((segment, f"no kept checkpoint has a rank {rank}") for segment in segments.values())
+            continue
         lineage = read_journal([storage], rank=rank, since=oldest).lineage
         for name in removable(list(segments), lineage, oldest):
-            yield segments[name]
+            yield segments[name], f"all its steps are before {oldest}, the oldest kept checkpoint"
 
 
 def _check_metric(inventory: Inventory, retention: Retention) -> None:

@@ -135,6 +135,37 @@ def test_every_rank_mends_its_meta_json_from_the_manifest(storage):
     assert sum("-0_20." in name for name in names().values()) == 6, "all but the reference, which is shared"
 
 
+def segment(storage, rank, incarnation, first="0_0"):
+    path = f"journal/rank_{rank}/{incarnation}-{first}.journal"
+    storage.write(path, [b"x"])
+    return path
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_the_journal_of_a_rank_that_a_kept_checkpoint_has_stays(storage, newer):
+    """A checkpoint of three ranks is kept for a while after there are two, and then it goes."""
+    ranks(storage, 3, lambda store: save(store, 10))
+    paths = [segment(storage, rank, incarnation=1) for rank in range(5)]
+    successor = [segment(storage, 4, incarnation=9)] if newer else []
+    retention = Retention(newest=2)
+    ranks(storage, 2, lambda store: save(store, 20, incarnation=2), retention=retention)
+    found = [path for path in [*paths, *successor] if storage.stat(path)]
+    assert found == [*paths[:3], *successor], "rank 3 is nobody's, and rank 2 is the older checkpoint's"
+    ranks(
+        storage, 2, lambda store: [save(store, step, incarnation=2) for step in (30, 40)], retention=retention
+    )
+    assert [path for path in [*paths, *successor] if storage.stat(path)] == [*paths[:2], *successor]
+
+
+def test_while_a_manifest_cannot_be_read_no_rank_s_journal_goes(storage):
+    ranks(storage, 3, lambda store: save(store, 10))
+    content = storage._ops.tree()["/data/run/commits/0_10.json"]
+    storage.write("commits/0_10.json", [content[:-1]])
+    path = segment(storage, 2, incarnation=1)
+    save(CheckpointStore(storage, retention=Retention(newest=2)), 20, incarnation=2)
+    assert storage.stat(path)
+
+
 def test_an_unchanged_reference_is_written_once_and_kept_while_it_is_needed(storage):
     store = CheckpointStore(storage, retention=Retention(newest=2))
     for step in (10, 20, 30, 40):
