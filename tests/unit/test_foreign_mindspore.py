@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.config import ModelConfig
 from rollforward.engines.mindspore.shapes import tensor_layout
+from rollforward.position import Position
 from rollforward.run.foreign_fit import Fitted, fit
+from rollforward.storage import LocalStorage
+from rollforward.store import CheckpointStore
+from rollforward.store.exporting import export_mindrlhf
 from rollforward.store.foreign_files import read_arrays
 from rollforward.store.mindformers_names import to_theirs
 
@@ -143,6 +147,46 @@ def test_the_optimizer_file(
     same(found.tensors, expected)
     rate = () if scheduled else ("learning_rate",)
     assert found.left_out == (*extra, *rate)
+
+
+def test_mindspore_loads_what_is_exported_for_mindrlhf(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "run")
+    source = np.random.default_rng(7)
+    moments = {
+        name: source.normal(size=array.shape).astype(array.dtype)
+        for name, array in LAYOUT["optimizer"].items()
+    }
+    tensors = {"policy_model": values(), "optimizer": moments, "ref": values()}
+    saved = store.save(Position(0, 4), tensors, global_step=4, run_id="r", incarnation=1, state={})
+    out = tmp_path / "out"
+    export_mindrlhf(store.storage, saved.manifest, LocalStorage(out))
+
+    def load(role: str, folder: str, cell: nn.Cell) -> list[str]:
+        path = out / folder / "rank_0" / f"{role}_rank_0-0_4.safetensors"
+        left, unknown = ms.load_param_into_net(cell, ms.load_checkpoint(str(path), format="safetensors"))
+        assert set(unknown) <= {"epoch_num", "step_num"}
+        return sorted(left)
+
+    empty = {name: np.zeros_like(array) for name, array in values().items()}
+    whole = trained(policy(empty))
+    inner = whole.grpo_model_train.policy_model
+    prefix = "grpo_model_train.policy_model."
+    assert load("policy_model", "train", inner) == [prefix + name for name in MONITORS]
+    norm = inner.model.model.norm_out.weight
+    np.testing.assert_array_equal(norm.asnumpy(), values()["model.norm.weight"])
+
+    optimizer = nn.AdamWeightDecay(whole.trainable_params(), learning_rate=Constant())
+    assert load("optimizer", "optimizer", optimizer) == []
+    np.testing.assert_array_equal(norm.asnumpy(), values()["model.norm.weight"])
+    first = {state.name: state.asnumpy() for state in optimizer.moments1}
+    np.testing.assert_array_equal(
+        first[f"adam_m.{norm.name}"], tensors["optimizer"]["adam_m.model.norm.weight"]
+    )
+
+    reference = policy(empty)
+    for name, parameter in reference.parameters_and_names():
+        parameter.name = name
+    assert load("ref", "ref", reference) == list(MONITORS)
 
 
 def test_one_file_of_mindformers_trainer(tmp_path: Path) -> None:

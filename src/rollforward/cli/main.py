@@ -25,9 +25,20 @@ from rollforward.run.stopping import Stopped
 
 def verb_modules() -> list[ModuleType]:
     """The verbs. Imported here and not above: signals must be taken before NumPy is imported."""
-    from rollforward.cli import diff, doctor, history, inspect, prune, rebuild, rollouts, train, verify
+    from rollforward.cli import (
+        diff,
+        doctor,
+        export,
+        history,
+        inspect,
+        prune,
+        rebuild,
+        rollouts,
+        train,
+        verify,
+    )
 
-    return [train, inspect, verify, diff, prune, rollouts, history, rebuild, doctor]
+    return [train, inspect, verify, diff, prune, rollouts, history, rebuild, export, doctor]
 
 
 def build_parser() -> Parser:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from rollforward.errors import NothingToResume
+from rollforward.errors import ConfigError, NothingToResume
 from rollforward.position import Position
 from rollforward.run.folders import what_is_near
 from rollforward.storage import LocalStorage
@@ -20,6 +20,13 @@ def open_run(folder: Path) -> LocalStorage:
             f"{folder} holds no run: there is no {COMMITS}/ in it; {what_is_near(folder)}",
             hint="name the folder that --save_checkpoint_dir named",
         )
+    return LocalStorage(folder)
+
+
+def new_folder(folder: Path) -> LocalStorage:
+    """The storage of a folder in which nothing lies yet; ConfigError when something does."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: there is something already", hint="name a new folder")
     return LocalStorage(folder)
 
 

@@ -46,7 +46,7 @@ _MAX_STR = 1 << 16
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class ForeignTensor:
     """Where a tensor lies in a file."""
 
     name: str
@@ -59,10 +59,10 @@ class StoredTensor:
     """Whether the bits are those of a type that NumPy has not."""
 
 
-def read_ckpt_header(handle: ReadHandle, path: str) -> list[StoredTensor]:
+def read_ckpt_header(handle: ReadHandle, path: str) -> list[ForeignTensor]:
     """Every parameter, without its bytes. CheckpointInvalid when it is not a whole `.ckpt` file."""
     wire = Wire(handle)
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, ForeignTensor] = {}
     last = ""
     if handle.size == 0:
         raise CheckpointInvalid(f"{path}: an empty file")
@@ -105,7 +105,7 @@ def _trailer(wire: Wire) -> tuple[int, int | None]:
     return begin, int.from_bytes(wire.content(wire.size - _CRC_BYTES, wire.size), "big")
 
 
-def _parse_value(wire: Wire, value: Field) -> StoredTensor:
+def _parse_value(wire: Wire, value: Field) -> ForeignTensor:
     fields = {field.number: field for field in wire.fields(value.begin, value.end)}
     if set(fields) != {1, 2}:
         raise ValueError(f"the value at byte {value.begin} is not a tensor")
@@ -129,10 +129,10 @@ def _parse_value(wire: Wire, value: Field) -> StoredTensor:
     else:
         raise ValueError(f"{name[:60]!r} is of type {kind[:20]!r}, which is not read")
     shape = () if dims == [0] and size else tuple(dims)
-    return StoredTensor(name, dtype, shape, ((content.begin, content.end),), bfloat16=kind == "BFloat16")
+    return ForeignTensor(name, dtype, shape, ((content.begin, content.end),), bfloat16=kind == "BFloat16")
 
 
-def _check_size(tensor: StoredTensor) -> None:
+def _check_size(tensor: ForeignTensor) -> None:
     held = sum(end - begin for begin, end in tensor.pieces)
     if held != math.prod(tensor.shape) * tensor.dtype.itemsize:
         raise ValueError(f"{tensor.name[:60]!r} of shape {list(tensor.shape)} has {held} bytes")

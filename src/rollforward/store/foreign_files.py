@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.storage import LocalStorage, ReadHandle
-from rollforward.store.ckptfile import StoredTensor, check_crc, read_ckpt_header
+from rollforward.store.ckptfile import ForeignTensor, check_crc, read_ckpt_header
 from rollforward.store.tensorfile import DTYPES, read_header
 
 
@@ -40,13 +40,13 @@ def check_file(path: Path) -> None:
             check_crc(handle, str(path))
 
 
-def tensors_of(path: Path) -> list[StoredTensor]:
+def tensors_of(path: Path) -> list[ForeignTensor]:
     """What a file holds, by its header. CheckpointInvalid when it cannot be read."""
     with _opened(path) as handle:
         if path.suffix == ".ckpt":
             return read_ckpt_header(handle, str(path))
         return [
-            StoredTensor(
+            ForeignTensor(
                 record.name,
                 DTYPES[record.dtype],
                 record.shape,
@@ -57,7 +57,7 @@ def tensors_of(path: Path) -> list[StoredTensor]:
         ]
 
 
-def read_tensor(path: Path, tensor: StoredTensor) -> NDArray[Any]:
+def read_tensor(path: Path, tensor: ForeignTensor) -> NDArray[Any]:
     """One of `tensors_of(path)`. CheckpointInvalid when it cannot be read."""
     data = np.empty(sum(end - begin for begin, end in tensor.pieces), np.uint8)
     filled = 0
@@ -69,7 +69,7 @@ def read_tensor(path: Path, tensor: StoredTensor) -> NDArray[Any]:
     return _widened(tensor, data.view(tensor.dtype).reshape(tensor.shape))
 
 
-def hollow(tensor: StoredTensor) -> NDArray[Any]:
+def hollow(tensor: ForeignTensor) -> NDArray[Any]:
     """A scalar of the dtype that `read_tensor` gives."""
     return _widened(tensor, np.zeros((), tensor.dtype))
 
@@ -86,7 +86,7 @@ def _opened(path: Path) -> Iterator[ReadHandle]:
         raise CheckpointInvalid(f"{path}: {error.message}") from error
 
 
-def _widened(tensor: StoredTensor, bits: NDArray[Any]) -> NDArray[Any]:
+def _widened(tensor: ForeignTensor, bits: NDArray[Any]) -> NDArray[Any]:
     if not tensor.bfloat16:
         return bits
     flat = bits.reshape(-1).astype(np.uint32) << 16

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointMismatch
-from rollforward.store.ckptfile import StoredTensor
+from rollforward.store.ckptfile import ForeignTensor
 from rollforward.store.foreign_files import check_file, hollow, read_tensor, tensors_of
 from rollforward.store.strategy_files import Layout, Strategy
 
-Held = dict[str, list[tuple[int, StoredTensor]]]
+Held = dict[str, list[tuple[int, ForeignTensor]]]
 """name -> the ranks that have something of it, and what."""
 
 
@@ -31,7 +31,7 @@ class _Assembly:
 
     shape: tuple[int, ...]
     """Of the whole."""
-    pieces: dict[tuple[int, ...], list[tuple[int, StoredTensor]]]
+    pieces: dict[tuple[int, ...], list[tuple[int, ForeignTensor]]]
     """Which piece along each axis -> the ranks that have it."""
 
 
@@ -84,10 +84,10 @@ def _held(paths: Sequence[Path]) -> Held:
     return found
 
 
-def _assembly(name: str, copies: Sequence[tuple[int, StoredTensor]], strategy: Strategy) -> _Assembly:
+def _assembly(name: str, copies: Sequence[tuple[int, ForeignTensor]], strategy: Strategy) -> _Assembly:
     """Where each piece goes; CheckpointMismatch when some are missing or do not make up one tensor."""
     shapes: set[tuple[int, ...]] = set()
-    pieces: dict[tuple[int, ...], list[tuple[int, StoredTensor]]] = {}
+    pieces: dict[tuple[int, ...], list[tuple[int, ForeignTensor]]] = {}
     count = 1
     for rank, tensor in copies:
         layout = _layout_of(name, rank, tensor, strategy)
@@ -108,7 +108,7 @@ def _assembly(name: str, copies: Sequence[tuple[int, StoredTensor]], strategy: S
     return _Assembly(shapes.pop(), pieces)
 
 
-def _layout_of(name: str, rank: int, tensor: StoredTensor, strategy: Strategy) -> Layout:
+def _layout_of(name: str, rank: int, tensor: ForeignTensor, strategy: Strategy) -> Layout:
     layout = strategy.of(name, rank) or Layout(devices=(1,), axes=((),) * len(tensor.shape))
     if layout.problem:
         raise CheckpointMismatch(

@@ -1,0 +1,116 @@
+"""`rollforward export` hands a checkpoint to others: whole, verified, and the same when it comes back."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from toy_session import Place
+
+from rollforward.cli.main import main
+from rollforward.engines.mindspore.config import ModelConfig
+from rollforward.engines.mindspore.shapes import tensor_layout
+from rollforward.engines.mindspore.weights import load_weights
+from rollforward.position import Position
+from rollforward.run.foreign_fit import fit
+from rollforward.store import CheckpointStore
+from rollforward.store.foreign_files import read_arrays
+from rollforward.store.mindrlhf import find_foreign
+
+CONFIG = {
+    "model_type": "qwen2",
+    "vocab_size": 16,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+MODEL = ModelConfig.parse(CONFIG)
+LAYOUT = tensor_layout(MODEL)
+
+
+def state(step: int):
+    source = np.random.default_rng(step)
+    found = {
+        role: {name: source.normal(size=array.shape).astype(array.dtype) for name, array in named.items()}
+        for role, named in LAYOUT.items()
+    }
+    found["optimizer"]["global_step"][:] = step
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    store = CheckpointStore(tmp_path / "run")
+    files = {"config.json": json.dumps(CONFIG).encode(), "tokenizer.json": b"{}"}
+    for step in (2, 4):
+        store.save(
+            Position(1, step),
+            state(step),
+            global_step=step,
+            run_id="r",
+            incarnation=1,
+            state={},
+            attachments=files,
+        )
+    return tmp_path / "run"
+
+
+def test_the_policy_as_a_folder_of_hugging_face(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    assert main(["export", str(run), "--to", str(out)]) == 0
+    assert sorted(capsys.readouterr().out.split()) == sorted(map(str, out.iterdir()))
+    assert json.loads((out / "config.json").read_text()) == CONFIG
+    parameters = {name: np.zeros(array.shape, array.dtype) for name, array in LAYOUT["policy_model"].items()}
+    load_weights(out, MODEL, parameters)
+    for name, array in state(4)["policy_model"].items():
+        np.testing.assert_array_equal(parameters[name], array)
+
+
+def test_what_goes_to_mindrlhf_comes_back_the_same(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["export", f"{run}:1_2", "--to", str(out), "--format", "mindrlhf"]) == 0
+    folders = {"policy_model": out / "train", "optimizer": out / "optimizer", "ref": out / "ref"}
+    found = find_foreign(folders, world_size=1)
+    assert found.position == Position(1, 2)
+    for role, named in state(2).items():
+        file = fit(role, dict(read_arrays(found.files[role][0])), LAYOUT, groups=2)
+        assert file.problems == ()
+        assert file.tensors.keys() == named.keys()
+        for name, array in named.items():
+            np.testing.assert_array_equal(file.tensors[name], array, err_msg=name)
+    counters = safetensors.numpy.load_file(found.files["policy_model"][0])
+    assert (counters["epoch_num"], counters["step_num"]) == (1, 2)
+
+
+def test_a_model_that_mindformers_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    place.train("toy", rl_config__max_steps=1)
+    out = tmp_path / "out"
+    assert main(["export", str(tmp_path / "toy"), "--to", str(out), "--format", "mindrlhf"]) == 2
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_folder_in_which_something_lies_is_left_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine").write_text("mine")
+    assert main(["export", str(run), "--to", str(tmp_path / "model")]) == 2
+    assert "there is something already" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
+
+
+def test_a_damaged_checkpoint_is_not_handed_on(run: Path, tmp_path: Path) -> None:
+    path = run / "train/rank_0/policy_model_rank_0-1_2.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["export", f"{run}:1_2", "--to", str(tmp_path / "model")]) == 1
+    assert not (tmp_path / "model/model.safetensors").exists()
