@@ -115,7 +115,20 @@ IN_RECOVERY = {
 }
 """Of a start that resumes."""
 
-POINTS = {**IN_A_STEP, **IN_A_CHECKPOINT, **IN_PRUNING, **IN_RECOVERY}
+IN_A_NEW_FOLDER = {
+    "before the journal is copied": Point("create", 1, "before", r"/\.1-0_3\.journal\."),
+    "in the copy of the journal": Point("write", 1, "half", r"/\.1-0_3\.journal\."),
+    "after the journal was copied": Point("rename", 1, "after", r"/1-0_3\.journal$"),
+    "before the new folder's first manifest": Point(
+        "create", 1, "before", r"/\.0_\d\.json", first_rank_only=True
+    ),
+    "after the new folder's first manifest": Point(
+        "rename", 1, "after", r"commits/0_\d\.json", first_rank_only=True
+    ),
+}
+"""Of a start that goes on from another folder, until its own can be resumed by itself."""
+
+POINTS = {**IN_A_STEP, **IN_A_CHECKPOINT, **IN_PRUNING, **IN_RECOVERY, **IN_A_NEW_FOLDER}
 
 
 def arm(name: str, last_words: Callable[[], None]) -> None:

@@ -86,7 +86,8 @@ def said_by(root: Path, run: str, rank: int) -> Path:
 
 def diary(root: Path, run: str, rank: int) -> list[list[str]]:
     """Of all its starts: ["generated", chunk], ["finished", chunk, position], ["killed", point]."""
-    return [line.split("\t") for line in diary_file(root, run, rank).read_text().splitlines()]
+    file = diary_file(root, run, rank)
+    return [line.split("\t") for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def diary_file(root: Path, run: str, rank: int) -> Path:

@@ -12,17 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from kill_points import IN_A_CHECKPOINT, IN_A_STEP, IN_PRUNING, POINTS
+from compare_runs import (
+    Finished,
+    assert_every_checkpoint_is_whole,
+    assert_nothing_finished_was_lost,
+    assert_nothing_is_left,
+    assert_same_end,
+)
+from kill_points import IN_A_CHECKPOINT, IN_A_NEW_FOLDER, IN_A_STEP, IN_PRUNING, POINTS
 from mortal_ranks import MortalRanks, Start, diary
 from toy_session import Place
 
-from rollforward.run import recovery_report
-from rollforward.run.metrics import FILE
+from rollforward.position import Position
 from rollforward.storage import LocalStorage
-from rollforward.store import Manifest, Retention, find, list_checkpoints, read_tensors
-from rollforward.store.pruning import prune
+from rollforward.store import find
 
 ONE_PLACE = [(name,) for name in (*IN_A_STEP, *IN_A_CHECKPOINT, *IN_PRUNING)]
 TORN = "in the journal's write"
@@ -48,113 +52,85 @@ IN_RECOVERY_TOO = [
 ]
 CASES = [*ONE_PLACE, *IN_RECOVERY_TOO]
 
-TWO_ITERATIONS = {
+COMMON = {
     "rl_config__num_iterations": 2,
     "ref_config__sync_ref_model": True,
     "ref_config__ref_model_sync_steps": 2,
-}
-COMMON = {
+    "rl_config__save_ckpt_interval": 3,
+    "rl_config__save_max_ckpt_num": 2,
+    "rl_config__weights_digest_interval": 2,
     "rl_config__max_steps": 8,
     "rl_config__num_generations": 2,
     "rl_config__batch_size": 2,
     "actor_config__lr_schedule__decay_steps": 16,
-    "rl_config__save_ckpt_interval": 3,
-    "rl_config__save_max_ckpt_num": 2,
-    "rl_config__weights_digest_interval": 2,
 }
 SIZES: dict[int, dict[str, Any]] = {1: {"rl_config__chunk_size": 2}, 2: {"rl_config__chunk_size": 1}}
 """By ranks: as many prompts to a step with one as with two, so that both have the same steps."""
 
 
-def state_of(folder: Path) -> tuple[Manifest, dict[tuple[str, str], np.ndarray]]:
-    """The newest checkpoint and its tensors, (role, name) -> array."""
-    storage = LocalStorage(folder)
-    manifest = find(storage).manifest
-    return manifest, {(role, name): array for role, name, array in read_tensors(storage, manifest)}
-
-
-def figures(folder: Path) -> list[dict[str, float]]:
-    """Every line of the metrics, without what the clock says."""
-    clock = ("incarnation", "time", "tokens_per_second")
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in clock and "seconds/" not in key}
-        for line in (folder / FILE).read_text().splitlines()
-    ]
-
-
-def assert_same_end(folder: Path, whole: Path) -> None:
-    """The same bytes in every tensor of every role, and the same metrics, line by line."""
-    (manifest, state), (expected_manifest, expected) = state_of(folder), state_of(whole)
-    assert manifest.position == expected_manifest.position
-    assert manifest.metrics == expected_manifest.metrics
-    assert state.keys() == expected.keys()
-    assert {role for role, _ in state} == {"policy_model", "optimizer", "ref"}
-    for key, array in expected.items():
-        assert state[key].tobytes() == array.tobytes(), key
-    assert figures(folder) == figures(whole)
-
-
-def assert_nothing_generated_twice(pages: list[list[str]]) -> None:
-    """What a rank once had finished is not generated again."""
-    finished: set[str] = set()
-    for what, *words in pages:
-        if what == "finished":
-            finished.add(words[0])
-        assert not (what == "generated" and words[0] in finished), words
-
-
-def assert_nothing_is_left(folder: Path, whole: Path) -> None:
-    """Every checkpoint is whole, and after `rollforward prune` there are the files that there should be."""
-    storage = LocalStorage(folder)
-    assert all(found.valid for found in list_checkpoints(storage, deep=True))
-    assert prune(storage, Retention(newest=2)) == []
-    assert files_of(folder) == files_of(whole)
-
-
-def files_of(folder: Path) -> set[str]:
-    """All but reports of recoveries, and segments of the journal, named after the starts that wrote them."""
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    return {path for path in found if not path.endswith((".journal", ".journal.torn", recovery_report.FILE))}
-
-
-def assert_nothing_finished_was_lost(folder: Path) -> None:
-    """What the recoveries say of themselves."""
-    for report in recovery_report.read(LocalStorage(folder)):
-        assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
-        assert report.updates_repeated == report.updates_replayed
-
-
 class Runs:
-    """Runs with their places, the ranks that do them, and their uninterrupted twins."""
+    """Runs with their place, the ranks that do them, and the one that was never killed."""
 
     def __init__(self, root: Path, ranks: MortalRanks) -> None:
         self.place = Place(root)
         self._ranks = ranks
-        self._wholes: dict[str, Path] = {}
 
-    def whole(self, world_size: int, changes: dict[str, Any]) -> Path:
+    def whole(self, world_size: int) -> Path:
         """A run that was never killed."""
-        name = f"whole_{len(self._wholes)}"
-        key = json.dumps([world_size, changes])
-        if key not in self._wholes:
-            assert set(self.start(name, world_size, changes)) == {0}
-            self._wholes[key] = self.place.root / name
-        return self._wholes[key]
+        run = f"whole_{world_size}"
+        if not (self.place.root / run).exists():
+            assert set(self.start(run, world_size)) == {0}
+        return self.place.root / run
 
     def start(
-        self, run: str, world_size: int, changes: dict[str, Any], points: dict[str, str] | None = None
+        self,
+        run: str,
+        world_size: int,
+        victim: int = 0,
+        point: str = "",
+        source: str = "",
+        position: str = "",
     ) -> list[int]:
-        """Go on with the run if there is anything to go on with, else begin it."""
+        """Go on with the run if there is anything to go on with, else with `source`; else begin it.
+
+        How each rank ended; the victim dies at the point.
+        """
         begun = any((self.place.root / run / "commits").glob("*.json"))
+        killed = self.killed(run, victim)
         start = Start(
             root=str(self.place.root),
             run=run,
             world_size=world_size,
-            resume=begun,
-            changes=COMMON | SIZES[world_size] | changes,
-            points=points or {},
+            resume=begun or bool(source),
+            source="" if begun else source,
+            position="" if begun else position,
+            changes=COMMON | SIZES[world_size],
+            points={str(victim): point} if point else {},
         )
-        return self._ranks.start(start)
+        codes = self._ranks.start(start)
+        if point:
+            assert self.killed(run, victim) == [*killed, point], f"{point}: never got there"
+            assert codes[victim] == -signal.SIGKILL
+        return codes
+
+    def killed(self, run: str, rank: int) -> list[str]:
+        """The points at which it was killed so far."""
+        return [words[0] for what, *words in diary(self.place.root, run, rank) if what == "killed"]
+
+    def check(self, run: str, world_size: int, source: str = "", position: str = "") -> None:
+        """The run has ended as if nothing had happened."""
+        folder, whole = self.place.root / run, self.whole(world_size)
+        assert_same_end(folder, whole)
+        assert_every_checkpoint_is_whole(folder)
+        assert_nothing_finished_was_lost(folder)
+        assert_nothing_is_left(folder, whole)
+        for rank in range(world_size):
+            finished = Finished()
+            if source:
+                finished.read(diary(self.place.root, source, rank))
+            if position:
+                finished.branch(Position.parse(position))
+            finished.read(diary(self.place.root, run, rank))
 
 
 @pytest.fixture(scope="module")
@@ -165,41 +141,48 @@ def runs() -> Iterator[Runs]:
         yield Runs(Path(folder), ranks)
 
 
-def die_and_resume(runs: Runs, points: tuple[str, ...], victim: int, world_size: int, **changes: Any) -> None:
-    run = f"killed_{victim}_of_{world_size}_{len(changes)}_{CASES.index(points)}"
-    for number, point in enumerate(points, 1):
-        codes = runs.start(run, world_size, changes, {str(victim): point})
-        killed = [words[0] for what, *words in diary(runs.place.root, run, victim) if what == "killed"]
-        assert killed == list(points[:number]), f"{point}: never got there"
-        assert codes[victim] == -signal.SIGKILL
-    assert set(runs.start(run, world_size, changes)) == {0}
+def victim_of_two(points: tuple[str, ...]) -> int:
+    """The second rank, unless the first alone gets to all of the points."""
+    return 0 if any(POINTS[point].first_rank_only for point in points) else 1
 
-    folder = runs.place.root / run
-    assert_same_end(folder, runs.whole(world_size, changes))
-    for rank in range(world_size):
-        assert_nothing_generated_twice(diary(runs.place.root, run, rank))
-    assert_nothing_finished_was_lost(folder)
-    assert_nothing_is_left(folder, runs.whole(world_size, changes))
+
+def die_and_resume(runs: Runs, points: tuple[str, ...], victim: int, world_size: int) -> None:
+    run = f"killed_{world_size}_{CASES.index(points)}"
+    for point in points:
+        runs.start(run, world_size, victim, point)
+    assert set(runs.start(run, world_size)) == {0}
+    runs.check(run, world_size)
 
 
 @pytest.mark.parametrize("points", CASES, ids=", then ".join)
 def test_one_rank(runs: Runs, points: tuple[str, ...]) -> None:
-    die_and_resume(runs, points, 0, 1, **TWO_ITERATIONS)
+    die_and_resume(runs, points, 0, 1)
 
 
 @pytest.mark.parametrize("points", CASES, ids=", then ".join)
 def test_one_of_two_ranks(runs: Runs, points: tuple[str, ...]) -> None:
-    """The second, which waits for the first, is killed by who watches them, and the other way round."""
-    first = any(POINTS[point].first_rank_only for point in points)
-    die_and_resume(runs, points, 0 if first else 1, 2, **TWO_ITERATIONS)
+    """The other, which waits for it, is killed by who watches them."""
+    die_and_resume(runs, points, victim_of_two(points), 2)
+
+
+@pytest.mark.parametrize("position", ["", "0_4"], ids=["moved", "branched off at 0_4"])
+@pytest.mark.parametrize("point", [*IN_A_NEW_FOLDER, "in the second replayed update"])
+def test_going_on_in_a_new_folder(runs: Runs, point: str, position: str) -> None:
+    """The new folder goes on by itself as soon as it can; until then the same is asked for again."""
+    number, victim = [*POINTS].index(point), victim_of_two((point,))
+    old, new = f"old_{number}{position}", f"new_{number}{position}"
+    runs.start(old, 2, 0, "in the next epoch's first generation")
+    runs.start(new, 2, victim, point, source=old, position=position)
+    assert set(runs.start(new, 2, source=old, position=position)) == {0}
+    runs.check(new, 2, source=old, position=position)
 
 
 def test_meta_json_says_what_was_resumed_from_as_soon_as_training_goes_on(runs: Runs) -> None:
     run, folder = "meta", runs.place.root / "meta"
-    runs.start(run, 2, {}, {"1": "between the manifest and meta.json"})
+    runs.start(run, 2, 1, "between the manifest and meta.json")
     manifest = find(LocalStorage(folder)).manifest
     stale = meta_json(folder)
-    runs.start(run, 2, {}, {"1": "in the first replayed update"})
+    runs.start(run, 2, 1, "in the first replayed update")
     assert find(LocalStorage(folder)).manifest == manifest
     told = meta_json(folder)
     assert set(told.values()) == {Path(file.path).name for file in manifest.files}
@@ -216,9 +199,9 @@ def meta_json(folder: Path) -> dict[str, str]:
 
 def test_the_journal_of_a_rank_that_is_no_more_goes_with_the_first_checkpoint(runs: Runs) -> None:
     run, journal = "fewer", runs.place.root / "fewer/journal"
-    runs.start(run, 2, {}, {"0": "in the first checkpoint of all"})
+    runs.start(run, 2, 0, "in the first checkpoint of all")
     assert list((journal / "rank_1").iterdir())
-    assert runs.start(run, 1, {}) == [0]
+    assert runs.start(run, 1) == [0]
     assert list((journal / "rank_1").iterdir()) == []
     assert list((journal / "rank_0").iterdir())
-    assert_same_end(runs.place.root / run, runs.whole(1, {}))
+    assert_same_end(runs.place.root / run, runs.whole(1))

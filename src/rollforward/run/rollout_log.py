@@ -31,7 +31,7 @@ from rollforward.run.rollout_codec import (
 from rollforward.run.stopping import finishing
 from rollforward.storage import Storage
 from rollforward.store.journal import Journal
-from rollforward.store.journal_reading import JournalView, read_journal, repair
+from rollforward.store.journal_reading import JournalView, adopt, read_journal, repair
 from rollforward.store.journal_records import Identity
 from rollforward.store.layout import SegmentName
 
@@ -232,6 +232,8 @@ def open_rollout_log(
 
     def open_journal() -> tuple[Journal, list[str]]:
         repaired = repair(storage, view)
+        # Before the first checkpoint of this folder: from then on it is resumed by itself.
+        adopt(storage, inherited)
         journal = Journal(storage, identity, start=start, inherited=inherited)
         if checkpoint is not None:
             detail = {

@@ -71,7 +71,7 @@ class Journal:
     """What one rank has inherited, and what it adds.
 
     `inherited` is the part of an earlier journal that this start takes over (`JournalView.inherited`);
-    it may lie in another folder than `storage`, which is the one that is written to. The first
+    what of it lies in another folder than `storage`, the one that is written to, is read there. The first
     segment is durable when the constructor returns. Any StorageError in writing ends the journal:
     nothing can be made durable before it is used any more, so the run has to stop.
     """
@@ -110,16 +110,12 @@ class Journal:
         self._begin_segment(start)
 
     def find_rollouts(self, position: Position, chunk: int) -> Record | None:
-        """An inherited chunk; CheckpointInvalid when it can no longer be read intact.
-
-        One that lies in another folder is written to this one too before it is handed out, so that
-        the checkpoints of this folder need no other.
-        """
-        return self._find(self.inherited.rollouts.get((position, chunk)))
+        """An inherited chunk; CheckpointInvalid when it can no longer be read intact."""
+        return _find(self.inherited.rollouts.get((position, chunk)))
 
     def find_outcome(self, position: Position, iteration: int) -> Record | None:
         """An inherited outcome; otherwise as `find_rollouts`."""
-        return self._find(self.inherited.outcomes.get((position, iteration)))
+        return _find(self.inherited.outcomes.get((position, iteration)))
 
     def append(
         self, position: Position, chunk: int, arrays: Arrays, metadata: Mapping[str, str] | None = None
@@ -162,14 +158,6 @@ class Journal:
             self._appender.close()
             self._appender = None
 
-    def _find(self, place: Place | None) -> Record | None:
-        if place is None:
-            return None
-        record = read_record(place)
-        if place.segment.storage is not self._storage:
-            self._write(record.kind, record.position, record.metadata, record.arrays)
-        return record
-
     def _write(self, kind: str, position: Position, metadata: Mapping[str, str], arrays: Arrays) -> None:
         if position < self._latest:
             raise ValueError(f"a record of step {position} after one of {self._latest}")
@@ -203,3 +191,7 @@ class Journal:
         self._sequence += 1
         self.bytes_written += len(frame)
         return frame[FRONT_BYTES - 16 : FRONT_BYTES]
+
+
+def _find(place: Place | None) -> Record | None:
+    return None if place is None else read_record(place)

@@ -141,14 +141,16 @@ def read_journal(
 ) -> JournalView:
     """What the journal of `rank` has of positions from `since` on and, where it is given, before `before`.
 
-    `storages`: the folders of the run, those it was resumed from first. `checkpoint`: incarnation
-    and position of the one that is gone on from; None takes the newest history. `run_id`: segments
-    of other runs are passed over. What is damaged is reported in `problems` and never handed out.
+    `storages`: the folders of the run, those it was resumed from first; of a segment that several have,
+    the first counts. `checkpoint`: incarnation and position of the one that is gone on from; None
+    takes the newest history. `run_id`: segments of other runs are passed over. What is damaged is
+    reported in `problems` and never handed out.
     """
-    segments = sorted(
-        (segment for storage in storages for segment in list_segments(storage, rank)),
-        key=lambda segment: segment.name,
-    )
+    found: dict[SegmentName, Segment] = {}
+    for storage in storages:
+        for segment in list_segments(storage, rank):
+            found.setdefault(segment.name, segment)
+    segments = [found[name] for name in sorted(found)]
     newest = max((segment.name.incarnation for segment in segments), default=0)
     tip, unreadable = _find_tip(segments, checkpoint, run_id)
     lineage: Lineage = {} if tip is None else tip.whole_lineage
@@ -305,6 +307,20 @@ def repair(storage: Storage, view: JournalView) -> list[str]:
             f"{cut} bytes moved to {segment.name.torn_path}"
         )
     return done
+
+
+def adopt(storage: Storage, inherited: JournalView) -> None:
+    """Copy the segments of other folders that hold inherited records, so that `storage` needs no other.
+
+    As they are, but for torn ends, which are left out.
+    """
+    torn = {segment.name: ending.offset for segment, ending in inherited.torn}
+    places = [*inherited.rollouts.values(), *inherited.outcomes.values()]
+    for segment in sorted({place.segment for place in places}, key=lambda segment: segment.name):
+        if segment.storage is not storage:
+            with segment.storage.open(segment.name.path) as handle:
+                end = torn.get(segment.name, handle.size)
+                storage.write(segment.name.path, _bytes(handle, 0, end))
 
 
 def _bytes(handle: ReadHandle, begin: int, end: int) -> Iterator[bytearray]:
