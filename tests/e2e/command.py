@@ -46,6 +46,7 @@ class Command:
 
     folder: Path
     workers: int = 1
+    max_restarts: int = 0
     program: list[str] = field(default_factory=lambda: [*PROGRAM, "train"])
 
     @property
@@ -65,6 +66,7 @@ class Command:
             found += ["--ref_checkpoint_path", str(self.run / "ref")]
         else:
             found += ["--actor_checkpoint_path", str(ARITHMETIC / "model")]
+        found += ["--max_restarts", str(self.max_restarts)] if self.max_restarts else []
         return found if self.workers == 1 else [*found, "--workers", str(self.workers)]
 
     def start(self, *, resume: bool = False, log: str = "train.txt") -> "subprocess.Popen[bytes]":

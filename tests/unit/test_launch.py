@@ -10,7 +10,7 @@ import pytest
 
 from rollforward.errors import WorkerFailed
 from rollforward.run.environment import prepare, this_process
-from rollforward.run.launch import free_port, launch
+from rollforward.run.launch import exit_code, free_port, launch
 from rollforward.run.reports import alive
 
 SCRIPT = """\
@@ -31,7 +31,7 @@ while len(list(Path(sys.argv[1]).glob("pid_*"))) < 2:
 if sys.argv[2] == "killed" and rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "refused" and rank == 1:
-    report(folder, rank, code=2, error="rank 1 cannot read it")
+    report(folder, rank, code=2, error="rank 1 cannot read it", kind="DataError")
     sys.exit(2)
 time.sleep(100)
 """
@@ -46,9 +46,10 @@ def script(tmp_path: Path) -> Path:
 
 def started(script: Path, fate: str) -> int:
     folder = script.parent
-    return launch(
+    ending = launch(
         script, [str(folder), fate], workers=2, log_folder=folder / "log", run_folder=folder / "run"
     )
+    return exit_code(ending)
 
 
 def pids(folder: Path) -> list[int]:

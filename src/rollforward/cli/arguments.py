@@ -88,10 +88,19 @@ def run_at(text: str) -> tuple[Path, Position | None]:
 
 def count(text: str) -> int:
     """A whole number from 1 on, as a type of arguments."""
+    return _whole_number(text, low=1)
+
+
+def count_from_0(text: str) -> int:
+    """A whole number from 0 on, as a type of arguments."""
+    return _whole_number(text, low=0)
+
+
+def _whole_number(text: str, *, low: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+        value = low - 1
+    if value < low:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {low} on, got {text!r}")
     return value

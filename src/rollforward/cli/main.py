@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
     except Stopped as stop:
-        code, message = stop.exit_code, str(stop)
+        code, message, kind = stop.exit_code, str(stop), type(stop).__name__
     except BrokenPipeError:
         # The reader of a pipe has left, `head` for one. Nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

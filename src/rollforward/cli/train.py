@@ -1,18 +1,22 @@
 """`rollforward train`: start a run, or go on with one."""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rollforward.cli import worker
-from rollforward.cli.arguments import Parser, count, position, split_list
+from rollforward.cli.arguments import Parser, count, count_from_0, position, split_list
 from rollforward.errors import ConfigError
 from rollforward.run import config, launch, reports
 from rollforward.run.engine import MindSpore
-from rollforward.run.environment import this_process
+from rollforward.run.environment import started_by_msrun, this_process
 from rollforward.run.plan import Asked, prepare
+from rollforward.run.progress import LogFile
 from rollforward.run.session import train
+from rollforward.run.supervision import supervise
 
 NAME = "train"
 SUMMARY = "train a policy with GRPO, or resume a run"
@@ -24,6 +28,7 @@ A new run starts from Hugging Face folders:
 A run that was killed goes on from its newest valid checkpoint:
   rollforward train --config grpo.yaml --resume_training --actor_checkpoint_path RUN/train \\
       --ref_checkpoint_path RUN/ref --save_checkpoint_dir RUN
+With --max_restarts that is done for you: a run that fails is resumed from its own folder.
 With --resume_position it goes on from any step that the journal reaches, in a new folder; from a
 step between checkpoints only with the configuration that the run had there.
 
@@ -86,6 +91,13 @@ def add_arguments(parser: Parser) -> None:
     for name, metavar, path, text in _OPTIONS:
         parser.add_option(name, metavar=metavar, dest=path, help=text)
     parser.add_option(
+        "--max_restarts",
+        metavar="N",
+        type=count_from_0,
+        default=0,
+        help="when the run fails, resume it from its own folder, at most so often (default: 0)",
+    )
+    parser.add_option(
         "--tensorboard",
         metavar="DIR",
         nargs="?",
@@ -122,7 +134,43 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         ref_checkpoint_path=options.ref_checkpoint_path,
         position=options.resume_position,
     )
+    if options.max_restarts:
+        return _supervise(options, arguments, asked)
     return compute(options, arguments, asked, overrides(options))
+
+
+def _supervise(options: argparse.Namespace, arguments: Sequence[str], asked: Asked) -> int:
+    """Start the run, and start it again when it fails; all that computes is another process."""
+    if started_by_msrun():
+        raise ConfigError(
+            f"--max_restarts {options.max_restarts} under msrun: msrun has started this worker, ends the "
+            "others when one fails, and none of them can start it again",
+            hint="leave it out and start msrun again with --resume_training after a failure, or let "
+            "rollforward start the workers: rollforward train --workers N --max_restarts N",
+        )
+    loaded = config.load(options.config, overrides(options))
+    # What the user has to mend is found before anything is started.
+    places = prepare(loaded, asked, MindSpore(), world_size=options.workers).outputs
+
+    def start(given: Sequence[str]) -> launch.Ending:
+        return launch.launch(
+            Path(worker.__file__),
+            given,
+            workers=options.workers,
+            log_folder=places.log,
+            run_folder=places.run,
+        )
+
+    places.log.mkdir(parents=True, exist_ok=True)
+    with closing(LogFile(_line)) as log:
+        log.keep(places.log / "train.log")
+        ending = supervise(start, arguments, run=places.run, max_restarts=options.max_restarts, say=log.line)
+    return launch.exit_code(ending)
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def compute(
@@ -151,13 +199,14 @@ def compute(
         rank=process.rank if process.role == "worker" else None,
     )
     if several:
-        return launch.launch(
+        ending = launch.launch(
             Path(worker.__file__),
             arguments,
             workers=options.workers,
             log_folder=plan.outputs.log,
             run_folder=plan.outputs.run,
         )
+        return launch.exit_code(ending)
     train(plan, engines)
     return 0
 

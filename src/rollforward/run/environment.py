@@ -45,6 +45,11 @@ def age() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
+def started_by_msrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user's own `msrun` started this process, be it one worker or one of several."""
+    return "MS_ROLE" in environment and LAUNCHED not in environment
+
+
 def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set what MindSpore reads when it is imported."""
     # MindSpore logs warnings of its own to standard error, many at each start.

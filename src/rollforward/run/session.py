@@ -108,7 +108,7 @@ def _end(held: ExitStack, reason: stopping.Stopped) -> None:
     """Let go of all that this worker holds; tell its launcher, if it has one."""
     with suppress(Exception):
         held.close()
-    reports.tell_ending(reason.exit_code, error=str(reason))
+    reports.tell_ending(reason.exit_code, error=str(reason), kind=type(reason).__name__)
 
 
 def _run_steps(

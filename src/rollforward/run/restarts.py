@@ -1,0 +1,83 @@
+"""Whether a run that failed is started again, and when. Pure: failures in, a decision out.
+
+    the user's input, or the numbers, are wrong     give up: it would come again
+    the same step failed three times running        give up, and show the three
+    all restarts are used up                        give up
+    anything else                                   again, after 1, 2, 4, ... seconds, at most LONGEST_WAIT
+
+A failure at a later step than any before it is progress, and the waiting begins anew. Replay
+repeats the bits of what it replays, so where a run fails again after a restart it has come as far
+as before, and a restart that dies earlier has not got on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rollforward.position import Position
+
+SAME_STEP = 3
+"""Failures of one step, one after the other, after which there is no point in going on."""
+LONGEST_WAIT = 60.0
+"""Seconds."""
+INPUT_ERROR = 2
+"""The exit code of errors that only the user can mend."""
+FINAL = frozenset({"RunLocked", "ReplayDiverged", "NonFinite"})
+"""Errors that come again: another trainer is at work; the numbers are what they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How one start of the run ended."""
+
+    code: int
+    """The exit code."""
+    kind: str | None
+    """The class of the worker's error; None when it had no chance to say, as when it was killed."""
+    error: str
+    """For people."""
+    position: Position | None
+    """The step that it was at; None before its first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Again:
+    """Start again."""
+
+    number: int
+    """Which restart this is, from 1."""
+    seconds: float
+    """To wait before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GiveUp:
+    """Do not."""
+
+    reason: str
+    failures: tuple[Failure, ...]
+    """Those that tell why."""
+
+
+def decide(failures: Sequence[Failure], *, max_restarts: int) -> Again | GiveUp:
+    """What to do after the last of `failures`, which are all of this run so far, in order."""
+    last, same = failures[-1], failures[-SAME_STEP:]
+    if last.code == INPUT_ERROR or last.kind in FINAL:
+        return GiveUp(reason="a restart would not mend it", failures=(last,))
+    if len(same) == SAME_STEP and all(failure.position == last.position for failure in same):
+        where = "the way to its first step" if last.position is None else f"step {last.position}"
+        return GiveUp(reason=f"{where} failed {SAME_STEP} times running", failures=tuple(same))
+    if len(failures) > max_restarts:
+        return GiveUp(reason=f"all restarts that were allowed ({max_restarts}) are used up", failures=(last,))
+    wait = min(2.0 ** (_without_progress(failures) - 1), LONGEST_WAIT)
+    return Again(number=len(failures), seconds=wait)
+
+
+def _without_progress(failures: Sequence[Failure]) -> int:
+    """How many failures there were since the run last got further than ever, that one included."""
+    count = 0
+    furthest: Position | None = None
+    for failure in failures:
+        further = failure.position is not None and (furthest is None or failure.position > furthest)
+        count = 1 if further else count + 1
+        furthest = failure.position if further else furthest
+    return count
