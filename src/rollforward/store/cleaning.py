@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.finding import is_valid, load_summary
+from rollforward.store.finding import is_there, is_valid, load_summary
 from rollforward.store.guests import read_guests
 from rollforward.store.journal_history import journal_ranks
 from rollforward.store.journal_reading import list_segments, remove_segments
@@ -134,7 +134,10 @@ class Inventory:
     def _is_valid(self, candidate: Candidate) -> bool:
         position = candidate.position
         if position not in self._valid:
-            self._valid[position] = is_valid(self._storage, position)
+            # One that is proved to be whole always stays, the newest of them. For the rest it will do to look
+            # at what happens by itself: damage, and files that are missing.
+            look = is_there if any(self._valid.values()) else is_valid
+            self._valid[position] = look(self._storage, position)
         return self._valid[position]
 
 

@@ -6,7 +6,7 @@ Nothing is changed on disk and no rank is needed. A checkpoint is looked at in t
 the first only.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from rollforward.errors import CheckpointInvalid, NothingToResume, StorageError
@@ -14,8 +14,8 @@ from rollforward.position import Position
 from rollforward.storage import Storage, read_small
 from rollforward.store import manifest as manifests
 from rollforward.store.layout import COMMITS, ROLE_FOLDERS, manifest_path, parse_manifest_name, parse_rank
-from rollforward.store.manifest import FileRecord, Manifest
-from rollforward.store.summary import Summary, summarise
+from rollforward.store.manifest import Manifest
+from rollforward.store.summary import Summary, listed_files, summarise
 
 _PEEK_BYTES = 512
 
@@ -87,9 +87,18 @@ def load_summary(storage: Storage, position: Position) -> Summary:
 
 
 def is_valid(storage: Storage, position: Position) -> bool:
-    """Whether `find` would take this checkpoint: its manifest proves intact and its files are there."""
+    """Whether `find` would take this checkpoint: its manifest keeps every rule and its files are there."""
     try:
         check_files(storage, load_manifest(storage, position))
+    except CheckpointInvalid:
+        return False
+    return True
+
+
+def is_there(storage: Storage, position: Position) -> bool:
+    """`is_valid` but for rules that a manifest keeps unless somebody forged it; a hundred times as fast."""
+    try:
+        _check_files(storage, position, listed_files(_content(storage, position), f"{position}.json"))
     except CheckpointInvalid:
         return False
     return True
@@ -104,22 +113,22 @@ def _content(storage: Storage, position: Position) -> bytes:
 
 def check_files(storage: Storage, manifest: Manifest) -> None:
     """CheckpointInvalid unless every file of the checkpoint is there with its size."""
-    files: list[FileRecord] = [*manifest.files, *manifest.attachments]
-    for file in files:
+    files = [(file.path, file.size) for file in (*manifest.files, *manifest.attachments)]
+    _check_files(storage, manifest.position, files)
+
+
+def _check_files(storage: Storage, position: Position, files: Sequence[tuple[str, int]]) -> None:
+    for path, size in files:
         try:
-            entry = storage.stat(file.path)
+            entry = storage.stat(path)
         except StorageError as error:
-            raise CheckpointInvalid(f"checkpoint {manifest.position}: {error.message}") from error
+            raise CheckpointInvalid(f"checkpoint {position}: {error.message}") from error
         if entry is None:
-            raise CheckpointInvalid(f"checkpoint {manifest.position}: {file.path} is missing")
+            raise CheckpointInvalid(f"checkpoint {position}: {path} is missing")
         if entry.kind != "file":
-            raise CheckpointInvalid(
-                f"checkpoint {manifest.position}: {file.path} is a {entry.kind}, not a file"
-            )
-        if entry.size != file.size:
-            raise CheckpointInvalid(
-                f"checkpoint {manifest.position}: {file.path} has {entry.size} bytes instead of {file.size}"
-            )
+            raise CheckpointInvalid(f"checkpoint {position}: {path} is a {entry.kind}, not a file")
+        if entry.size != size:
+            raise CheckpointInvalid(f"checkpoint {position}: {path} has {entry.size} bytes instead of {size}")
 
 
 def candidates(storage: Storage) -> Iterator[Manifest | Rejected]:

@@ -8,8 +8,10 @@ the rest of the manifest keeps the rules, is another question (`finding`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from rollforward.position import Position
+from rollforward.storage.base import check_path
 from rollforward.store import manifest as manifests
 from rollforward.store import strictjson
 from rollforward.store.layout import TensorFileName
@@ -19,6 +21,9 @@ _TENSORS = b',\n"tensors":['
 """What comes before the tensors; never inside a text, where JSON has no line breaks."""
 _KEYS = manifests.KEYS - {"tensors", "digest"}
 _FIRST_RANK = "/rank_0/"
+
+_Entry = tuple[str, int, str]
+"""Path, size, digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,27 +57,50 @@ class Summary:
 def summarise(content: bytes, name: str) -> Summary:
     """The summary of the manifest that the file `commits/<name>` holds; CheckpointInvalid when it is none."""
     try:
-        return _quickly(content, name)
-    except (ValueError, TypeError):
+        front = _front(content, name)
+    except (ValueError, TypeError, AttributeError):
         # Damaged, or not laid out as we lay it out: looking at all of it tells.
         return Summary.of(manifests.parse(content, name))
+    return Summary(
+        incarnation=front.head["incarnation"],
+        position=front.head["position"],
+        global_step=front.head["global_step"],
+        world_size=front.head["world_size"],
+        metrics=manifests.metrics_of(front.head["state"]),
+        generations=front.generations,
+        attachments={path: digest for path, _, digest in front.attachments},
+    )
 
 
-def _quickly(content: bytes, name: str) -> Summary:
+def listed_files(content: bytes, name: str) -> list[tuple[str, int]]:
+    """Path and size of every file that it names, attachments included; CheckpointInvalid as `summarise`."""
+    try:
+        front = _front(content, name)
+    except (ValueError, TypeError, AttributeError):
+        manifest = manifests.parse(content, name)
+        return [(file.path, file.size) for file in (*manifest.files, *manifest.attachments)]
+    return [(path, size) for path, size, _ in (*front.files, *front.attachments)]
+
+
+class _Front(NamedTuple):
+    """What stands before the tensors."""
+
+    head: Mapping[str, Any]
+    generations: frozenset[Generation]
+    files: list[_Entry]
+    attachments: list[_Entry]
+
+
+def _front(content: bytes, name: str) -> _Front:
     manifests.check_own_digest(content)
     value = strictjson.parse(content.partition(_TENSORS)[0] + b"}")
     head = manifests.parse_head(value, name, keys=_KEYS)
+    files, attachments = value["files"], value["attachments"]
+    for path, _, _ in attachments:
+        check_path(path)
     # A role has a file of every rank, so those of the first rank tell them all.
-    first = [TensorFileName.parse(path) for path, _, _ in value["files"] if _FIRST_RANK in path]
+    first = [TensorFileName.parse(path) for path, _, _ in files if _FIRST_RANK in path]
     generations = frozenset((item.role, item.position, item.attempt) for item in first if item is not None)
-    if len(value["files"]) != head["world_size"] * len(generations):
+    if len(files) != head["world_size"] * len(generations):
         raise ValueError("its files are not those of every rank")
-    return Summary(
-        incarnation=head["incarnation"],
-        position=head["position"],
-        global_step=head["global_step"],
-        world_size=head["world_size"],
-        metrics=manifests.metrics_of(head["state"]),
-        generations=generations,
-        attachments={path: digest for path, _, digest in value["attachments"]},
-    )
+    return _Front(head, generations, files, attachments)

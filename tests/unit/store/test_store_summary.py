@@ -11,7 +11,8 @@ from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, list_checkpoints, load_manifest
 from rollforward.store import manifest as manifests
 from rollforward.store.digests import digest
-from rollforward.store.summary import Summary, summarise
+from rollforward.store.pruning import prune
+from rollforward.store.summary import Summary, listed_files, summarise
 
 
 def save(store, number, **more):
@@ -49,6 +50,8 @@ def test_it_says_what_the_whole_manifest_says(content, monkeypatch):
     assert found == Summary.of(whole)
     assert names == []
     assert found.generations == {("policy_model", Position(0, 2), 0), ("ref", Position(0, 1), 0)}
+    files = [(file.path, file.size) for file in (*whole.files, *whole.attachments)]
+    assert listed_files(content, "0_2.json") == files
     assert (found.metrics, list(found.attachments)) == ({"reward": 1.0}, ["model/config.json"])
 
 
@@ -58,7 +61,8 @@ def test_one_in_another_layout_is_looked_at_as_a_whole(content, monkeypatch):
     other = sealed(json.dumps(value, indent=1).encode()[:-2])
     names = counted(monkeypatch)
     assert summarise(other, "0_2.json") == summarise(content, "0_2.json")
-    assert names == ["0_2.json"]
+    assert listed_files(other, "0_2.json") == listed_files(content, "0_2.json")
+    assert names == ["0_2.json", "0_2.json"]
 
 
 @pytest.mark.parametrize(
@@ -73,11 +77,14 @@ def test_one_in_another_layout_is_looked_at_as_a_whole(content, monkeypatch):
         lambda content: sealed(content[:-46].replace(b'"state":{', b'"state":[{')),
         lambda content: sealed(content[:-46].replace(b'"files":[\n[', b'"files":[\n[7,')),
         lambda content: sealed(content[:-46].replace(b'"version":1', b'"version":2')),
+        lambda content: sealed(content[:-46].replace(b'["model/config.json"', b"[7")),
+        lambda content: sealed(content[:-46].replace(b'["model/config.json"', b'["../config.json"')),
     ],
 )
 def test_what_is_no_manifest_has_no_summary(content, damage):
-    with pytest.raises(CheckpointInvalid, match=r"manifest 0_2\.json: "):
-        summarise(damage(content), "0_2.json")
+    for look in (summarise, listed_files):
+        with pytest.raises(CheckpointInvalid, match=r"manifest 0_2\.json: "):
+            look(damage(content), "0_2.json")
 
 
 def test_the_first_save_of_a_process_parses_no_manifest_that_nothing_depends_on(tmp_path, monkeypatch):
@@ -88,22 +95,50 @@ def test_the_first_save_of_a_process_parses_no_manifest_that_nothing_depends_on(
     store = CheckpointStore(tmp_path, retention=Retention(newest=9), previous=previous)
     save(store, 7)
     assert names == ["0_6.json"], "the one that was resumed from"
-    names.clear()
-    save(CheckpointStore(tmp_path, retention=Retention(newest=2), previous=previous), 8)
-    assert names == ["0_7.json"], "8 is new, 7 has to prove that it counts, the others go whatever they hold"
-    assert [info.position.step for info in list_checkpoints(LocalStorage(tmp_path), deep=True)] == [8, 7]
+    save(CheckpointStore(tmp_path, retention=Retention(newest=3), previous=previous), 8)
+    assert names == ["0_6.json"], "8 is new, and that the files of 7 and 6 are there can be seen without"
+    assert [info.position.step for info in list_checkpoints(LocalStorage(tmp_path), deep=True)] == [8, 7, 6]
 
 
-def test_a_checkpoint_that_is_only_listed_does_not_take_the_place_of_one_that_counts(tmp_path):
+def damage_manifest(run, number):
+    path = run / f"commits/0_{number}.json"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lose_a_file(run, number):
+    (run / f"train/rank_0/policy_model_rank_0-0_{number}.safetensors").unlink()
+
+
+def cut_a_file(run, number):
+    path = run / f"train/rank_0/policy_model_rank_0-0_{number}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lose_an_attachment(run, number):
+    (run / load_manifest(LocalStorage(run), Position(0, number)).attachments[0].path).unlink()
+
+
+@pytest.mark.parametrize("hurt", [damage_manifest, lose_a_file, cut_a_file, lose_an_attachment])
+def test_a_checkpoint_that_is_not_whole_does_not_take_the_place_of_one_that_is(tmp_path, hurt):
+    for number in range(1, 5):
+        attachments = {"config.json": f"{number}".encode()}
+        save(CheckpointStore(tmp_path, retention=Retention(newest=0)), number, attachments=attachments)
+    hurt(tmp_path, 4)
+    hurt(tmp_path, 3)
+    save(CheckpointStore(tmp_path, retention=Retention(newest=2)), 5)
+    found = {info.position.step: info.valid for info in list_checkpoints(LocalStorage(tmp_path))}
+    assert found == {5: True, 4: False, 3: False, 2: True}
+
+
+def test_a_forged_manifest_never_costs_the_last_checkpoint_that_is_whole(tmp_path):
     for number in range(1, 4):
         save(CheckpointStore(tmp_path, retention=Retention(newest=0)), number)
-    (tmp_path / "train/rank_0/policy_model_rank_0-0_3.safetensors").unlink()
-    path = tmp_path / "commits/0_2.json"
-    body = path.read_bytes()[:-46].replace(b'"v","F32",[3]', b'"v","F32",[4]')
-    path.write_bytes(sealed(body))
-    save(CheckpointStore(tmp_path, retention=Retention(newest=2)), 4)
-    found = {info.position.step: info.valid for info in list_checkpoints(LocalStorage(tmp_path))}
-    assert found == {4: True, 3: False, 2: False, 1: True}
+    for number in (2, 3):
+        path = tmp_path / f"commits/0_{number}.json"
+        path.write_bytes(sealed(path.read_bytes()[:-46].replace(b'"v","F32",[3]', b'"v","F32",[4]')))
+    assert prune(LocalStorage(tmp_path), Retention(newest=1)) == []
+    found = {info.position.step: info.valid for info in list_checkpoints(LocalStorage(tmp_path), deep=True)}
+    assert found == {3: False, 2: False, 1: True}
 
 
 def test_files_of_a_manifest_that_cannot_be_understood_stay(tmp_path):
