@@ -15,6 +15,7 @@ from rollforward.store import load_manifest, read_tensors
 from rollforward.store.mindformers_names import to_theirs
 
 SAVED = Position(0, 4)
+TRAINED = "grpo_model_train.policy_model.model."
 
 
 def tensors_at(run: Path, position: Position) -> dict[str, dict[str, NDArray[Any]]]:
@@ -24,12 +25,13 @@ def tensors_at(run: Path, position: Position) -> dict[str, dict[str, NDArray[Any
     for role, name, array in read_tensors(storage, load_manifest(storage, position)):
         roles[role][name] = array
     found = {
-        role: dict(to_theirs(named, prefix="policy_model." if role != "ref" else "model.").tensors)
+        role: dict(to_theirs(named, prefix=TRAINED if role != "ref" else "model.").tensors)
         for role, named in roles.items()
     }
     # MindSpore's optimizers hold the parameters that they train, and count in int32.
     found["optimizer"] |= found["policy_model"]
     found["optimizer"]["global_step"] = roles["optimizer"]["global_step"].astype(np.int32)
+    found["policy_model"]["grpo_model_train.policy_model.kl_loss"] = np.zeros((), np.float32)
     return found
 
 
@@ -63,6 +65,7 @@ def test_it_goes_on_there_with_the_same_bits_as_the_run_that_was_never_moved(tmp
 
     assert f"{SAVED} in {moved.run} is the newest complete one; it has no manifest" in said
     assert "meta.json: more follows after its JSON" in said
+    assert "computed anew: epoch_num, kl_loss, step_num" in said
     assert f"training: goes on at step {SAVED} (5 of 6)" in said
     assert moved.newest()["digests"] == whole.newest()["digests"]
     assert moved.figures() == whole.figures()[4:]

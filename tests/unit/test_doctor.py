@@ -157,6 +157,17 @@ def test_the_names_that_mindrlhf_s_trainers_give_to_one_model_match(tmp_path: Pa
     assert "policy and reference have the same 1 parameters" in [finding.text for finding in findings]
 
 
+def test_mindformers_trainer_saves_the_optimizer_with_the_policy(foreign: Path) -> None:
+    shutil.rmtree(foreign / "optimizer")
+    assert any("optimizer does not exist" in text for text in problems(look(foreign)))
+    for rank in range(2):
+        path = foreign / f"train/rank_{rank}/policy_model_rank_{rank}-0_20.ckpt"
+        path.write_bytes(ckpt_bytes({"a": np.ones(2, np.float32), "adam_m.a": np.ones(2, np.float32)}))
+    findings = look(foreign)
+    assert problems(findings) == []
+    assert any("holds policy and optimizer in one file" in finding.text for finding in findings)
+
+
 def test_policy_and_reference_of_two_models(run: Path, tmp_path: Path) -> None:
     other = dict(TENSORS, ref={"b.weight": np.ones(2, np.float32)})
     CheckpointStore(tmp_path / "other").save(

@@ -26,7 +26,7 @@ from rollforward.store import list_checkpoints
 from rollforward.store.foreign_files import read_layout
 from rollforward.store.layout import COMMITS, META, parse_rank
 from rollforward.store.meta import Meta, parse_meta
-from rollforward.store.mindformers_names import is_bookkeeping, plain_name
+from rollforward.store.mindformers_names import is_bookkeeping, is_moment, plain_name
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
 """Environment variable -> seconds that are recommended."""
@@ -63,6 +63,10 @@ def examine(source: FromCheckpoint) -> list[Finding]:
     folders = {"policy": source.policy, "optimizer": source.optimizer, "reference": source.reference}
     found: list[Finding] = []
     ranks: dict[str, list[RankFolder]] = {}
+    if not source.optimizer.is_dir() and _hold_moments(rank_folders(source.policy)):
+        del folders["optimizer"]
+        text = f"{source.policy} holds policy and optimizer in one file, as MindFormers' trainer saves them"
+        found.append(Finding(check="folders", level="note", text=text))
     for role, folder in folders.items():
         ranks[role] = rank_folders(folder)
         found += _check_folder(role, folder, ranks[role])
@@ -72,6 +76,19 @@ def examine(source: FromCheckpoint) -> list[Finding]:
     if (source.run / COMMITS).is_dir():
         found += _check_manifests(source.run)
     return found
+
+
+def _hold_moments(items: Sequence[RankFolder]) -> bool:
+    """Whether an optimizer's moments are in a policy's files."""
+    try:
+        return any(
+            is_moment(name)
+            for item in items
+            if item.meta is not None and not item.problem
+            for name in read_layout(item.path / item.meta.file)
+        )
+    except RollforwardError:
+        return False
 
 
 def rank_folders(folder: Path) -> list[RankFolder]:
@@ -146,7 +163,7 @@ def _check_steps(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]
     """Do all ranks of policy and optimizer stand at one position?"""
     at: dict[Position, list[str]] = {}
     for role in ("policy", "optimizer"):
-        for item in ranks[role]:
+        for item in ranks.get(role, []):
             if item.meta is not None:
                 at.setdefault(item.meta.position, []).append(f"{role} of rank {item.rank}")
     if len(at) > 1:
@@ -218,7 +235,7 @@ def _all_names(items: Sequence[RankFolder]) -> set[str]:
             try:
                 names = read_layout(item.path / item.meta.file)
                 # MindRLHF puts the names of different trainers before those of one model.
-                found.update(plain_name(name) for name in names if not is_bookkeeping(name))
+                found.update(plain_name(n) for n in names if not is_bookkeeping(n) and not is_moment(n))
             except RollforwardError:
                 return set()
     return found
