@@ -8,7 +8,7 @@ skipped a role may be asked to write it after all (`copy_part`).
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ class _StoredSource:
         self._handle = handle
         self._record = record
 
-    def chunks(self) -> Iterator[memoryview]:
+    def chunks(self) -> Generator[memoryview, None, None]:
         for begin in range(self._record.begin, self._record.end, CHUNK_BYTES):
             chunk = memoryview(bytearray(min(CHUNK_BYTES, self._record.end - begin)))
             self._handle.read_into(chunk, begin)

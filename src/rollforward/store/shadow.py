@@ -22,7 +22,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class LiveSource:
         self._array: NDArray[np.uint8] | None = as_bytes(array)
         self._guard = guard
 
-    def chunks(self) -> Iterator[memoryview]:
+    def chunks(self) -> Generator[memoryview, None, None]:
         """Each chunk is given out under the guard, so that it cannot change while it is written."""
         begin = 0
         while True:

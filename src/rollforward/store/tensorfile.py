@@ -10,7 +10,8 @@ Left out: memory mapping, which would hand out bytes before they are verified.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -111,8 +112,8 @@ class TensorSource(Protocol):
     dtype: str
     shape: tuple[int, ...]
 
-    def chunks(self) -> Iterator[memoryview]:
-        """The bytes in order. A chunk may change after the next one was asked for."""
+    def chunks(self) -> Generator[memoryview, None, None]:
+        """The bytes in order. A chunk may change after the next one was asked for, or after a `close`."""
         ...
 
     def release(self) -> None:
@@ -128,7 +129,7 @@ class ArraySource:
         self.shape = tuple(array.shape)
         self._array = array
 
-    def chunks(self) -> Iterator[memoryview]:
+    def chunks(self) -> Generator[memoryview, None, None]:
         """Views; a copy only where the array is not C-contiguous or not little-endian."""
         data = as_bytes(self._array).data
         for begin in range(0, data.nbytes, CHUNK_BYTES):
@@ -158,15 +159,16 @@ def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSourc
     header, planned = lay_out(tensors, metadata={"format": "pt"}, alignment=ALIGNMENT)
     digests: list[str] = []
 
-    def content() -> Iterator[Buffer]:
+    def content() -> Generator[Buffer, None, None]:
         yield header
         for record in planned:
             hasher = xxhash.xxh3_128()
             written = 0
-            for chunk in tensors[record.name].chunks():
-                hasher.update(chunk)
-                written += chunk.nbytes
-                yield chunk
+            with closing(tensors[record.name].chunks()) as chunks:
+                for chunk in chunks:
+                    hasher.update(chunk)
+                    written += chunk.nbytes
+                    yield chunk
             if written != record.size:
                 raise ValueError(
                     f"tensor {record.name!r} gave {written} bytes where {record.size} were planned"
@@ -174,7 +176,9 @@ def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSourc
             tensors[record.name].release()
             digests.append(hasher.hexdigest())
 
-    size = storage.write(path, content())
+    # A write that fails leaves a chunk given out, and what guards it held for as long as the error lives.
+    with closing(content()) as buffers:
+        size = storage.write(path, buffers)
     pairs = zip(planned, digests, strict=True)
     records = tuple(
         sorted((replace(record, digest=found) for record, found in pairs), key=lambda record: record.place)

@@ -179,6 +179,38 @@ def test_a_failure_in_the_background_is_told_at_the_boundary_and_training_goes_o
     assert find(LocalStorage(tmp_path)).manifest.position == Position(0, 3)
 
 
+class Full(OsFiles):
+    """A real disk that is full after so many writes."""
+
+    def __init__(self, writes):
+        self.left = writes
+
+    def write(self, fd, data):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        return super().write(fd, data)
+
+
+@pytest.mark.parametrize("writes", range(10))
+def test_a_disk_that_fills_up_in_the_middle_of_a_file_holds_nobody_up(tmp_path, writes):
+    engine, full = Engine(size=CHUNK_BYTES // 2), Full(1000)
+    checkpoints, told = shadow(tmp_path, engine, ops=full)
+    checkpoints.begin(Position(0, 1), 1)
+    step(checkpoints, engine)
+    checkpoints._settle()
+    full.left = writes
+    checkpoints.begin(Position(0, 2), 2)
+    assert checkpoints._job.idle.wait(10)
+    full.left = 1000
+    step(checkpoints, engine)
+    assert "0_2 was not saved" in told.failed[0].message
+    assert find(LocalStorage(tmp_path)).manifest.position == Position(0, 1)
+    checkpoints.begin(Position(0, 3), 3)
+    checkpoints.close()
+    assert_holds(tmp_path, Position(0, 3), 2)
+
+
 def test_a_state_that_was_never_saved_is_an_error_at_the_end(tmp_path):
     engine, gate = Engine(), Gate()
     checkpoints, told = shadow(tmp_path, engine, ops=gate)
