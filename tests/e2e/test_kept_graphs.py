@@ -9,12 +9,17 @@ SCRIPT = Path(__file__).with_name("engine_digest.py")
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def test_a_start_with_kept_graphs_computes_the_same_bits(tmp_path: Path) -> None:
+def test_a_start_with_kept_graphs_computes_the_same_bits_whatever_script_it_is_started_by(
+    tmp_path: Path,
+) -> None:
+    other = tmp_path / "other.py"
+    lines = ("import sys", f"sys.path.insert(0, {str(SCRIPT.parent)!r})", "from engine_digest import main")
+    other.write_text("\n".join([*lines, "main(sys.argv[1])", ""]))
     environment = {**os.environ, "GLOG_v": "3", "PYTHONPATH": str(SOURCE)}
     folder = tmp_path / "graphs"
     found, kept = [], []
-    for arguments in ([], [str(folder)], [str(folder)]):
-        command = [sys.executable, str(SCRIPT), *arguments]
+    for script, arguments in ((SCRIPT, []), (SCRIPT, [str(folder)]), (other, [str(folder)])):
+        command = [sys.executable, str(script), *arguments]
         done = subprocess.run(
             command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=240, check=True
         )

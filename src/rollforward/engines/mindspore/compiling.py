@@ -9,6 +9,11 @@ So the cache is on during one stretch only, in which the engine compiles all its
 fixed order, before anything else is compiled; and each set of settings, versions, workers and
 sources has a folder of its own, whose files are used only when each has the digest that was noted
 when all were there.
+
+The sources that MindSpore compares are the script that the process was started by, and what it
+imports. So a run that is started again through another script (`rollforward`, `python -m`, a worker of
+`msrun`) would compile anew, and spoil what was kept. Our folder's key covers what graphs are made
+from, so for the stretch MindSpore is told one script for all: this file.
 """
 
 import hashlib
@@ -20,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
+from mindspore.graph import api
 
 from rollforward.grpo.ports import Group
 from rollforward.grpo.types import EngineSettings
@@ -35,10 +41,13 @@ def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[
     if not whole:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+    script = api.entry_script_path
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
+    api.entry_script_path = __file__
     try:
         yield folder
     finally:
+        api.entry_script_path = script
         ms.set_context(enable_compile_cache=False)
     if not whole:
         (folder / _DIGESTS).write_text(json.dumps(_digests(folder)))
