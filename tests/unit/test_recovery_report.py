@@ -86,7 +86,8 @@ def test_after_a_kill_everything_is_replayed_and_nothing_is_lost(
     assert numbers(report) == (2, 0, 4, 0, 1, 1)
     assert generated(place) == CHUNKS * 2
     assert report.over
-    assert set(report.seconds) == {"prepare", "engine", "find", "load", "journal", "replay", "total"}
+    stages = {"prepare", "framework", "engine", "find", "load", "journal", "replay", "total"}
+    assert set(report.seconds) == stages
     assert 0 < report.seconds["replay"] < report.seconds["total"]
     size = sum(
         (place.root / f"copy/{role}/rank_0/{prefix}_rank_0-{position}.safetensors").stat().st_size

@@ -69,9 +69,10 @@ class RecoveryReport:
     updates_repeated: int = 0
     """Those of them that gave the same bits."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """`prepare`: from the start of the process until configuration and data are read; `engine`: framework,
-    model and graphs; `find`, `load` (verifying is part of it): the checkpoint; `journal`: reading it;
-    and once it is over `replay`, and `total`: from the start of the process until step `next` begins."""
+    """`prepare`: from the start of the process until configuration and data are read; `framework`: loading
+    it and meeting the other workers; `engine`: model and graphs; `find` and `load` the checkpoint, where
+    verifying is part of loading; `journal`: reading it; and once it is over `replay`, and `total`: from the
+    start of the process until step `next` begins."""
 
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; positions as text."""

@@ -58,6 +58,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
     environment.prepare()
     with ExitStack() as stack, stopping.ending(lambda reason: _end(stack, reason)):
         group = engines.connect(plan.config.context.device_target)
+        seconds["framework"] = environment.age() - seconds["prepare"]
         display = open_display(
             rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
         )
@@ -65,8 +66,9 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         log_file = LogFile(display.line)
         stack.callback(log_file.close)
         _introduce(plan, log_file.line)
+        creating = environment.age()
         engine = engines.create(engine_settings(plan), group)
-        seconds["engine"] = environment.age() - seconds["prepare"]
+        seconds["engine"] = environment.age() - creating
         taken = None
         if isinstance(plan.source, FromForeign):
             taken = take(plan.source, engine)
