@@ -21,7 +21,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from rollforward.errors import StorageError
+from rollforward.errors import RollforwardError, StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
 from rollforward.store import cleaning, strictjson
@@ -359,7 +359,11 @@ class CheckpointStore:
                 continue  # the next save's cleaning tries again
 
     def _together(self, position: Position, doing: str, work: Callable[[], Any]) -> list[Any]:
-        """Do this rank's work, then learn how the others fared; all raise when one failed."""
+        """Do this rank's work, then learn how the others fared; all raise when one failed.
+
+        What is no trouble with the storage is no reason to go on: RollforwardError on all ranks but the
+        one whose own error it is.
+        """
         value: Any = None
         own: Exception | None = None
         try:
@@ -367,16 +371,21 @@ class CheckpointStore:
             strictjson.dump(value)
         except Exception as error:
             own = error
-        message = (
-            {"value": value} if own is None else {"error": str(own).partition("\n")[0], "hint": _hint(own)}
-        )
+        message: dict[str, Any] = {"value": value}
+        if own is not None:
+            message = {
+                "error": str(own).partition("\n")[0],
+                "hint": _hint(own),
+                "storage": isinstance(own, StorageError),
+            }
         answers = self._exchange(message)
         failed = [(rank, answer) for rank, answer in enumerate(answers) if "error" in answer]
         if own is not None and not isinstance(own, StorageError):
             raise own
         if failed:
             told = "; ".join(f"rank {rank}: {answer['error']}" for rank, answer in failed[:8])
-            raise StorageError(
+            kind = StorageError if all(answer["storage"] for _, answer in failed) else RollforwardError
+            raise kind(
                 f"checkpoint {position} was not saved, {doing} it failed on {told}", hint=failed[0][1]["hint"]
             ) from own
         return [answer["value"] for answer in answers]

@@ -234,6 +234,33 @@ def test_an_engine_that_changes_its_tensors_too_early_is_caught(tmp_path):
     assert list_checkpoints(LocalStorage(tmp_path)) == []
 
 
+def test_one_rank_that_changes_its_tensors_too_early_stops_all(tmp_path):
+    gates = [Gate(), Gate()]
+
+    def work(rank, exchange):
+        engine = Engine()
+        store = CheckpointStore(
+            LocalStorage(tmp_path, gates[rank]), rank=rank, world_size=2, exchange=exchange
+        )
+        checkpoints, _ = shadow(tmp_path, engine, store=store, prove_unchanged=True)
+        gates[rank].open.clear()
+        checkpoints.begin(Position(0, 1), 1)
+        assert gates[rank].reached.wait(30)
+        if rank == 1:
+            for named in engine.arrays.values():
+                for array in named.values():
+                    array += 7
+        gates[rank].open.set()
+        checkpoints.close()
+
+    other, own = LockStep(2).run(work)
+    assert isinstance(own, EngineError)
+    assert "changed while it was written" in str(own)
+    assert not isinstance(other, StorageError), "a run goes on after trouble with the storage"
+    assert "rank 1" in str(other)
+    assert "changed while it was written" in str(other)
+
+
 def test_an_engine_that_waits_is_proved_right(tmp_path):
     engine, gate = Engine(), Gate()
     checkpoints, told = shadow(tmp_path, engine, ops=gate, prove_unchanged=True)
