@@ -7,7 +7,7 @@ import numpy as np
 
 from rollforward.position import Position
 from rollforward.run import recovery_report
-from rollforward.run.metrics import FILE
+from rollforward.run.metrics import FILE, read
 from rollforward.storage import LocalStorage
 from rollforward.store import Manifest, Retention, find, list_checkpoints, read_tensors
 from rollforward.store.pruning import prune
@@ -21,16 +21,17 @@ def state_of(folder: Path) -> tuple[Manifest, dict[tuple[str, str], np.ndarray]]
 
 
 def figures(folder: Path) -> list[dict[str, float]]:
-    """Every line of the metrics, without what the clock says."""
-    clock = ("incarnation", "time", "tokens_per_second")
+    """The metrics of each step, without what the clock and the disk say; no line is torn."""
+    assert all(json.loads(line) for line in (folder / FILE).read_text().splitlines())
+    clock, elsewhere = ("incarnation", "time", "tokens_per_second"), ("seconds/", "saves_")
     return [
-        {key: value for key, value in json.loads(line).items() if key not in clock and "seconds/" not in key}
-        for line in (folder / FILE).read_text().splitlines()
+        {key: value for key, value in record.items() if key not in clock and not key.startswith(elsewhere)}
+        for record in read(folder / FILE)
     ]
 
 
 def assert_same_end(folder: Path, whole: Path) -> None:
-    """The same bytes in every tensor of every role, and the same metrics, line by line."""
+    """The same bytes in every tensor of every role, and the same metrics of every step."""
     (manifest, state), (expected_manifest, expected) = state_of(folder), state_of(whole)
     assert manifest.position == expected_manifest.position
     assert manifest.metrics == expected_manifest.metrics
