@@ -1,6 +1,7 @@
 """`rollforward diff` says which tensors of two checkpoints differ, and with the exit code whether any do."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,27 @@ def test_a_position_that_is_not_there_is_refused(trained: Place, capsys: pytest.
     run = trained.root / "one"
     assert main(["diff", f"{run}:0_7", str(run)]) == 2
     assert "has no checkpoint 0_7; it has 0_0, 0_3, 1_1, 1_4, 2_0" in capsys.readouterr().err
+
+
+def test_the_damaged_one_of_two_runs_is_named(
+    trained: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained.root / "one", tmp_path / "hurt")
+    path = tmp_path / "hurt/train/rank_0/policy_model_rank_0-0_3.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert main(["diff", str(trained.root / "one"), f"{tmp_path}/hurt:0_3"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path}/hurt: train/rank_0/policy_model_rank_0-0_3.safetensors: ")
+    assert "Try: rollforward verify --deep" in said
+
+
+def test_a_newer_one_that_is_passed_over_is_told(
+    trained: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained.root / "one", tmp_path / "hurt")
+    (tmp_path / "hurt/commits/2_0.json").write_text("{}")
+    assert main(["diff", str(tmp_path / "hurt"), f"{trained.root}/one:1_4"]) == 0
+    assert f"warning: {tmp_path}/hurt: 2_0 is passed over for 1_4: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

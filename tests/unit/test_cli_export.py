@@ -107,10 +107,17 @@ def test_a_folder_in_which_something_lies_is_left_alone(
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
 
 
-def test_a_damaged_checkpoint_is_not_handed_on(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_handed_on(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = run / "train/rank_0/policy_model_rank_0-1_2.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     assert main(["export", f"{run}:1_2", "--to", str(tmp_path / "model")]) == 1
-    assert not (tmp_path / "model/model.safetensors").exists()
+    assert f"{run}: train/rank_0/policy_model_rank_0-1_2.safetensors: " in capsys.readouterr().err
+    assert list((tmp_path / "model").iterdir()) == []
+    assert main(["export", f"{run}:1_4", "--to", str(tmp_path / "model"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["position"] == "1_4"
+    assert sorted(said["files"]) == sorted(map(str, (tmp_path / "model").iterdir()))

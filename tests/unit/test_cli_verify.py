@@ -1,12 +1,16 @@
 """`rollforward verify` says what is wrong with a run's folder, and with the exit code whether anything is."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 from toy_session import Killed, Place, ToyPackage
 
+from rollforward.cli import verify
 from rollforward.cli.main import main
+from rollforward.position import Position
+from rollforward.store.looking import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,47 @@ def test_a_torn_end_of_the_journal_is_no_damage(
     assert "journal\trank_0\tvalid, its end was cut off by a kill: " in capsys.readouterr().out
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+def test_the_table_shows_reasons_with_brackets_whole(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = "tensor 'a' is [2, 3] there, [bold] here"
+    verdict = Verdict(Position(0, 3), 0, reason)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(verify.checking, "check_checkpoints", lambda _storage: [verdict])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["verify", str(run)]) == 1
+    assert reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("named", "said", "tried"),
+    [
+        ("missing", "missing: no such folder", "--save_checkpoint_dir"),
+        ("", "holds no run: there is no commits/ in it", "--save_checkpoint_dir"),
+        ("a_file", "a_file is a file, not a folder", "--save_checkpoint_dir"),
+        ("run/train", "holds no run", "the run's folder is "),
+        ("run:0_3", "no such folder", "name the run's folder alone: "),
+        ("run:0_x", "no such folder", "'0_x' is not a position"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: str, said: str, tried: str
+) -> None:
+    (tmp_path / "run/commits").mkdir(parents=True)
+    (tmp_path / "run/train").mkdir()
+    (tmp_path / "a_file").touch()
+    assert main(["verify", str(tmp_path / named)]) == 2
+    message, _, hint = capsys.readouterr().err.partition("\nTry: ")
+    assert said in message
+    assert tried in hint
+
+
+def test_a_folder_that_may_not_be_looked_into_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert main(["verify", str(tmp_path)]) == 1
+    assert f"looking at {tmp_path}: Permission denied (EACCES)\nTry: " in capsys.readouterr().err

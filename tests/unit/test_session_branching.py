@@ -64,7 +64,7 @@ def branch(place: Place, position: str, run: str = "branch", source: str = "run"
 
 
 def digests(folder: Path, position: str) -> dict[str, str]:
-    return checkpoint_at(open_run(folder), Position.parse(position)).role_digests()
+    return checkpoint_at(open_run(folder), Position.parse(position)).manifest.role_digests()
 
 
 def positions(folder: Path) -> list[str]:

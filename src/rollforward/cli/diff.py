@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser, run_at
+from rollforward.cli.choosing import chosen
 from rollforward.run.listing import checkpoint_at, open_run
 from rollforward.store import Manifest
 from rollforward.store.looking import TensorDifference, diff
@@ -40,7 +41,8 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     folder_a, at_a = run_at(options.a)
     folder_b, at_b = run_at(options.b)
     storage_a, storage_b = open_run(folder_a), open_run(folder_b)
-    a, b = checkpoint_at(storage_a, at_a), checkpoint_at(storage_b, at_b)
+    a = chosen(folder_a, checkpoint_at(storage_a, at_a))
+    b = chosen(folder_b, checkpoint_at(storage_b, at_b))
     found = diff(storage_a, a, storage_b, b)
     if options.json:
         value = {
@@ -78,7 +80,9 @@ def _table(found: Sequence[TensorDifference], a: Manifest, b: Manifest) -> None:
             f"A ({a.position}) and B ({b.position}) have the same bytes in all {len(sizes)} tensors"
         )
         return
-    table = Table("role", "tensor", "shape", "what", "elements", "largest", "relative")
+    table = Table(
+        "role", Column("tensor", overflow="fold"), "shape", "what", "elements", "largest", "relative"
+    )
     for item in found:
         figures = [str(item.elements), f"{item.largest:.3g}", f"{item.relative:.3g}"]
         shown = figures if item.what == "values" else ["", "", ""]

@@ -1,13 +1,17 @@
 """`rollforward export`: a checkpoint in the folder layout of Hugging Face or MindRLHF."""
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rollforward.cli.arguments import Parser, run_at
+from rollforward.cli.choosing import chosen
 from rollforward.run.listing import checkpoint_at, new_folder, open_run
 from rollforward.store.exporting import EXPORTS
+from rollforward.store.looking import telling_where
 
 NAME = "export"
 SUMMARY = "write a checkpoint for Hugging Face or MindRLHF"
@@ -20,7 +24,8 @@ huggingface: the policy with config.json and the tokenizer's files, to be opened
 by --actor_checkpoint_path of a new run. mindrlhf: policy, optimizer and reference with meta.json, as
 MindRLHF resumes from on one rank, under MindFormers' names.
 
-One line is printed for each file. Without a position it is the newest valid checkpoint."""
+One line is printed for each file. Without a position it is the newest valid checkpoint. What fails
+leaves the new folder empty."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,13 +33,39 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("checkpoint", metavar="RUN[:POSITION]", help="the run's folder, and a position")
     parser.add_option("--to", metavar="FOLDER", required=True, help="a new folder, or an empty one")
     parser.add_option("--format", choices=sorted(EXPORTS), default="huggingface", help="for whom")
+    parser.add_option("--json", action="store_true", help="print what was written as JSON")
 
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Write the folder."""
     folder, position = run_at(options.checkpoint)
     storage, out = open_run(folder), Path(options.to)
-    manifest = checkpoint_at(storage, position)
-    for path in EXPORTS[options.format](storage, manifest, new_folder(out)):
-        sys.stdout.write(f"{out / path}\n")
+    manifest = chosen(folder, checkpoint_at(storage, position))
+    target = new_folder(out)
+    with telling_where(storage), _emptied_when_it_fails(out):
+        written = [str(out / path) for path in EXPORTS[options.format](storage, manifest, target)]
+    if options.json:
+        value = {
+            "folder": str(folder),
+            "position": str(manifest.position),
+            "format": options.format,
+            "to": str(out),
+            "files": written,
+        }
+        sys.stdout.write(json.dumps(value) + "\n")
+    else:
+        for path in written:
+            sys.stdout.write(f"{path}\n")
     return 0
+
+
+@contextmanager
+def _emptied_when_it_fails(out: Path) -> Iterator[None]:
+    """Half an export must not be taken for one, and the next try wants an empty folder."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in sorted(out.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rollforward.cli.arguments import Parser
 from rollforward.run.listing import as_json, checkpoints_of, journal_as_json, open_run
@@ -64,7 +65,7 @@ def _table(listed: Sequence[CheckpointInfo]) -> None:
             info.created[:19].replace("T", " "),
             in_bytes(info.size),
             _reward(info),
-            "yes" if info.valid else f"no: {info.reason}",
+            Text("yes" if info.valid else f"no: {info.reason}"),
         )
     Console().print(table)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser, count
@@ -91,8 +91,8 @@ def _table(removals: Sequence[Removal], freed: int, *, dry_run: bool) -> None:
     if not removals:
         console.print("there is nothing to remove")
         return
-    table = Table("what", "which", "size", "why")
+    table = Table("what", Column("which", overflow="fold"), "size", "why")
     for item in removals:
-        table.add_row(item.what, Text(item.name), in_bytes(item.size), item.reason)
+        table.add_row(item.what, Text(item.name), in_bytes(item.size), Text(item.reason))
     console.print(table)
     console.print(f"{in_bytes(freed)} {'would be' if dry_run else 'were'} given back")

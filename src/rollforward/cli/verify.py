@@ -87,7 +87,7 @@ def _table(checkpoints: Sequence[Verdict], journals: Sequence[JournalVerdict], s
     table = Table("what", "verdict")
     for found in checkpoints:
         table.add_row(
-            f"checkpoint {found.position}", f"[bold red]{found.reason}" if found.reason else "valid"
+            f"checkpoint {found.position}", _verdict(found.reason or "valid", bad=bool(found.reason))
         )
     for journal in journals:
         for line in _journal_lines(journal):

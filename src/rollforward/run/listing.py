@@ -7,26 +7,47 @@ from rollforward.errors import ConfigError, NothingToResume
 from rollforward.position import Position
 from rollforward.run.folders import what_is_near
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointInfo, Manifest, find, list_checkpoints, load_manifest
+from rollforward.storage.failures import storage_error
+from rollforward.store import CheckpointInfo, Found, find, list_checkpoints, load_manifest
 from rollforward.store.finding import positions
 from rollforward.store.journal_history import extent
 from rollforward.store.layout import COMMITS
+from rollforward.store.looking import telling_where
 
 
 def open_run(folder: Path) -> LocalStorage:
     """The storage of a run's folder; NothingToResume when the folder is not that of a run."""
-    if not (folder / COMMITS).is_dir():
-        raise NothingToResume(
-            f"{folder} holds no run: there is no {COMMITS}/ in it; {what_is_near(folder)}",
-            hint="name the folder that --save_checkpoint_dir named",
-        )
-    return LocalStorage(folder)
+    try:
+        if (folder / COMMITS).is_dir():
+            return LocalStorage(folder)
+        if folder.is_dir():
+            why = f"{folder} holds no run: there is no {COMMITS}/ in it"
+        else:
+            why = f"{folder} is a file, not a folder" if folder.exists() else f"{folder}: no such folder"
+        raise NothingToResume(f"{why}; {what_is_near(folder)}", hint=_where_a_run_may_be(folder))
+    except OSError as error:
+        raise storage_error("looking at", str(folder), error) from error
+
+
+def _where_a_run_may_be(folder: Path) -> str:
+    before, colon, behind = str(folder).rpartition(":")
+    if colon and (Path(before) / COMMITS).is_dir():
+        try:
+            Position.parse(behind)
+        except ValueError as error:
+            return str(error)
+        return f"name the run's folder alone: {before}"
+    near = next((above for above in folder.absolute().parents[:2] if (above / COMMITS).is_dir()), None)
+    return f"the run's folder is {near}" if near else "name the folder that --save_checkpoint_dir named"
 
 
 def new_folder(folder: Path) -> LocalStorage:
     """The storage of a folder in which nothing lies yet; ConfigError when something does."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: there is something already", hint="name a new folder")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder}: there is something already", hint="name a new folder")
+    except OSError as error:
+        raise storage_error("looking at", str(folder), error) from error
     return LocalStorage(folder)
 
 
@@ -38,21 +59,22 @@ def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
     return list_checkpoints(open_run(folder), deep=deep)[::-1]
 
 
-def checkpoint_at(storage: LocalStorage, position: Position | None) -> Manifest:
-    """The checkpoint at a position, or the newest valid one.
+def checkpoint_at(storage: LocalStorage, position: Position | None) -> Found:
+    """The checkpoint at a position; or the newest valid one, and the newer ones that it is not.
 
     Raises NothingToResume, naming those that there are, when there is none at the position, and
     CheckpointInvalid when its manifest does not prove intact.
     """
     if position is None:
-        return find(storage).manifest
+        return find(storage)
     there = positions(storage)
     if position not in there:
         raise NothingToResume(
             f"{storage} has no checkpoint {position}; it has {', '.join(map(str, sorted(there))) or 'none'}",
             hint="rollforward rebuild makes a checkpoint of any step that the journal reaches",
         )
-    return load_manifest(storage, position)
+    with telling_where(storage):
+        return Found(load_manifest(storage, position), ())
 
 
 def as_json(info: CheckpointInfo) -> dict[str, Any]:

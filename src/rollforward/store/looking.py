@@ -4,6 +4,7 @@ Nothing here trains, nothing needs a rank, and nothing on disk is changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,18 @@ class Verdict:
     bytes_read: int
     reason: str
     """Why it is not intact, in one line; empty when it is."""
+
+
+@contextmanager
+def telling_where(storage: Storage) -> Iterator[None]:
+    """A CheckpointInvalid from within names the run's folder too, and says what to try."""
+    try:
+        yield
+    except CheckpointInvalid as error:
+        raise CheckpointInvalid(
+            f"{storage}: {error.message}",
+            hint="rollforward verify --deep tells which checkpoints are whole: name one, as in RUN:0_20",
+        ) from error
 
 
 def bytes_to_verify(storage: Storage) -> int:
@@ -108,11 +121,12 @@ def _by_name(manifest: Manifest) -> Mapping[tuple[str, str], StoredTensor]:
 
 
 def _numbers(storage: Storage, manifest: Manifest, tensor: StoredTensor) -> NDArray[np.float64]:
-    for _, _, array in read_tensors(storage, manifest, only={(tensor.role, tensor.record.name)}):
-        if tensor.record.dtype == "BF16":
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        return array.astype(np.float64).reshape(-1)
-    raise CheckpointInvalid(f"checkpoint {manifest.position} has no {tensor.role} {tensor.record.name}")
+    with telling_where(storage):
+        for _, _, array in read_tensors(storage, manifest, only={(tensor.role, tensor.record.name)}):
+            if tensor.record.dtype == "BF16":
+                array = (array.astype(np.uint32) << 16).view(np.float32)
+            return array.astype(np.float64).reshape(-1)
+        raise CheckpointInvalid(f"checkpoint {manifest.position} has no {tensor.role} {tensor.record.name}")
 
 
 def _compare(key: tuple[str, str], a: NDArray[np.float64], b: NDArray[np.float64]) -> TensorDifference:
