@@ -39,6 +39,7 @@ from rollforward.run.foreign import FromForeign
 from rollforward.run.tokenizer import Tokenizer
 from rollforward.storage import LocalStorage
 from rollforward.store import Found, Manifest, check_layout, find, list_checkpoints, read_attachments
+from rollforward.store.lock import check_free
 from rollforward.verifiers import resolve
 
 CONFIG_FILE = "config.json"
@@ -109,6 +110,9 @@ def prepare(
     """
     config = loaded.config
     places = outputs(config)
+    if not rank:
+        # Before anything of the model is in memory: the trainer that holds the folder may need it.
+        check_free(places.run)
     source: FromModel | FromCheckpoint | FromForeign
     found: Found | None
     named = name_checkpoint_folders(asked.actor_checkpoint_path, asked.ref_checkpoint_path, places.run)

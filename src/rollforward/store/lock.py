@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rollforward.errors import RunLocked, StorageError
 from rollforward.storage import LocalStorage, Storage, read_small
-from rollforward.storage.filelock import RECORD_BYTES, FileLock
+from rollforward.storage.filelock import RECORD_BYTES, FileLock, is_held
 from rollforward.store import strictjson
 from rollforward.store.finding import peek_incarnations
 from rollforward.store.layout import LOCK
@@ -113,6 +113,16 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def check_free(root: str | Path) -> None:
+    """RunLocked when a live trainer is known to hold the folder; changes nothing.
+
+    `RunLock.acquire` is what decides. This tells a second trainer before it loads a model.
+    """
+    storage = LocalStorage(root)
+    if is_held(Path(storage.root) / LOCK):
+        raise _locked(storage)
 
 
 def read_owner(storage: Storage) -> Owner | None:

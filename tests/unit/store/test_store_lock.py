@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rollforward.errors import RunLocked
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, RunLock, list_checkpoints
-from rollforward.store.lock import read_owner
+from rollforward.store.lock import check_free, read_owner
 
 HOLDER = """
 import sys, time
@@ -33,6 +34,19 @@ def holder(tmp_path):
 def test_a_second_trainer_is_told_who_holds_the_folder(tmp_path, holder):
     with pytest.raises(RunLocked, match=rf"held by process {holder.pid} on .*incarnation 1"):
         RunLock.acquire(tmp_path)
+
+
+def test_a_second_trainer_is_told_before_it_takes_anything(tmp_path, holder):
+    if f" {holder.pid} " not in Path("/proc/locks").read_text():
+        pytest.skip("this machine does not tell which locks are held")
+    before = (tmp_path / "run.lock").read_bytes()
+    with pytest.raises(RunLocked, match=rf"held by process {holder.pid} on .*incarnation 1"):
+        check_free(tmp_path)
+    assert (tmp_path / "run.lock").read_bytes() == before
+    holder.kill()
+    holder.wait()
+    check_free(tmp_path)
+    check_free(tmp_path / "missing")
 
 
 def test_a_paused_owner_keeps_it(tmp_path, holder):
