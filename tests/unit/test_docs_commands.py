@@ -84,6 +84,13 @@ def test_what_is_linked_is_there(name: str) -> None:
             assert (ROOT / name).parent.joinpath(unquote(target.partition("#")[0])).exists(), target
 
 
+def test_both_readmes_say_the_same() -> None:
+    """The same commands, and the same links but those to each other."""
+    english, chinese = page("README.md"), page("README_zh.md")
+    assert list(commands(english)) == list(commands(chinese))
+    assert set(_LINK.findall(english)) ^ set(_LINK.findall(chinese)) == {"README.md", "README_zh.md"}
+
+
 def test_the_pages_are_found_and_have_commands() -> None:
     """The checks above would pass on nothing."""
     assert {"README.md", "README_zh.md", "docs/tutorial.md", "docs/reference/cli.md"} <= set(PAGES)
