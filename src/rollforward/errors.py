@@ -15,6 +15,7 @@
     ├── NonFinite                    a loss, gradient norm or reward that is not a number
     ├── ReplayDiverged               a replayed update did not repeat the recorded one
     ├── EngineError                  the framework could not do what was asked
+    ├── CollectiveTimeout            a worker did not come to where the others wait for it
     └── WorkerFailed                 a worker process died
 
 Each says what went wrong and where, why, and what to try. `str()` gives all of it, a line each.
@@ -91,6 +92,10 @@ class ReplayDiverged(RollforwardError):
 
 class EngineError(RollforwardError):
     """The engine or its framework could not do what was asked."""
+
+
+class CollectiveTimeout(RollforwardError):
+    """A worker did not come to a collective in time; the message says which, and what it is at."""
 
 
 class WorkerFailed(RollforwardError):

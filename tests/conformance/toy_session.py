@@ -14,7 +14,7 @@ from tokenizer_folder import VOCAB, write_tokenizer
 from toy_run import Ranks
 
 from rollforward.errors import EngineError, ModelError
-from rollforward.grpo.ports import Engine, Group, Tensors
+from rollforward.grpo.ports import Engine, Group, Meeting, Tensors
 from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
 from rollforward.position import Position
 from rollforward.run import config
@@ -44,8 +44,11 @@ class ToyPackage:
     def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
         return toy_engine.create(settings_of(model_config)).tensors()
 
-    def connect(self, device_target: str) -> Group:  # noqa: ARG002 - as the protocol has it
+    def connect(self, device_target: str, meeting: Meeting) -> Group:  # noqa: ARG002 - as the protocol has it
         return self.group()
+
+    def lost_contact(self) -> bool:
+        return False
 
     def create(self, settings: EngineSettings, group: Group) -> Engine:
         engine = toy_engine.create(settings, group)

@@ -48,13 +48,14 @@ class Command:
     workers: int = 1
     max_restarts: int = 0
     program: list[str] = field(default_factory=lambda: [*PROGRAM, "train"])
+    settings: dict[str, object] = field(default_factory=lambda: dict(SETTINGS))
 
     @property
     def run(self) -> Path:
         return self.folder / "save_ckpt"
 
     def arguments(self, *, resume: bool) -> list[str]:
-        found = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+        found = [f"--set={key}={value}" for key, value in self.settings.items()]
         found += [
             "--save_checkpoint_dir",
             str(self.run),

@@ -1,6 +1,7 @@
 """Train a real model with MindSpore, kill the process, resume: nothing changed."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from command import ARITHMETIC, PROGRAM, ROOT, Command
 
+from rollforward.run import heartbeat
 from rollforward.run.doctor import rank_folders
 from rollforward.run.launch import free_port
+from rollforward.run.reports import alive
 from rollforward.store import RunLock
 
 
@@ -143,11 +146,16 @@ def test_a_model_whose_weights_do_not_fit_changes_nothing(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def under_msrun(folder: Path) -> Command:
+    """Two workers, started as the examples say."""
+    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2"]
+    msrun += ["--join=True", f"--master_port={free_port()}", f"--log_dir={folder}_logs"]
+    return Command(folder, program=[*msrun, str(ROOT / "examples/grpo/main.py")])
+
+
 def test_two_workers_killed_and_restarted_end_with_the_same_bits(tmp_path: Path) -> None:
     """The one under msrun and the script of the examples, the other under `--workers 2 --max_restarts 2`."""
-    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2"]
-    msrun += ["--join=True", f"--master_port={free_port()}", f"--log_dir={tmp_path}/logs"]
-    whole = Command(tmp_path / "whole", program=[*msrun, str(ROOT / "examples/grpo/main.py")])
+    whole = under_msrun(tmp_path / "whole")
     whole.finish()
     killed = Command(tmp_path / "killed", workers=2, max_restarts=2)
     killed.take_graphs(whole)
@@ -164,3 +172,38 @@ def test_two_workers_killed_and_restarted_end_with_the_same_bits(tmp_path: Path)
         "strategy_0.ckpt",
         "strategy_1.ckpt",
     }
+
+
+@pytest.mark.slow
+def test_a_worker_that_stops_answering_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    """In a real collective: by our time-out under `--workers`, and by MindSpore's own under msrun."""
+    stopped = Command(tmp_path / "stopped", workers=2, max_restarts=1)
+    stopped.settings["rl_config.collective_timeout"] = 12
+    process = stopped.start()
+    pulse = stopped.wait_until_inside(process, "generate", 3, rank=1)
+    os.kill(pulse.pid, signal.SIGSTOP)
+    assert process.wait(timeout=300) == 0
+    said = (stopped.folder / "train.txt").read_text()
+    late = rf"worker 1 \(process {pulse.pid}\) is late, in phase \w+ of step 0_[345] since .* UTC, without"
+    waits = r"a sign of life for \d+ s; worker 0 waits in phase \w+ of step 0_[345]"
+    assert re.search(
+        rf"because CollectiveTimeout: waited 12 s for the other workers, .*: {late} {waits}", said
+    )
+
+    outer = under_msrun(tmp_path / "outer")
+    outer.take_graphs(stopped)
+    process = outer.start()
+    pulse = outer.wait_until_inside(process, "update", 3, rank=0)
+    other = heartbeat.read(outer.run, 1)
+    assert other is not None
+    os.kill(pulse.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 120
+    while alive(other.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(other.pid)
+    os.kill(pulse.pid, signal.SIGKILL)
+    assert process.wait(timeout=300) != 0
+    said = (tmp_path / "outer_logs" / "worker_1.log").read_text()
+    assert re.search(rf"lost contact with a worker, .*: worker 0 \(process {pulse.pid}\) is late", said)
+    outer.finish(resume=True)
+    assert outer.newest()["digests"] == stopped.newest()["digests"]

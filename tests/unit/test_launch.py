@@ -1,6 +1,7 @@
 """Workers live and die together, and their exit code is everyone's."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from rollforward.errors import WorkerFailed
-from rollforward.run.environment import prepare, this_process
+from rollforward.position import Position
+from rollforward.run.environment import prepare, this_process, wait_for_others
 from rollforward.run.launch import exit_code, free_port, launch
 from rollforward.run.reports import alive
 
@@ -33,6 +35,21 @@ if sys.argv[2] == "killed" and rank == 1:
 if sys.argv[2] == "refused" and rank == 1:
     report(folder, rank, code=2, error="rank 1 cannot read it", kind="DataError")
     sys.exit(2)
+if sys.argv[2] == "stopped":
+    from rollforward.position import Position
+    from rollforward.run.heartbeat import Heartbeat
+    from rollforward.run.stalls import CollectiveWatch
+    from rollforward.run.stopping import end_at_once
+    run = Path(sys.argv[1], "run")
+    heart = Heartbeat(run, rank=rank, incarnation=1, start=Position(0, 0))
+    heart.phase(Position(0, 7), "generate" if rank else "update")
+    watch = CollectiveWatch(1, end=end_at_once)
+    watch.follow(heart, run, rank=rank, world_size=2, incarnation=1)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    with watch.meeting():
+        heard, _ = os.pipe()
+        os.read(heard, 1)
 time.sleep(100)
 """
 
@@ -85,6 +102,21 @@ def test_a_workers_own_error_is_shown_and_its_code_returned(
     assert all_gone(script.parent)
 
 
+def test_a_worker_that_does_not_come_is_named_and_ends_all(script: Path) -> None:
+    folder = script.parent
+    ending = launch(
+        script, [str(folder), "stopped"], workers=2, log_folder=folder / "log", run_folder=folder / "run"
+    )
+    assert (ending.code, ending.kind, ending.position) == (1, "CollectiveTimeout", Position(0, 7))
+    assert re.search(
+        r"waited 1 s for the other workers, since .*: worker 1 \(process \d+\) is late, in phase generate "
+        r"of step 0_7 since .* UTC, without a sign of life for \d+ s; "
+        r"worker 0 waits in phase update of step 0_7",
+        ending.error,
+    )
+    assert all_gone(folder)
+
+
 def test_a_process_knows_what_msrun_made_it() -> None:
     assert this_process({}).role == "alone"
     assert this_process({"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2"}).role == "scheduler"
@@ -97,6 +129,16 @@ def test_mindspores_own_compile_cache_is_never_on() -> None:
     environment = {"MS_COMPILER_CACHE_ENABLE": "1", "GLOG_v": "1"}
     prepare(environment)
     assert environment == {"GLOG_v": "1"}
+
+
+def test_the_framework_waits_in_a_collective_for_longer_than_we_do_unless_it_is_told_otherwise() -> None:
+    for seconds in (1800, 0):
+        environment: dict[str, str] = {}
+        wait_for_others(seconds, environment)
+        assert int(environment["MS_CPU_COMM_OP_TIMEOUT"]) > 1800 + 60
+    environment["MS_CPU_COMM_OP_TIMEOUT"] = "7"
+    wait_for_others(1800, environment)
+    assert environment["MS_CPU_COMM_OP_TIMEOUT"] == "7"
 
 
 def test_a_process_that_nobody_waited_for_is_not_alive() -> None:

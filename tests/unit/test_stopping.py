@@ -46,7 +46,7 @@ def test_a_command_is_unwound(number: int, code: int) -> None:
 @pytest.mark.parametrize(("number", "code"), BOTH)
 def test_a_trainer_lets_go_where_it_is_and_unwinds_nothing(number: int, code: int) -> None:
     process = start(
-        f"with stopping.ending(lambda reason: print('let go', flush=True)):\n"
+        f"with stopping.ending(lambda: print('let go', flush=True)):\n"
         f"  try:\n    send({int(number)})\n  finally:\n    print('unwound', flush=True)\n"
     )
     assert ended(process) == (code, "let go\n", f"stopped by {told(code)}; resume with --resume_training\n")
@@ -54,7 +54,7 @@ def test_a_trainer_lets_go_where_it_is_and_unwinds_nothing(number: int, code: in
 
 def test_what_was_begun_is_finished_first() -> None:
     process = start(
-        "with stopping.ending(lambda reason: print('let go')), stopping.finishing():\n"
+        "with stopping.ending(lambda: print('let go')), stopping.finishing():\n"
         "  send(signal.SIGTERM)\n  print('finished')\nprint('went on')\n"
     )
     assert ended(process)[:2] == (143, "finished\nlet go\n")
@@ -71,7 +71,7 @@ def test_a_process_held_up_in_a_long_call_is_cut_off(number: int, code: int) -> 
 
 def test_a_second_signal_ends_it_at_once() -> None:
     process = start(
-        "def slow(reason):\n  print('slow', flush=True)\n  time.sleep(600)\n"
+        "def slow():\n  print('slow', flush=True)\n  time.sleep(600)\n"
         "with stopping.ending(slow):\n  send(signal.SIGTERM)\n",
         grace=600.0,
     )
@@ -82,8 +82,17 @@ def test_a_second_signal_ends_it_at_once() -> None:
 
 
 def test_an_end_that_fails_is_an_end() -> None:
-    process = start("with stopping.ending(lambda reason: 1 / 0):\n  send(signal.SIGTERM)\n")
+    process = start("with stopping.ending(lambda: 1 / 0):\n  send(signal.SIGTERM)\n")
     assert ended(process)[0] == 143
+
+
+def test_a_signal_that_the_process_sent_itself_is_told_as_what_is_behind_it() -> None:
+    process = start(
+        "from rollforward.errors import CollectiveTimeout\n"
+        "late = CollectiveTimeout('worker 1 is late')\n"
+        "with stopping.ending(lambda: print('let go'), cause=lambda: late):\n  send(signal.SIGTERM)\n"
+    )
+    assert ended(process) == (1, "let go\n", "worker 1 is late\n")
 
 
 def told(code: int) -> str:

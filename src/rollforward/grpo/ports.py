@@ -5,7 +5,8 @@ behind these five small doors, so each can be replaced, and tested, alone. NumPy
 currency at the border.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -24,6 +25,10 @@ from rollforward.position import Position
 
 Tensors = Mapping[str, Mapping[str, NDArray[Any]]]
 """role -> tensor name -> array. The roles are `policy_model`, `optimizer` and `ref`."""
+
+
+Meeting = Callable[[], AbstractContextManager[None]]
+"""Entered around whatever blocks until all workers have come to it, for whoever watches."""
 
 
 class Group(Protocol):

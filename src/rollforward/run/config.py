@@ -7,7 +7,7 @@ its default. All problems of a file are reported together.
 
 Keys that are ours, since MindRLHF has none for them: `rl_config.max_steps`, `advantage_std`,
 `loss_aggregation`, `keep_ckpt_per_n_steps`, `keep_best_ckpt_num`, `best_ckpt_metric`,
-`save_ckpt_prove_unchanged`, and `actor_config.optimizer.max_grad_norm`.
+`save_ckpt_prove_unchanged`, `collective_timeout`, and `actor_config.optimizer.max_grad_norm`.
 
 `docs/reference/config.md` is generated from this file.
 """
@@ -116,6 +116,13 @@ class RlConfig:
     enable_compile_cache: bool = key(
         True,
         "Keep compiled graphs in the run's folder, so that a restart need not compile.",
+        affects_numbers=False,
+    )
+    collective_timeout: int = key(
+        1800,
+        "Seconds that a worker waits in a collective for the others before the run ends, naming who is "
+        "late; 0: for ever.",
+        low=0,
         affects_numbers=False,
     )
     tensorboard: bool = key(False, "Write TensorBoard event files.", affects_numbers=False)

@@ -3,10 +3,11 @@
 `vocab_size` and `tensor_layout` are asked before anything slow is loaded; all else loads the framework.
 """
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from rollforward.grpo.ports import Engine, Group, Tensors
+from rollforward.grpo.ports import Engine, Group, Meeting, Tensors
 from rollforward.grpo.types import EngineSettings
 
 
@@ -21,8 +22,12 @@ class EnginePackage(Protocol):
         """`Engine.tensors()` of such a model in dtype and shape, without its memory. Loads no framework."""
         ...
 
-    def connect(self, device_target: str) -> Group:
-        """The workers that this process belongs to. Collective."""
+    def connect(self, device_target: str, meeting: Meeting) -> Group:
+        """The workers that this process belongs to. Collective; so is all within `meeting`."""
+        ...
+
+    def lost_contact(self) -> bool:
+        """Whether the framework has given the group up, as it may when a worker does not answer."""
         ...
 
     def create(self, settings: EngineSettings, group: Group) -> Engine:
@@ -54,11 +59,19 @@ class MindSpore:
 
         return tensor_layout(ModelConfig.parse(model_config))
 
-    def connect(self, device_target: str) -> Group:
+    def connect(self, device_target: str, meeting: Meeting) -> Group:
         """See `EnginePackage.connect`."""
         from rollforward.engines.mindspore.parallel import connect
 
-        return connect(device_target)
+        return connect(device_target, meeting)
+
+    def lost_contact(self) -> bool:
+        """See `EnginePackage.lost_contact`."""
+        if "mindspore" not in sys.modules:
+            return False
+        from rollforward.engines.mindspore.parallel import lost_contact
+
+        return lost_contact()
 
     def create(self, settings: EngineSettings, group: Group) -> Engine:
         """See `EnginePackage.create`."""

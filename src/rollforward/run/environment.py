@@ -15,6 +15,10 @@ LAUNCHED = "ROLLFORWARD_WORKER_FILES"
 """Set for workers that `run.launch` started: the folder where they say that they live, and how they ended."""
 
 
+_FOR_EVER = 10**9
+"""Seconds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Process:
     """This process among those of a run."""
@@ -56,3 +60,12 @@ def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
     environment.setdefault("GLOG_v", "3")
     # Its compile cache hands out wrong graphs unless the engine says when it is on.
     environment.pop("MS_COMPILER_CACHE_ENABLE", None)
+
+
+def wait_for_others(seconds: float, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let the framework wait longer in a collective than we do ourselves; 0: for ever.
+
+    MindSpore's own limit on the CPU is 30 s, after which it names nobody. One worker may well
+    generate for longer than another by that.
+    """
+    environment.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(round(2 * seconds) + 60 if seconds else _FOR_EVER))

@@ -1,17 +1,20 @@
-"""What each worker is doing at this moment, for people, the supervisor and the demo.
+"""What each worker is doing at this moment, for people, the supervisor, the other workers and the demo.
 
 `heartbeat/rank_N.json` in the run's folder holds one JSON object: phase, position, incarnation,
-pid, and the time of the last change of phase. It is overwritten in place, one write of a fixed
-size, never synced: it describes a living process and is worth nothing after a power cut. A
-reader that comes in the middle of a write sees text that is not JSON, and looks again.
+pid, the time of the last change of phase, and how many collectives the worker has come to. It is
+overwritten in place, one write of a fixed size, never synced: it describes a living process and is
+worth nothing after a power cut. A reader that comes in the middle of a write sees text that is not
+JSON, and looks again. One of several workers writes it again every few seconds, whatever it is at: the
+file's own time says when it last lived.
 """
 
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rollforward.position import Position
@@ -29,7 +32,9 @@ class Pulse:
     incarnation: int
     pid: int
     time: float
-    """Seconds since 1970, UTC."""
+    """When the phase began: seconds since 1970, UTC."""
+    meetings: int = 0
+    """Collectives come to since the start."""
 
 
 def file_of(run_folder: Path, rank: int) -> Path:
@@ -40,31 +45,52 @@ def file_of(run_folder: Path, rank: int) -> Path:
 class Heartbeat:
     """Writes one rank's heartbeat; an `Observer`. Disk errors are not worth stopping for and are dropped."""
 
-    def __init__(self, run_folder: Path, *, rank: int, incarnation: int) -> None:
-        self._incarnation = incarnation
+    def __init__(self, run_folder: Path, *, rank: int, incarnation: int, start: Position) -> None:
+        self._pulse = Pulse(
+            phase="start",
+            position=str(start),
+            incarnation=incarnation,
+            pid=os.getpid(),
+            time=round(time.time(), 3),
+        )
+        # Reentrant: the process may be told to end, and close this, in the middle of a write.
+        self._lock = threading.RLock()
         path = file_of(run_folder, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.beat()
 
     def phase(self, position: Position, name: str) -> None:
         """Note the phase that begins."""
-        pulse = {
-            "phase": name,
-            "position": str(position),
-            "incarnation": self._incarnation,
-            "pid": os.getpid(),
-            "time": round(time.time(), 3),
-        }
-        line = json.dumps(pulse).ljust(_SIZE - 1) + "\n"
-        with suppress(OSError):
-            os.pwrite(self._descriptor, line.encode("ascii"), 0)
+        now = round(time.time(), 3)
+        with self._lock:
+            self._pulse = replace(self._pulse, phase=name, position=str(position), time=now)
+            self.beat()
+
+    def meeting(self) -> None:
+        """Note that a collective is come to."""
+        with self._lock:
+            self._pulse = replace(self._pulse, meetings=self._pulse.meetings + 1)
+            self.beat()
+
+    def beat(self) -> None:
+        """Show that this process lives. From any thread."""
+        with self._lock:
+            if self._descriptor is None:
+                return
+            line = json.dumps(asdict(self._pulse)).ljust(_SIZE - 1) + "\n"
+            with suppress(OSError):
+                os.pwrite(self._descriptor, line.encode("ascii"), 0)
 
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:
         """Nothing: phases say it."""
 
     def close(self) -> None:
         """Give the descriptor back."""
-        os.close(self._descriptor)
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+            self._descriptor = None
 
 
 def read(run_folder: Path, rank: int) -> Pulse | None:
@@ -73,4 +99,12 @@ def read(run_folder: Path, rank: int) -> Pulse | None:
         value = json.loads(file_of(run_folder, rank).read_bytes())
         return Pulse(**value)
     except (OSError, ValueError, TypeError):
+        return None
+
+
+def last_sign(run_folder: Path, rank: int) -> float | None:
+    """When a rank's heartbeat was written last, by the clock of the file system; None when there is none."""
+    try:
+        return file_of(run_folder, rank).stat().st_mtime
+    except OSError:
         return None

@@ -13,19 +13,19 @@ Nothing is written before everything that can be wrong with the user's input has
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rollforward import verifiers
-from rollforward.errors import NothingToResume, RunLocked
+from rollforward.errors import NothingToResume, RollforwardError, RunLocked
 from rollforward.grpo.ports import Engine, Group, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
-from rollforward.run import environment, metrics, recovery_report, reports, stopping, strategy
+from rollforward.run import environment, metrics, recovery_report, stopping, strategy
 from rollforward.run.branching import changes
 from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromCheckpoint, FromModel
@@ -40,6 +40,7 @@ from rollforward.run.recovery_report import Recovering, make_report
 from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
 from rollforward.run.saving import RunCheckpoints
 from rollforward.run.settings import engine_settings, learning_rate, retention, trainer_settings
+from rollforward.run.stalls import CollectiveWatch
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, RunLock, newest_incarnation
 from rollforward.store.cleaning import remove_strays
@@ -56,8 +57,15 @@ def train(plan: Plan, engines: EnginePackage) -> None:
     """Run the plan to its end as this worker. Collective when there are several."""
     seconds = {"prepare": environment.age()}
     environment.prepare()
-    with ExitStack() as stack, stopping.ending(lambda reason: _end(stack, reason)):
-        group = engines.connect(plan.config.context.device_target)
+    environment.wait_for_others(plan.config.rl_config.collective_timeout)
+    watch = CollectiveWatch(plan.config.rl_config.collective_timeout, end=stopping.end_at_once)
+
+    def cause() -> RollforwardError | None:
+        return watch.lost() if engines.lost_contact() else None
+
+    with ExitStack() as stack, stopping.ending(stack.close, cause=cause):
+        stack.callback(watch.close)
+        group = engines.connect(plan.config.context.device_target, watch.meeting)
         seconds["framework"] = environment.age() - seconds["prepare"]
         display = open_display(
             rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
@@ -76,13 +84,16 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             plan = replace(plan, start=start)
         after = newest_incarnation(plan.source.run) if isinstance(plan.source, FromCheckpoint) else 0
         incarnation, fence = _own_the_folder(plan.outputs.run, after, group, stack)
+        heart = stack.enter_context(_heartbeat(plan, group, incarnation, watch))
         _make_ready(plan, engines, engine, log_file)
         restored = _restore(plan, engine, taken, log_file.line)
         if group.rank == 0 and not _same_folder(plan):
             adopt(LocalStorage(plan.outputs.run))
         start = restored.manifest.position if restored else plan.start
         trouble, told = SaveTrouble(), _told_before(plan, group)
-        observer = stack.enter_context(_observers(plan, start, group, incarnation, display, trouble, told))
+        observer = stack.enter_context(
+            _observers(plan, start, group, incarnation, [heart, display], trouble, told)
+        )
         store = _open_store(plan, group, restored, fence, log_file.line)
         about = _about(plan, incarnation, restored, group)
         opening = environment.age()
@@ -104,13 +115,6 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             prove_unchanged=plan.config.rl_config.save_ckpt_prove_unchanged,
         )
         _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observer)
-
-
-def _end(held: ExitStack, reason: stopping.Stopped) -> None:
-    """Let go of all that this worker holds; tell its launcher, if it has one."""
-    with suppress(Exception):
-        held.close()
-    reports.tell_ending(reason.exit_code, error=str(reason), kind=type(reason).__name__)
 
 
 def _run_steps(
@@ -360,20 +364,28 @@ def _what_was_taken(source: FromForeign, taken: Taken) -> Iterator[str]:
 
 
 @contextmanager
+def _heartbeat(plan: Plan, group: Group, incarnation: int, watch: CollectiveWatch) -> Iterator[Heartbeat]:
+    """This rank's, by which the others can tell what it is at."""
+    run, rank = plan.outputs.run, group.rank
+    heart = Heartbeat(run, rank=rank, incarnation=incarnation, start=plan.start)
+    with closing(heart):
+        watch.follow(heart, run, rank=rank, world_size=group.world_size, incarnation=incarnation)
+        yield heart
+
+
+@contextmanager
 def _observers(
     plan: Plan,
     start: Position,
     group: Group,
     incarnation: int,
-    display: Display,
+    first: Sequence[Observer],
     trouble: SaveTrouble,
     told: Sequence[metrics.Record],
 ) -> Iterator[Observer]:
-    """Everyone who watches this rank from its start to its end; `told` are the figures of earlier starts."""
-    heart = Heartbeat(plan.outputs.run, rank=group.rank, incarnation=incarnation)
+    """Everyone who watches this rank, `first` and more; `told` are the figures of earlier starts."""
+    watching = list(first)
     with ExitStack() as stack:
-        stack.callback(heart.close)
-        watching: list[Observer] = [heart, display]
         if group.rank == 0:
             kept = metrics.before(told, start)
             board = TensorBoard(plan.outputs.tensorboard, kept=kept) if plan.outputs.tensorboard else None

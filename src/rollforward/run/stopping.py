@@ -14,6 +14,9 @@ Python runs a signal's handler in the main thread, between two of its bytecodes,
 call into the framework. A thread therefore watches the time; it hears of a signal through
 `signal.set_wakeup_fd`, which is written to where the signal arrives.
 
+A framework that gives its group up may send this process SIGTERM too (MindSpore does when a worker
+has not answered for 30 s, MS_NODE_TIMEOUT). Then `ending` is given the error that is behind it.
+
 Left out: a call that keeps the interpreter lock for longer than GRACE, as MindSpore does while the
 workers find each other (seconds) and, in pieces, while it compiles (up to 2.5 s at a time for 12
 layers of 512 columns). Nothing in the process runs then. A supervisor or launcher ends its
@@ -30,6 +33,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
+
+from rollforward.errors import RollforwardError
+from rollforward.run import reports
 
 GRACE = 2.5
 """Seconds from a signal until the process is cut off."""
@@ -60,10 +66,19 @@ class _State:
         """It came within `finishing`, and is still to be acted upon."""
         self.finishing = 0
         self.grace = GRACE
-        self.end: Callable[[Stopped], None] | None = None
+        self.end: Callable[[], None] | None = None
+        self.cause: Callable[[], RollforwardError | None] = _nobody_else
 
-    def reason(self) -> Stopped:
-        return Stopped(signal.SIGINT if self.interrupted.is_set() else signal.SIGTERM)
+    def reason(self) -> Stopped | RollforwardError:
+        stopped = Stopped(signal.SIGINT if self.interrupted.is_set() else signal.SIGTERM)
+        try:
+            return self.cause() or stopped
+        except Exception:  # nothing may keep the process from ending
+            return stopped
+
+
+def _nobody_else() -> None:
+    """A signal is from outside."""
 
 
 _state = _State()
@@ -105,18 +120,33 @@ def finishing() -> Iterator[None]:
 
 
 @contextmanager
-def ending(end: Callable[[Stopped], None]) -> Iterator[None]:
-    """Within it a stop unwinds nothing: `end` is called wherever the program is, and the process ends."""
-    before, _state.end = _state.end, end
+def ending(
+    end: Callable[[], None], *, cause: Callable[[], RollforwardError | None] = _nobody_else
+) -> Iterator[None]:
+    """Within it a stop unwinds nothing: `end` is called wherever the program is, and the process ends.
+
+    `cause` says what is behind a signal that is not from outside; it may be called on a thread.
+    """
+    before, _state.end, _state.cause = (_state.end, _state.cause), end, cause
     try:
         yield
     finally:
-        _state.end = before
+        _state.end, _state.cause = before
 
 
 def allow(seconds: float) -> None:
     """Let this process have so long to end after a signal, instead of GRACE: it has others to end first."""
     _state.grace = seconds
+
+
+def end_at_once(reason: Stopped | RollforwardError) -> NoReturn:
+    """From any thread: say why, to the user and to the launcher if there is one, and end this process."""
+    # Straight to the descriptor: the program may be in the middle of a write of its own.
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), f"{reason}\n".encode())
+    with suppress(Exception):
+        reports.tell_ending(reason.exit_code, error=str(reason), kind=type(reason).__name__)
+    os._exit(reason.exit_code)
 
 
 def leave(code: int) -> NoReturn:
@@ -141,16 +171,11 @@ def _act() -> NoReturn:
     reason = _state.reason()
     if _state.end is None:
         raise reason
-    with suppress(Exception):  # nothing may keep the process from ending
-        _state.end(reason)
-    _say(reason)
-    leave(reason.exit_code)
-
-
-def _say(reason: Stopped) -> None:
-    """Straight to the descriptor: the program may have been in the middle of a write of its own."""
-    with suppress(OSError, ValueError):
-        os.write(sys.stderr.fileno(), f"{reason}\n".encode())
+    with suppress(Exception):
+        _state.end()
+    with suppress(OSError, ValueError, RuntimeError):
+        sys.stdout.flush()
+    end_at_once(reason)
 
 
 def _wait_for_interrupt() -> None:
@@ -164,9 +189,7 @@ def _watch_the_time(heard: int) -> None:
     """Cut the process off GRACE after the first signal, or at the second."""
     _hear(heard)
     _hear(heard, _state.grace)
-    reason = _state.reason()
-    _say(reason)
-    os._exit(reason.exit_code)
+    end_at_once(_state.reason())
 
 
 def _hear(heard: int, seconds: float | None = None) -> None:

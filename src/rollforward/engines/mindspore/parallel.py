@@ -11,17 +11,20 @@ exists, so they would have to be built from explicit collectives.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import communication as comm
 from mindspore import nn, ops
+from mindspore._c_expression import CollectiveManager
 from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.memory import use_device
 from rollforward.errors import EngineError
-from rollforward.grpo.ports import Group
+from rollforward.grpo.ports import Group, Meeting
 from rollforward.grpo.types import Ints
 
 FRAME_WORDS = 1024
@@ -42,7 +45,8 @@ class SingleProcess:
 class MsrunGroup:
     """The workers that `msrun` started. Made by `connect`, which starts the communication library."""
 
-    def __init__(self) -> None:
+    def __init__(self, meeting: Meeting = nullcontext) -> None:
+        self._meeting = meeting
         self.rank: int = comm.get_rank()
         self.world_size: int = comm.get_group_size()
         self._gather = _Gather()
@@ -71,8 +75,21 @@ class MsrunGroup:
         return [json.loads(message[:length]) for message, length in zip(messages, lengths, strict=True)]
 
     def _exchange(self, words: Ints) -> NDArray[np.int32]:
-        gathered: NDArray[np.int32] = self._gather(ms.Tensor(words)).asnumpy()
+        with self.sharing():
+            gathered: NDArray[np.int32] = self._gather(ms.Tensor(words)).asnumpy()
         return gathered.reshape(self.world_size, -1)
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Around every collective, also of others. EngineError when it does not succeed."""
+        try:
+            with self._meeting():
+                yield
+        except RuntimeError as error:
+            raise EngineError(
+                f"worker {self.rank} and the others could not exchange data: {first_line(error)}",
+                hint="look for the first error in the other workers' logs; resume with --resume_training",
+            ) from error
 
 
 class _Gather(nn.Cell):
@@ -96,10 +113,10 @@ def started_by_msrun() -> bool:
     return os.environ.get("MS_ROLE") == "MS_WORKER" and int(os.environ.get("MS_WORKER_NUM", "1")) > 1
 
 
-def connect(device_target: str = "CPU") -> Group:
+def connect(device_target: str = "CPU", meeting: Meeting = nullcontext) -> Group:
     """The group this process belongs to. Collective under `msrun`: returns when all workers are there.
 
-    EngineError when the other workers do not come.
+    `meeting` is entered around every later collective. EngineError when the other workers do not come.
     """
     if not started_by_msrun():
         return SingleProcess()
@@ -110,11 +127,20 @@ def connect(device_target: str = "CPU") -> Group:
         address = f"{os.environ.get('MS_SCHED_HOST')}:{os.environ.get('MS_SCHED_PORT')}"
         raise EngineError(
             f"worker {os.environ.get('RANK_ID', '?')} could not join its group at {address}: "
-            f"{str(error).strip().splitlines()[0]}",
+            f"{first_line(error)}",
             hint="look for the first error in the other workers' logs; see that the port is free "
             "(msrun --master_port)",
         ) from error
-    return MsrunGroup()
+    return MsrunGroup(meeting)
+
+
+def lost_contact() -> bool:
+    """Whether MindSpore has ended the group, or not begun it.
+
+    It ends it by itself when a worker has not answered for MS_NODE_TIMEOUT (30 s), and then sends
+    this process SIGTERM (seen in 2.10).
+    """
+    return not CollectiveManager.get_instance().initialized()
 
 
 def serve_scheduler(device_target: str = "CPU") -> None:
@@ -124,6 +150,11 @@ def serve_scheduler(device_target: str = "CPU") -> None:
     """
     use_device(device_target)
     comm.init()
+
+
+def first_line(error: BaseException) -> str:
+    """Of what MindSpore says, which goes on for pages."""
+    return str(error).strip().split("\n")[0]
 
 
 def _encode(value: Any) -> bytes:
