@@ -192,6 +192,18 @@ class TestFolders:
         place.train("short", resume=True, actor_config__lr_schedule__decay_steps=10)
         assert place.digests("short") == place.digests("whole")
 
+    def test_a_run_that_is_made_longer_has_another_learning_rate_and_says_so(
+        self, place: Place, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=4))
+        capsys.readouterr()
+        place.train("run", resume=True, rl_config__epochs=3)
+        said = capsys.readouterr().out
+        assert "lr_schedule.decay_steps changed from 10 to 15" in said
+        assert "made with another configuration, generated anew" in said
+        assert positions(place.root / "run")[-1] == "3_0"
+
     def test_heartbeat_and_tensorboard(self, place: Place) -> None:
         place.train("run", rl_config__tensorboard=True)
         pulse = heartbeat.read(place.root / "run", 0)

@@ -141,6 +141,7 @@ def prepare(
         _check_resumable(found.manifest, steps_per_epoch)
     elif isinstance(source, FromForeign):
         foreign.check_headers(source, engines.tensor_layout(model_config))
+    end = _end(config, steps_per_epoch)
     plan = Plan(
         config=config,
         ignored=loaded.ignored,
@@ -154,10 +155,11 @@ def prepare(
         verifiers=verifiers,
         steps_per_epoch=steps_per_epoch,
         start=_start(source, found, steps_per_epoch),
-        end=_end(config, steps_per_epoch),
+        end=end,
         world_size=world_size,
         facts={
             **what_affects_numbers(config),
+            "actor_config.lr_schedule.decay_steps": decay_steps(config, end.global_step(steps_per_epoch)),
             "model": hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
             "dataset": _dataset_digest(prompts),
             "world_size": world_size,
@@ -352,6 +354,16 @@ def _end(config: Config, steps_per_epoch: int) -> Position:
     if config.rl_config.max_steps:
         total = min(total, config.rl_config.max_steps)
     return Position(*divmod(total, steps_per_epoch))
+
+
+def decay_steps(config: Config, total_steps: int) -> int:
+    """Optimizer steps until the learning rate has come down; those of the whole run when no number is given.
+
+    So a run that is made longer (`epochs`, `max_steps`) has another learning rate from its first step on.
+    """
+    schedule = config.actor_config.lr_schedule
+    whole = total_steps * config.rl_config.num_iterations
+    return schedule.decay_steps or max(whole, schedule.warmup_step + 1)
 
 
 def _dataset_digest(prompts: Sequence[Prompt]) -> str:

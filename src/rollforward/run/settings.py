@@ -5,7 +5,7 @@ from rollforward.grpo.trainer import TrainerSettings
 from rollforward.grpo.types import EngineSettings, ObjectiveSettings, OptimizerSettings, SamplingSettings
 from rollforward.run.folders import FromModel
 from rollforward.run.foreign import FromForeign
-from rollforward.run.plan import Plan
+from rollforward.run.plan import Plan, decay_steps
 from rollforward.store import Retention
 
 
@@ -86,12 +86,11 @@ def retention(plan: Plan) -> Retention:
 def learning_rate(plan: Plan) -> LearningRate:
     """The schedule, in optimizer steps."""
     schedule = plan.config.actor_config.lr_schedule
-    whole = plan.total_steps * plan.config.rl_config.num_iterations
     return LearningRate(
         lr=schedule.lr,
         min_lr=schedule.min_lr,
         warmup_steps=schedule.warmup_step,
-        decay_steps=schedule.decay_steps or max(whole, schedule.warmup_step + 1),
+        decay_steps=decay_steps(plan.config, plan.total_steps),
     )
 
 
