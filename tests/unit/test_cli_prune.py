@@ -131,6 +131,20 @@ def test_the_journal_of_a_rank_that_no_checkpoint_has_goes(
     assert not stray.exists()
 
 
+def test_damage_that_sizes_do_not_show_saves_the_one_before_with_deep(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "train/rank_0/policy_model_rank_0-1_1.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    arguments = ["prune", str(run), "--save_max_ckpt_num", "1"]
+    assert main([*arguments, "--dry_run"]) == 0
+    assert "checkpoint\t0_3\t" in capsys.readouterr().out
+    assert main([*arguments, "--deep"]) == 0
+    assert "checkpoint\t0_0\t" in capsys.readouterr().out
+    left = [(str(info.position), info.valid) for info in checkpoints_of(run, deep=True)]
+    assert left == [("0_3", True), ("1_1", False)]
+
+
 def test_a_run_that_trains_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLock.acquire(run):
         assert main(["prune", str(run)]) == 1

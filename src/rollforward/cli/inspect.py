@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
 
 
 def _table(listed: Sequence[CheckpointInfo]) -> None:
-    table = Table("position", "steps", "saved (UTC)", "size", "reward", "valid")
+    table = Table("position", "steps", "saved (UTC)", "size", "reward", Column("valid", overflow="fold"))
     for info in listed:
         table.add_row(
             str(info.position),

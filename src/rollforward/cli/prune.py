@@ -15,7 +15,7 @@ from rollforward.cli.arguments import Parser, count
 from rollforward.run.listing import open_run
 from rollforward.run.progress import in_bytes
 from rollforward.store import Retention, RunLock
-from rollforward.store.pruning import Removal, plan, prune
+from rollforward.store.pruning import Removal, look_at_every_byte, plan, prune
 
 NAME = "prune"
 SUMMARY = "remove old checkpoints, or say what would go"
@@ -23,7 +23,9 @@ DESCRIPTION = """\
 Remove the checkpoints of a run that are neither among the newest, nor after a multiple of --every
 steps, nor among the --best by a metric; files that unfinished saves left; and the journal before
 the oldest kept checkpoint. The newest valid checkpoint always stays, and files that a kept
-checkpoint shares do too. With --dry_run nothing is removed.
+checkpoint shares do too. Valid is one whose manifest proves intact and whose files are all there with
+their sizes; with --deep, one of which every byte proves intact, which takes reading those that stay.
+With --dry_run nothing is removed.
 
 On a terminal what goes is a table, elsewhere one line each: checkpoint, file or journal, its
 position or path, bytes, why, with tabs between. A run that is training is refused: it prunes by
@@ -48,6 +50,9 @@ def add_arguments(parser: Parser) -> None:
         default="reward",
         help="what --best goes by: reward, or reward/VERIFIER (default: reward)",
     )
+    parser.add_option(
+        "--deep", action="store_true", help="only count checkpoints of which every byte was read and digested"
+    )
     parser.add_option("--dry_run", action="store_true", help="only say what would go, and why")
     parser.add_option("--json", action="store_true", help="print what goes as JSON")
 
@@ -59,13 +64,15 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     retention = Retention(
         newest=options.save_max_ckpt_num, every=options.every, best=options.best, metric=options.metric
     )
+    # Asked twice, to tell and to do, but nothing is read twice.
+    look = look_at_every_byte() if options.deep else None
     warnings: list[str] = []
     if options.dry_run:
-        removals = plan(storage, retention)
+        removals = plan(storage, retention, look)
     else:
         with RunLock.acquire(folder):
-            removals = plan(storage, retention)
-            warnings = prune(storage, retention)
+            removals = plan(storage, retention, look)
+            warnings = prune(storage, retention, look)
     freed = sum(item.size for item in removals)
     if options.json:
         value = {
@@ -91,7 +98,7 @@ def _table(removals: Sequence[Removal], freed: int, *, dry_run: bool) -> None:
     if not removals:
         console.print("there is nothing to remove")
         return
-    table = Table("what", Column("which", overflow="fold"), "size", "why")
+    table = Table("what", Column("which", overflow="fold"), "size", Column("why", overflow="fold"))
     for item in removals:
         table.add_row(item.what, Text(item.name), in_bytes(item.size), Text(item.reason))
     console.print(table)

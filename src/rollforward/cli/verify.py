@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as SpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
@@ -84,7 +84,7 @@ def _journal_lines(journal: JournalVerdict) -> list[str]:
 
 def _table(checkpoints: Sequence[Verdict], journals: Sequence[JournalVerdict], seconds: float) -> None:
     console = Console()
-    table = Table("what", "verdict")
+    table = Table("what", Column("verdict", overflow="fold"))
     for found in checkpoints:
         table.add_row(
             f"checkpoint {found.position}", _verdict(found.reason or "valid", bad=bool(found.reason))

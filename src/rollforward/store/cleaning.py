@@ -5,7 +5,7 @@ names. What a name of ours does not fit is never touched. Every function returns
 instead of raising: by then the new checkpoint is committed, and a file too many harms nobody.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -30,6 +30,9 @@ from rollforward.store.layout import (
 from rollforward.store.manifest import Generation, Manifest
 from rollforward.store.retention import Candidate, Retention, keep_mask
 from rollforward.store.summary import Summary
+
+Look = Callable[[Storage, Position], bool]
+"""Whether a checkpoint is valid."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,14 @@ class Kept:
 
 
 class Inventory:
-    """All manifests of a folder, in short. One rank keeps it, from its first save on."""
+    """All manifests of a folder, in short. One rank keeps it, from its first save on.
 
-    def __init__(self, storage: Storage) -> None:
+    `look` says whether a checkpoint is whole; without it one is when its manifest and its files are there.
+    """
+
+    def __init__(self, storage: Storage, look: Look | None = None) -> None:
         self._storage = storage
+        self._look = look
         self._summaries: dict[Position, Summary | None] = {}
         """None for a manifest that cannot be read."""
         self._valid: dict[Position, bool] = {}
@@ -136,7 +143,7 @@ class Inventory:
         if position not in self._valid:
             # One that is proved to be whole always stays, the newest of them. For the rest it will do to look
             # at what happens by itself: damage, and files that are missing.
-            look = is_there if any(self._valid.values()) else is_valid
+            look = self._look or (is_there if any(self._valid.values()) else is_valid)
             self._valid[position] = look(self._storage, position)
         return self._valid[position]
 

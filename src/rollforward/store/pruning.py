@@ -4,7 +4,8 @@
 first and their folder synced, then files, then journal segments. Who prunes must hold the run's
 lock. Both refuse to keep the best by a figure that no checkpoint carries: a slip of the pen would
 cost the best ones. Whatever the policy says, the newest valid checkpoint stays, and so does the
-journal from the oldest kept checkpoint on.
+journal from the oldest kept checkpoint on. What is valid `look` says; without it one is when its
+manifest proves intact and all its files are there with their sizes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from rollforward.storage import Storage
 from rollforward.store.cleaning import (
     Inventory,
     Kept,
+    Look,
     ranks_with_files,
     remove_files_of_stray_ranks,
     remove_manifests,
@@ -24,7 +26,7 @@ from rollforward.store.cleaning import (
     temporaries,
     unneeded_files,
 )
-from rollforward.store.finding import positions
+from rollforward.store.finding import is_intact, positions
 from rollforward.store.journal_history import journal_ranks
 from rollforward.store.journal_reading import Segment, list_segments, read_journal, remove_segments
 from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, is_temporary
@@ -45,9 +47,9 @@ class Removal:
     reason: str
 
 
-def plan(storage: Storage, retention: Retention) -> list[Removal]:
+def plan(storage: Storage, retention: Retention, look: Look | None = None) -> list[Removal]:
     """What `prune` would remove, and why; changes nothing."""
-    inventory = Inventory(storage)
+    inventory = Inventory(storage, look)
     _check_metric(inventory, retention)
     doomed = sorted(inventory.removable(retention), key=lambda item: item[0])
     for position, _ in doomed:
@@ -74,9 +76,9 @@ def plan(storage: Storage, retention: Retention) -> list[Removal]:
     return removals
 
 
-def prune(storage: Storage, retention: Retention) -> list[str]:
+def prune(storage: Storage, retention: Retention, look: Look | None = None) -> list[str]:
     """Remove what the policy lets go, and what interrupted saves left; returns warnings, a line each."""
-    inventory = Inventory(storage)
+    inventory = Inventory(storage, look)
     _check_metric(inventory, retention)
     warnings = remove_manifests(storage, inventory, retention)
     warnings += remove_files_of_stray_ranks(storage, inventory.kept(), world_size=0)
@@ -88,6 +90,18 @@ def prune(storage: Storage, retention: Retention) -> list[str]:
     except StorageError as error:
         warnings.append(f"an old journal segment could not be removed: {error.message}")
     return warnings
+
+
+def look_at_every_byte() -> Look:
+    """A look for `plan` and then for `prune`: it reads every byte of what it is asked about, once."""
+    known: dict[Position, bool] = {}
+
+    def look(storage: Storage, position: Position) -> bool:
+        if position not in known:
+            known[position] = is_intact(storage, position)
+        return known[position]
+
+    return look
 
 
 def _unneeded_segments(storage: Storage, kept: Kept, oldest: Position) -> Iterator[tuple[Segment, str]]:

@@ -246,7 +246,12 @@ class ShadowCheckpoints:
         self._worker.wait()
         self._tell_warnings()
         if self._unsaved is not None:
-            raise self._unsaved
+            raise self._with_what_stands(self._unsaved)
+
+    def _with_what_stands(self, error: StorageError) -> StorageError:
+        before = self._store.previous
+        stands = f"the newest in the folder is {before.position}" if before else "none was saved before it"
+        return StorageError(f"{error.message}; {stands}", hint=error.hint)
 
     def _settle(self) -> None:
         """Wait for what is under way and commit it."""

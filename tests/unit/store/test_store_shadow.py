@@ -216,9 +216,21 @@ def test_a_state_that_was_never_saved_is_an_error_at_the_end(tmp_path):
     checkpoints, told = shadow(tmp_path, engine, ops=gate)
     gate.broken = True
     checkpoints.begin(Position(0, 1), 1)
-    with pytest.raises(StorageError, match="0_1 was not saved"):
+    with pytest.raises(StorageError, match=r"0_1 was not saved.*; none was saved before it"):
         checkpoints.close()
     assert len(told.failed) == 1
+
+
+def test_the_error_at_the_end_says_which_checkpoint_stands(tmp_path):
+    engine, gate = Engine(), Gate()
+    checkpoints, _ = shadow(tmp_path, engine, ops=gate)
+    checkpoints.begin(Position(0, 1), 1)
+    checkpoints.close()
+    gate.broken = True
+    checkpoints.begin(Position(0, 2), 2)
+    with pytest.raises(StorageError, match=r"0_2 was not saved.*; the newest in the folder is 0_1") as caught:
+        checkpoints.close()
+    assert caught.value.hint
 
 
 def test_an_engine_that_changes_its_tensors_too_early_is_caught(tmp_path):
