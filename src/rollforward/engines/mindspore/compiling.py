@@ -16,6 +16,7 @@ imports. So a run that is started again through another script (`rollforward`, `
 from, so for the stretch MindSpore is told one script for all: this file.
 """
 
+import gc
 import hashlib
 import json
 import shutil
@@ -44,9 +45,12 @@ def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[
     script = api.entry_script_path
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
     api.entry_script_path = __file__
+    # MindSpore collects garbage before each graph; what was imported need not be looked through each time.
+    gc.freeze()
     try:
         yield folder
     finally:
+        gc.unfreeze()
         api.entry_script_path = script
         ms.set_context(enable_compile_cache=False)
     if not whole:
