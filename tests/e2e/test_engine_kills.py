@@ -1,0 +1,170 @@
+"""The real engine killed again and again: at exact places, and at random instants.
+
+By name: pytest -m slow tests/e2e/test_engine_kills.py. ROLLFORWARD_ENGINE_KILLS (20) and, of two
+workers, ROLLFORWARD_ENGINE_WORKER_KILLS (5) set the numbers of random ones, ROLLFORWARD_ENGINE_SEED (1)
+the instants.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import ARITHMETIC, SETTINGS, Command
+
+from rollforward.run import heartbeat, recovery_report
+from rollforward.run.launch import alive
+from rollforward.storage import LocalStorage
+from rollforward.store import find
+
+DIES_IN_PHASE = Path(__file__).with_name("dies_in_phase.py")
+
+PLACES = {
+    "generating the run's second step": ("generate", "0_1", 1),
+    "generating, the step's first chunk in the journal": ("generate", "0_1", 2),
+    "verifying": ("verify", "0_2", 1),
+    "under the reference": ("reference", "0_2", 1),
+    "a chunk not in the journal yet": ("log", "0_2", 1),
+    "in the first update of the epoch's last step": ("update", "0_3", 1),
+    "after that, before its outcome is recorded": ("log", "0_3", 1),
+    "in the second update": ("update", "0_3", 2),
+    "before the reference is synchronised": ("update", "0_3", 3),
+    "generating the next epoch's first step": ("generate", "1_0", 1),
+    "replaying an update": ("update", "0_3", 1),
+    "at the boundary behind the last step": ("checkpoint", "1_3", 1),
+    "in the last checkpoint": ("checkpoint", "2_0", 1),
+}
+"""Phase, position, and how often that start enters it: one kill after the other, of one run.
+
+Chunks that an earlier start has finished are not generated, so their phases are not entered again.
+"""
+
+
+def figures_of(command: Command) -> tuple[object, list[dict[str, float]]]:
+    """What has to be the same: the digest of every role, and the metrics."""
+    return command.newest()["digests"], command.figures()
+
+
+def assert_nothing_finished_was_lost(command: Command) -> None:
+    for report in recovery_report.read(LocalStorage(command.run)):
+        assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
+        assert report.updates_repeated == report.updates_replayed
+
+
+@pytest.mark.slow
+def test_killed_at_each_place_in_turn_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Two updates to a step, the reference synchronised every second step, two epochs of four steps."""
+    dataset = tmp_path / "sixteen.jsonl"
+    lines = (ARITHMETIC / "train.jsonl").read_text().splitlines(keepends=True)
+    dataset.write_text("".join(lines[:16]))
+    settings = SETTINGS | {
+        "rl_config.dataset_file": dataset,
+        "rl_config.epochs": 2,
+        "rl_config.max_steps": 0,
+        "rl_config.num_iterations": 2,
+        "rl_config.save_ckpt_interval": 3,
+        "rl_config.weights_digest_interval": 1,
+        "ref_config.sync_ref_model": "true",
+        "ref_config.ref_model_sync_steps": 2,
+    }
+    whole = Command(tmp_path / "whole", settings=settings)
+    whole.finish()
+    killed = Command(tmp_path / "killed", settings=settings)
+    killed.take_graphs(whole)
+    plain = killed.program
+    for number, (name, place) in enumerate(PLACES.items()):
+        killed.program = [sys.executable, str(DIES_IN_PHASE), *map(str, place)]
+        code = killed.start(resume=number > 0).wait(timeout=300)
+        assert code == -signal.SIGKILL, f"{name}: never got there"
+    killed.program = plain
+    killed.finish(resume=True)
+    assert figures_of(killed) == figures_of(whole)
+    assert_nothing_finished_was_lost(killed)
+
+
+def begun(command: Command) -> bool:
+    return any((command.run / "commits").glob("*.json"))
+
+
+def workers_of(command: Command) -> list[int]:
+    """The processes of this run that live; a number that was given to another process since is none."""
+    pulses = [heartbeat.read(command.run, rank) for rank in range(command.workers)]
+    found = []
+    for pulse in pulses:
+        if pulse is not None and alive(pulse.pid):
+            said = Path(f"/proc/{pulse.pid}/cmdline").read_bytes()
+            found += [pulse.pid] if str(command.run).encode() in said else []
+    return found
+
+
+def kill_one_of(command: Command, process: "subprocess.Popen[bytes]", drawn: random.Random) -> None:
+    """SIGKILL to a worker, or to the process that watches the workers; then wait until all are gone."""
+    os.kill(drawn.choice([process.pid, *workers_of(command)]), signal.SIGKILL)
+    process.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while workers_of(command):
+        assert time.monotonic() < deadline, "a worker outlives the others"
+        time.sleep(0.05)
+
+
+def kill_at_random_instants(tmp_path: Path, kills: int, workers: int, seconds: tuple[float, float]) -> None:
+    """A run that is killed so many times, then left alone; its twin is not killed. Prints what was done."""
+    endless = SETTINGS | {
+        "rl_config.epochs": 1000,
+        "rl_config.max_steps": 0,
+        "rl_config.save_ckpt_interval": 7,
+        "rl_config.weights_digest_interval": 5,
+        "actor_config.lr_schedule.decay_steps": 1000,
+        "actor_config.lr_schedule.min_lr": 0.0005,
+    }
+    drawn = random.Random(int(os.environ.get("ROLLFORWARD_ENGINE_SEED", "1")))
+    killed = Command(tmp_path / "killed", workers=workers, settings=endless)
+    process = killed.start()
+    # Once: with nothing compiled, a start takes longer than any of those to come.
+    killed.wait_until_inside(process, "generate", 1)
+    kill_one_of(killed, process, drawn)
+    for _ in range(kills - 1):
+        process = killed.start(resume=begun(killed))
+        time.sleep(drawn.uniform(*seconds))
+        assert process.poll() is None, (killed.folder / "train.txt").read_text()
+        kill_one_of(killed, process, drawn)
+    steps = find(LocalStorage(killed.run)).manifest.global_step
+    ended = endless | {"rl_config.max_steps": steps + 10}
+    killed.settings = ended
+    killed.finish(resume=True)
+    whole = Command(tmp_path / "whole", workers=workers, settings=ended)
+    whole.take_graphs(killed)
+    whole.finish()
+    assert figures_of(killed) == figures_of(whole)
+    assert_nothing_finished_was_lost(killed)
+    reports = recovery_report.read(LocalStorage(killed.run))
+    print(
+        json.dumps(
+            {
+                "kills": kills,
+                "workers": workers,
+                "steps": steps + 10,
+                "starts that got to resume": len(reports),
+                "replayed": sum(report.steps_replayed for report in reports),
+                "updates equal to the last bit": sum(report.updates_repeated for report in reports),
+                "chunks from the journal": sum(report.chunks_reused for report in reports),
+            }
+        )
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants(tmp_path: Path) -> None:
+    kills = int(os.environ.get("ROLLFORWARD_ENGINE_KILLS", "20"))
+    kill_at_random_instants(tmp_path, kills, 1, (1.0, 15.0))
+
+
+@pytest.mark.slow
+def test_two_workers_killed_at_random_instants(tmp_path: Path) -> None:
+    kills = int(os.environ.get("ROLLFORWARD_ENGINE_WORKER_KILLS", "5"))
+    kill_at_random_instants(tmp_path, kills, 2, (5.0, 40.0))
