@@ -120,6 +120,7 @@ def test_a_signal_while_graphs_are_compiled_is_no_error_of_the_model(tmp_path: P
         (["train", "--resume_trainin"], "did you mean --resume_training?"),
         (["inspect", "nowhere"], "nowhere: no such folder"),
         (["inspekt", "nowhere"], "invalid choice"),
+        (["train", "--set", "a=1", "b=2"], "unknown argument b=2; --set goes before each key"),
     ],
 )
 def test_input_that_cannot_be_used_ends_with_2_and_one_message(

@@ -249,6 +249,15 @@ class TestRefused:
     def test_nothing_to_resume(self, place: Place) -> None:
         self.refuse(place, NothingToResume, "run/train: no such folder", "holds model", resume=True)
 
+    def test_each_checkpoint_that_does_not_count_is_told_once(self, place: Place) -> None:
+        place.train("run")
+        (place.root / "run/model/config.json").unlink()
+        self.before = everything_in(place.root)
+        with pytest.raises(NothingToResume) as caught:
+            place.train("run", resume=True)
+        assert caught.value.message.count("checkpoint 2_0: model/config.json is missing") == 1
+        assert "put back what is missing" in str(caught.value.hint)
+
     def test_folders_without_a_checkpoint_are_described_rank_by_rank(self, place: Place) -> None:
         folder = place.root / "run/train/rank_0"
         folder.mkdir(parents=True)

@@ -47,7 +47,10 @@ class Parser(argparse.ArgumentParser):
         for argument in arguments:
             spelled = argument.partition("=")[0].replace("-", "_").replace("__", "--", 1)
             close = difflib.get_close_matches(spelled, known, n=1)
-            lines.append(f"unknown argument {argument}" + (f"; did you mean {close[0]}?" if close else ""))
+            told = f"; did you mean {close[0]}?" if close else ""
+            if "--set" in known and "=" in argument and not argument.startswith("-"):
+                told = "; --set goes before each key"
+            lines.append(f"unknown argument {argument}{told}")
         self.error("\n".join(lines))
 
     def error(self, message: str) -> NoReturn:

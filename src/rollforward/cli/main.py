@@ -74,8 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe has left, `head` for one. Nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        code, kind = 1, type(error).__name__
-        message = f"{error_text(error)}\nTry: --debug for where it happened"
+        told = reports.as_ours(error)
+        code, message, kind = 1, error_text(told), type(told).__name__
+        if told is error:
+            message += "\nTry: --debug for where it happened"
         if debug:
             traceback.print_exc()
     if message is not None:

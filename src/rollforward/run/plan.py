@@ -313,8 +313,10 @@ def _check_reachable(
 
 def _with_findings(message: str, source: FromCheckpoint) -> str:
     """The message, and what the doctor says about the folders."""
-    problems = [finding for finding in doctor.examine(source) if finding.level == "problem"]
-    return "\n".join([message, *(f"  {finding.text}" for finding in problems)])
+    problems = [finding.text for finding in doctor.examine(source) if finding.level == "problem"]
+    # Why a checkpoint does not count is in the message already.
+    new = [text for text in problems if text.partition(": ")[2] not in message]
+    return "\n".join([message, *(f"  {text}" for text in new)])
 
 
 def _refuse_used_folder(run: Path, hint: str) -> None:

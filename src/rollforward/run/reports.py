@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rollforward.errors import RollforwardError
 from rollforward.run.environment import LAUNCHED, this_process
+from rollforward.storage.failures import storage_error
 from rollforward.storage.local import LocalStorage
 
 _LAUNCHER = "launcher"
@@ -91,6 +92,16 @@ def alive(pid: int) -> bool:
     except OSError:
         return True
     return state not in (b"Z", b"X")
+
+
+def as_ours(error: Exception) -> Exception:
+    """The system's error with a file as a StorageError, which says what to try; anything else as it is.
+
+    For what no room expected: a folder that cannot be made, a log that cannot be written.
+    """
+    if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
+        return storage_error("using", error.filename, error)
+    return error
 
 
 def error_text(error: BaseException) -> str:

@@ -188,7 +188,10 @@ def find(storage: Storage, *, skip: Collection[Position] = (), until: Position |
     lines += [f"  {line}" for line in describe(storage)]
     raise NothingToResume(
         "\n".join(lines),
-        hint="check the path; without --resume_training a new run is started",
+        hint="put back what is missing, or start a new run in another folder; rollforward verify --deep "
+        "tells what is whole"
+        if rejected
+        else "check the path; without --resume_training a new run is started",
     )
 
 
