@@ -12,7 +12,7 @@
     ├── StorageError                 the disk: full, read-only, failing
     ├── RunLocked                    another trainer holds the folder
     ├── VerifierError                a reward function raised, or returned something else
-    ├── NonFinite                    a loss, gradient norm or reward that is not a number
+    ├── NonFinite                    a loss, gradient norm, reward or log-probability that is not a number
     ├── ReplayDiverged               a replayed update did not repeat the recorded one
     ├── EngineError                  the framework could not do what was asked
     ├── CollectiveTimeout            a worker did not come to where the others wait for it
@@ -20,6 +20,9 @@
 
 Each says what went wrong and where, why, and what to try. `str()` gives all of it, a line each.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 class RollforwardError(Exception):
@@ -83,7 +86,27 @@ class VerifierError(RollforwardError):
 
 
 class NonFinite(RollforwardError):
-    """A loss, gradient norm or reward is NaN or infinite; the message says of which samples."""
+    """A loss, gradient norm, reward or log-probability is NaN or infinite; the message says of which samples.
+
+    `samples` are the rows at fault, of those that were computed on; `facts` (for JSON) and `arrays` (by
+    name) are what was computed. The trainer puts what it knows besides into `evidence`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        samples: Sequence[int] = (),
+        facts: Mapping[str, Any] | None = None,
+        arrays: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.samples = tuple(samples)
+        self.facts = dict(facts or {})
+        self.arrays = dict(arrays or {})
+        self.evidence: Any = None
+        """See `grpo.evidence`."""
 
 
 class ReplayDiverged(RollforwardError):

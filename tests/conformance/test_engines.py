@@ -1,5 +1,6 @@
 """What every engine promises (`grpo.ports.Engine`), held against each engine there is."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -396,8 +397,15 @@ class TestUpdate:
         batch = training_batch(engine, 7)
         advantages = batch.advantages.copy()
         advantages[5] = np.nan
-        with pytest.raises(NonFinite, match=r"\b5\b"):
+        with pytest.raises(NonFinite, match=r"\b5\b") as caught:
             engine.update(replace(batch, advantages=advantages), 1e-2)
+        assert caught.value.samples == (5,)
+        assert np.isfinite(caught.value.arrays["computed.loss"]).all(axis=1).tolist() == [True] * 5 + [
+            False,
+            True,
+        ]
+        assert caught.value.arrays["computed.logprobs"].shape == batch.reference_logprobs.shape
+        assert math.isnan(caught.value.facts["loss"])
         assert_same_bits(snapshot(engine), before)
         assert np.isfinite(engine.update(batch, 1e-2).loss)
 

@@ -99,7 +99,10 @@ class ToyEngine:
         norm = float(np.sqrt(sum(float((total**2).sum()) for total in totals)))
         if not np.isfinite([loss, norm]).all():
             raise NonFinite(
-                f"loss {loss} and gradient norm {norm}; samples by worker: {[e[2] for e in everyone]}"
+                f"loss {loss} and gradient norm {norm}; samples by worker: {[e[2] for e in everyone]}",
+                samples=bad,
+                facts={"loss": loss, "grad_norm": norm},
+                arrays={"computed.loss": terms.loss, "computed.logprobs": logprobs},
             )
         self._step(dict(zip(NAMES, totals, strict=True)), norm, learning_rate, policy, optimizer)
         return UpdateOutcome(loss=loss, grad_norm=norm, kl=kl, clip_fraction=clip_fraction, logprobs=logprobs)

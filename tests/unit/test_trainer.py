@@ -14,7 +14,7 @@ from rollforward.grpo.ports import Engine, Group, RolloutLog
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import Trainer, TrainerSettings
-from rollforward.grpo.types import Floats, Prompt, RolloutChunk, UpdateOutcome
+from rollforward.grpo.types import Floats, Prompt, RolloutChunk, TrainingBatch, UpdateOutcome
 from rollforward.position import Position
 
 STEPS_PER_EPOCH = 6
@@ -234,7 +234,7 @@ def test_a_second_iteration_is_held_against_the_policy_that_generated() -> None:
     assert [iteration for _, iteration, _, _ in log.outcomes] == [0, 1, 2] * 2
 
 
-def test_an_update_that_is_not_a_number_stops_the_run_before_it_is_recorded() -> None:
+def test_a_reward_that_is_not_finite_stops_the_run_before_it_is_logged() -> None:
     def broken(prompts: Sequence[Prompt], completions: Sequence[str]) -> Floats:
         rewards = score(prompts, completions)
         rewards[3] = np.inf
@@ -242,10 +242,51 @@ def test_an_update_that_is_not_a_number_stops_the_run_before_it_is_recorded() ->
 
     log = MemoryLog()
     made, witness = trainer(create(ENGINE), log, score=broken)
-    with pytest.raises(NonFinite), np.errstate(invalid="ignore"):
+    with pytest.raises(NonFinite, match=r"rewards of samples \[3\]") as caught:
         made.run(Position(0, 0), END)
-    assert log.outcomes == []
+    assert log.chunks == {}
     assert witness.saved == {}
+    known = caught.value.evidence
+    assert (known.position, known.phase, known.chunk, known.at_fault) == (Position(0, 0), "verify", 0, (3,))
+    assert len(known.prompts) == len(known.completions) == len(known.arrays["completion_ids"])
+    assert np.isinf(known.arrays["computed.rewards"][3]).all()
+
+
+def test_so_does_a_reference_log_probability() -> None:
+    engine = create(ENGINE)
+    engine.roles["ref"]["head.bias"][:] = np.nan
+    log = MemoryLog()
+    made, _ = trainer(engine, log)
+    with pytest.raises(NonFinite, match=r"reference log-probabilities of samples \[0, 1") as caught:
+        made.run(Position(0, 0), END)
+    assert log.chunks == {}
+    assert caught.value.evidence.phase == "reference"
+    assert "rewards" in caught.value.evidence.arrays
+
+
+def test_an_update_that_is_not_a_number_stops_the_run_before_it_is_recorded() -> None:
+    log = MemoryLog()
+    engine = create(ENGINE)
+    update = engine.update
+
+    def poisoned(batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
+        if log.outcomes:
+            batch.advantages[5] = np.nan
+        return update(batch, learning_rate)
+
+    engine.update = poisoned  # type: ignore[method-assign]
+    made, _ = trainer(engine, log)
+    with pytest.raises(NonFinite) as caught:
+        made.run(Position(0, 0), END)
+    assert [position for position, *_ in log.outcomes] == [Position(0, 0)]
+    known = caught.value.evidence
+    assert (known.position, known.phase, known.iteration) == (Position(0, 1), "update", 0)
+    assert known.at_fault == (5,)
+    assert known.facts["learning_rate"] == made.learning_rate.at(1)
+    chunks = [log.chunks[Position(0, 1), chunk] for chunk in range(2)]
+    assert [prompt.index for prompt in known.prompts] == [i for c in chunks for i in c.prompt_indices]
+    assert np.isnan(known.arrays["advantages"][5])
+    assert np.isnan(known.arrays["computed.loss"][5]).any()
 
 
 def test_metrics_tell_the_rewards_of_each_verifier_and_the_phases_seconds() -> None:

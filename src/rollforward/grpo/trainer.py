@@ -19,12 +19,16 @@ step), which would trade exactness for throughput.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
+from rollforward.errors import NonFinite
 from rollforward.grpo.advantages import centred_advantages, standardised_advantages
+from rollforward.grpo.evidence import arrays_of, check_finite, known_of
 from rollforward.grpo.objective import sequence_mean_weights, token_mean_weights
 from rollforward.grpo.ports import Checkpoints, Engine, Observer, RolloutLog
 from rollforward.grpo.prompts import PromptSchedule
@@ -44,6 +48,11 @@ from rollforward.position import Position
 
 Score = Callable[[Sequence[Prompt], Sequence[str]], Floats]
 """Rewards of completions (text), each with its prompt: float32 [B, number of verifiers]."""
+
+_MEND_REWARD = "a reward must be a finite number: mend the verifier and resume with --resume_training"
+_MEND_REFERENCE = (
+    "the reference model gives them; see that its weights are what they should be (rollforward verify --deep)"
+)
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens left out."""
@@ -119,7 +128,7 @@ class Trainer:
 
         clock.enter(position, "update")
         self.checkpoints.before_update()
-        outcomes = self._update(position, batch, clock)
+        outcomes = self._update(position, batch, rollouts, clock)
         done = position.global_step(self.schedule.steps_per_epoch) + 1
         if self.settings.ref_model_sync_steps and done % self.settings.ref_model_sync_steps == 0:
             clock.enter(position, "update")
@@ -160,15 +169,21 @@ class Trainer:
             self.decode(ids[:length].tolist())
             for ids, length in zip(generation.completion_ids, generation.lengths, strict=True)
         ]
-        rewards = self.score(prompts, texts)
+        known = partial(known_of, prompts, texts, position=position, chunk=chunk)
+        with known(phase="verify", arrays=arrays_of(tokens)):
+            rewards = check_finite("rewards", self.score(prompts, texts), _MEND_REWARD)
         clock.enter(position, "reference")
+        with known(phase="reference", arrays={**arrays_of(tokens), "rewards": rewards}):
+            logprobs = self.engine.reference_logprobs(tokens)
+            check_finite("reference log-probabilities", logprobs, _MEND_REFERENCE)
         rollouts = RolloutChunk(
             prompt_indices=np.array([prompt.index for prompt in prompts], dtype=np.int32),
             tokens=tokens,
             stopped=generation.stopped,
             rewards=rewards,
-            reference_logprobs=self.engine.reference_logprobs(tokens),
+            reference_logprobs=logprobs,
         )
+        # What is not finite has stopped the run by now: it would fail again from the log.
         clock.enter(position, "log")
         self.log.append(position, chunk, rollouts)
         return rollouts
@@ -189,7 +204,9 @@ class Trainer:
             old_logprobs=None,
         )
 
-    def _update(self, position: Position, batch: TrainingBatch, clock: "PhaseClock") -> list[UpdateOutcome]:
+    def _update(
+        self, position: Position, batch: TrainingBatch, rollouts: RolloutChunk, clock: "PhaseClock"
+    ) -> list[UpdateOutcome]:
         """`num_iterations` optimizer steps over one experience; the old policy is that before the first."""
         first = position.global_step(self.schedule.steps_per_epoch) * self.settings.num_iterations
         outcomes: list[UpdateOutcome] = []
@@ -198,10 +215,40 @@ class Trainer:
             if iteration > 0:
                 batch = replace(batch, old_logprobs=outcomes[0].logprobs)
                 clock.enter(position, "update")
-            outcomes.append(self.engine.update(batch, rate))
+            try:
+                outcomes.append(self.engine.update(batch, rate))
+            except NonFinite as error:
+                error.facts["learning_rate"] = rate
+                with self._known_of_batch(position, iteration, batch, rollouts):
+                    raise
             clock.enter(position, "log")
             self.log.record(position, iteration, outcomes[-1], rate)
         return outcomes
+
+    def _known_of_batch(
+        self, position: Position, iteration: int, batch: TrainingBatch, rollouts: RolloutChunk
+    ) -> AbstractContextManager[None]:
+        tokens = batch.tokens
+        arrays = {
+            **arrays_of(tokens),
+            "rewards": rollouts.rewards,
+            "advantages": batch.advantages,
+            "token_weights": batch.token_weights,
+            "reference_logprobs": batch.reference_logprobs,
+        }
+        if batch.old_logprobs is not None:
+            arrays["old_logprobs"] = batch.old_logprobs
+        return known_of(
+            [self.schedule.prompts[index] for index in rollouts.prompt_indices],
+            [
+                self.decode(ids[mask].tolist())
+                for ids, mask in zip(tokens.completion_ids, tokens.completion_mask, strict=True)
+            ],
+            position=position,
+            phase="update",
+            arrays=arrays,
+            iteration=iteration,
+        )
 
     def _report(
         self,

@@ -5,6 +5,7 @@ when it finds nothing to resume, what is said about the folders here is the end 
 
     folders       rank folders, meta.json, files, steps: of a run of ours, and of MindRLHF's folders
     names         do policy and reference have the parameters of one model
+    evidence      of starts that a number that was not finite has ended
     environment   time-outs of the communication library, the scheduler's port, disk space
 """
 
@@ -19,6 +20,7 @@ from typing import Literal
 
 from rollforward.errors import RollforwardError
 from rollforward.position import Position
+from rollforward.run import evidence
 from rollforward.run.folders import FromCheckpoint, what_is_near
 from rollforward.run.progress import in_bytes
 from rollforward.storage import LocalStorage
@@ -75,6 +77,7 @@ def examine(source: FromCheckpoint) -> list[Finding]:
     found += _check_names(ranks)
     if (source.run / COMMITS).is_dir():
         found += _check_manifests(source.run)
+    found += _look_for_evidence(source.run)
     return found
 
 
@@ -273,6 +276,18 @@ def _check_manifests(run: Path) -> Iterator[Finding]:
                 if any(other.valid for other in listed)
                 else "there is no valid one: resume from a copy, or start again",
             )
+
+
+def _look_for_evidence(run: Path) -> Iterator[Finding]:
+    """Did an earlier start stop because of a number that was not finite?"""
+    for folder in evidence.kept_in(run):
+        step, _, start = folder.name.partition("-")
+        yield Finding(
+            check="evidence",
+            level="note",
+            text=f"start {start} stopped at step {step}: a number was not finite",
+            hint=f"{folder} says which samples, and has all that was computed; delete it when it is settled",
+        )
 
 
 def examine_environment(save: Path, needed: int, environment: Mapping[str, str]) -> list[Finding]:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from rollforward import verifiers
-from rollforward.errors import NothingToResume, RollforwardError, RunLocked
+from rollforward.errors import NonFinite, NothingToResume, RollforwardError, RunLocked
 from rollforward.grpo.ports import Engine, Group, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
-from rollforward.run import environment, metrics, recovery_report, stopping, strategy
+from rollforward.run import environment, evidence, metrics, recovery_report, stopping, strategy
 from rollforward.run.branching import changes
 from rollforward.run.engine import EnginePackage
 from rollforward.run.folders import FromCheckpoint, FromModel
@@ -59,11 +59,8 @@ def train(plan: Plan, engines: EnginePackage) -> None:
     environment.prepare()
     environment.wait_for_others(plan.config.rl_config.collective_timeout)
     watch = CollectiveWatch(plan.config.rl_config.collective_timeout, end=stopping.end_at_once)
-
-    def cause() -> RollforwardError | None:
-        return watch.lost() if engines.lost_contact() else None
-
-    with ExitStack() as stack, stopping.ending(stack.close, cause=cause):
+    lost = partial(_lost_contact, engines, watch)
+    with ExitStack() as stack, stopping.ending(stack.close, cause=lost):
         stack.callback(watch.close)
         group = engines.connect(plan.config.context.device_target, watch.meeting)
         seconds["framework"] = environment.age() - seconds["prepare"]
@@ -117,6 +114,11 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observer)
 
 
+def _lost_contact(engines: EnginePackage, watch: CollectiveWatch) -> RollforwardError | None:
+    """What is behind a signal that the framework has sent, if it has."""
+    return watch.lost() if engines.lost_contact() else None
+
+
 def _run_steps(
     plan: Plan,
     engine: Engine,
@@ -148,7 +150,7 @@ def _run_steps(
         f"({start.global_step(plan.steps_per_epoch) + 1} of {plan.total_steps})"
     )
     group, settings = engine.group, trainer_settings(plan)
-    Trainer(
+    trainer = Trainer(
         engine=engine,
         schedule=schedule_of(plan.config, plan.prompts, rank=group.rank, world_size=group.world_size),
         learning_rate=learning_rate(plan),
@@ -158,7 +160,18 @@ def _run_steps(
         checkpoints=checkpoints,
         observer=Several([checkpoints, observer]),
         settings=settings,
-    ).run(start, plan.until)
+    )
+    try:
+        trainer.run(start, plan.until)
+    except NonFinite as error:
+        about = evidence.Circumstances(
+            run=plan.outputs.run,
+            incarnation=log.journal.identity.incarnation,
+            verifiers=settings.verifier_names,
+            samples_per_chunk=plan.config.samples_per_chunk,
+            tensors=engine.tensors(),
+        )
+        raise evidence.keep(error, group, about) from error
     log.journal.note(plan.until, "finished", {"steps": plan.total_steps})
     done = plan.until.global_step(plan.steps_per_epoch)
     say(f"done: {done} steps, the last checkpoint is {plan.until} in {plan.outputs.run}")

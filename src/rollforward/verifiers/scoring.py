@@ -66,7 +66,11 @@ def _rewards_of(verifier: Verifier, prompts: Sequence[Prompt], completions: Sequ
         raise NonFinite(
             f"verifier {verifier.name} gave a reward of {rewards[bad[0]]} to "
             + _samples(prompts, completions, bad),
-            hint="a reward must be a finite number; nothing of this chunk was kept",
+            hint="a reward must be a finite number; mend the verifier and resume with --resume_training: "
+            "the same completions are generated again",
+            samples=bad,
+            facts={"verifier": verifier.name},
+            arrays={"rewards": np.array(values, dtype=np.float32)},
         )
     return values
 

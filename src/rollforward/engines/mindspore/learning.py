@@ -14,6 +14,7 @@ Left out: activation recomputation and mixed precision. Everything is float32.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import mindspore as ms
@@ -98,6 +99,7 @@ class Learner:
         }
         tuples = ms.ParameterTuple(list(named.values())), ms.ParameterTuple(list(buffers.values()))
         self._group = group
+        self._names = tuple(named)
         self._settings = settings
         self._tokens = settings.sampling.max_tokens
         self._clear_gradients = memory.zeroing(tuples[1])
@@ -148,7 +150,10 @@ class Learner:
         everyone = self._group.all_gather([sums, bad])
         loss, kl, clip_fraction = (math.fsum(each[0][i] for each in everyone) for i in range(3))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _not_finite(loss, norm, {rank: each[1] for rank, each in enumerate(everyone) if each[1]})
+            rows = {rank: each[1] for rank, each in enumerate(everyone) if each[1]}
+            raise not_finite(
+                loss, norm, rows, own=bad, squares=dict(zip(self._names, squares, strict=True)), terms=terms
+            )
         self._step(norm, learning_rate)
         return UpdateOutcome(
             loss=loss, grad_norm=norm, kl=kl, clip_fraction=clip_fraction, logprobs=terms["logprobs"]
@@ -185,9 +190,29 @@ class Learner:
         self.global_step[0] = step
 
 
-def _not_finite(loss: float, norm: float, rows: dict[int, list[int]]) -> NonFinite:
-    where = "; ".join(f"samples {bad} of worker {rank}" for rank, bad in rows.items())
+def not_finite(
+    loss: float,
+    norm: float,
+    rows: Mapping[int, Sequence[int]],
+    *,
+    own: Sequence[int],
+    squares: Mapping[str, float],
+    terms: Mapping[str, Floats],
+) -> NonFinite:
+    """The error, with all that was computed. `rows`: rank -> samples at fault, `own` those of this rank.
+
+    `squares`: parameter -> sum of squares of its gradient; `terms`: name -> [B, T].
+    """
+    where = "; ".join(f"samples {list(bad)} of worker {rank}" for rank, bad in rows.items())
     return NonFinite(
         f"loss {loss}, gradient norm {norm}: not finite" + (f" because of {where}" if where else ""),
-        hint="the weights are unchanged; a smaller learning rate, or a larger beta, keeps the policy closer",
+        hint="the weights are unchanged, and the same configuration fails again in the same way; resume with "
+        "--resume_training and a smaller learning rate, or a larger beta, which keeps the policy closer",
+        samples=own,
+        facts={
+            "loss": loss,
+            "grad_norm": norm,
+            "squared_gradient_norms": {name: float(square) for name, square in squares.items()},
+        },
+        arrays={f"computed.{name}": array for name, array in terms.items()},
     )

@@ -1,0 +1,164 @@
+"""What is kept when a number is not finite, in plain files, for people who want to know why.
+
+    evidence/0_7-3/rank_0.json           step 0_7, start 3: what was wrong, numbers, and every sample in words
+    evidence/0_7-3/rank_0.safetensors    the arrays that went in and came out, by name
+
+A run stops before such an update is journaled, and a chunk with such a reward or log-probability
+never reaches the journal. The weights are unchanged, and the run can be resumed. Nothing here is
+ever read by a run or removed by one; the folder may be deleted.
+
+Each worker writes its own samples. Numbers that JSON has no form for stand there as text.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.errors import NonFinite, StorageError
+from rollforward.grpo.evidence import Evidence
+from rollforward.grpo.ports import Group, Tensors
+from rollforward.storage import LocalStorage
+from rollforward.store.tensorfile import ArraySource, write_tensors
+
+FOLDER = "evidence"
+_SHOWN = 5
+_SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """Where it happened, for what the trainer does not know."""
+
+    run: Path
+    incarnation: int
+    verifiers: Sequence[str]
+    samples_per_chunk: int
+    tensors: Tensors
+    """The engine's: are the weights finite?"""
+
+
+def keep(error: NonFinite, group: Group, about: Circumstances) -> NonFinite:
+    """Write the evidence of this worker down; the error to be raised, which says what and where.
+
+    Collective after an update, which fails on all workers alike: none ends before all have written.
+    """
+    evidence = error.evidence
+    if not isinstance(evidence, Evidence):
+        return error
+    folder = f"{FOLDER}/{evidence.position}-{about.incarnation}"
+    try:
+        _write(error, evidence, group.rank, folder, about)
+        kept = f"evidence: {about.run / folder}"
+    except StorageError as problem:
+        kept = f"the evidence could not be kept: {problem.message}"
+    lines = [f"step {evidence.position}, {_place(evidence)}: {error.message}"]
+    if evidence.phase == "update":
+        own = list(_in_words(evidence, group.rank, about.samples_per_chunk))
+        lines += [line for told in group.all_gather(own) for line in told]
+    found = NonFinite("\n".join([*lines, kept]), hint=error.hint, samples=error.samples)
+    found.evidence = evidence
+    return found
+
+
+def kept_in(run: Path) -> list[Path]:
+    """The folders of evidence that a run's folder has, the oldest step first."""
+    try:
+        return sorted(path for path in (run / FOLDER).iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def _write(error: NonFinite, evidence: Evidence, rank: int, folder: str, about: Circumstances) -> None:
+    storage = LocalStorage(about.run)
+    arrays = {name: np.ascontiguousarray(array) for name, array in evidence.arrays.items()}
+    name = f"rank_{rank}.safetensors"
+    write_tensors(storage, f"{folder}/{name}", {key: ArraySource(array) for key, array in arrays.items()})
+    value = {
+        "what": error.message,
+        "position": str(evidence.position),
+        "phase": evidence.phase,
+        "iteration": evidence.iteration,
+        "incarnation": about.incarnation,
+        "rank": rank,
+        "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "facts": evidence.facts,
+        "weights_not_finite": dict(_not_finite(about.tensors)),
+        "arrays": name,
+        "samples": list(_samples(evidence, about)),
+    }
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    storage.write(f"{folder}/rank_{rank}.json", [text.encode("utf-8", "replace")])
+
+
+def _samples(evidence: Evidence, about: Circumstances) -> Iterator[dict[str, Any]]:
+    rewards: NDArray[Any] | None = evidence.arrays.get("rewards")
+    for row, (prompt, completion) in enumerate(zip(evidence.prompts, evidence.completions, strict=True)):
+        chunk, sample = _chunk_of(evidence, row, about.samples_per_chunk)
+        found = {
+            "row": row,
+            "chunk": chunk,
+            "sample": sample,
+            "at_fault": row in evidence.at_fault,
+            "prompt_index": prompt.index,
+            "prompt": prompt.text,
+            "answer": prompt.answer,
+            "completion": completion,
+        }
+        if rewards is not None and rewards.ndim == 2:
+            found["rewards"] = dict(zip(about.verifiers, rewards[row].tolist(), strict=False))
+        yield found
+
+
+def _in_words(evidence: Evidence, rank: int, samples_per_chunk: int) -> Iterator[str]:
+    for row in evidence.at_fault[:_SHOWN]:
+        chunk, sample = _chunk_of(evidence, row, samples_per_chunk)
+        prompt = evidence.prompts[row]
+        yield (
+            f"  worker {rank}, sample {row} (sample {sample} of chunk {chunk}, prompt {prompt.index}): "
+            f"{_cut(prompt.text)} -> {_cut(evidence.completions[row])}"
+        )
+    rest = len(evidence.at_fault) - _SHOWN
+    if rest > 0:
+        yield f"  worker {rank}: and {rest} more"
+
+
+def _chunk_of(evidence: Evidence, row: int, samples_per_chunk: int) -> tuple[int, int]:
+    return divmod(row, samples_per_chunk) if evidence.chunk is None else (evidence.chunk, row)
+
+
+def _place(evidence: Evidence) -> str:
+    if evidence.iteration is not None:
+        return f"update {evidence.iteration}"
+    return f"chunk {evidence.chunk}"
+
+
+def _not_finite(tensors: Tensors) -> Iterator[tuple[str, int]]:
+    """Role and name of each tensor with values that are not finite, and how many."""
+    for role, named in tensors.items():
+        for name, array in named.items():
+            count = int((~np.isfinite(array)).sum()) if array.dtype.kind == "f" else 0
+            if count:
+                yield f"{role}/{name}", count
+
+
+def _plain(value: Any) -> Any:
+    """The value with text in place of numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _cut(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= _SHOWN_CHARACTERS else shown[: _SHOWN_CHARACTERS - 4] + "..." + shown[-1]
