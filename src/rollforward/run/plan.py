@@ -113,17 +113,7 @@ def prepare(
     if not rank:
         # Before anything of the model is in memory: the trainer that holds the folder may need it.
         check_free(places.run)
-    source: FromModel | FromCheckpoint | FromForeign
-    found: Found | None
-    named = name_checkpoint_folders(asked.actor_checkpoint_path, asked.ref_checkpoint_path, places.run)
-    if asked.position is not None:
-        _check_branch(asked, places, named)
-    if asked.resume and foreign.is_foreign(named):
-        source, found, folder, files = _resumed_foreign(config, asked, places, named, world_size)
-    elif asked.resume:
-        source, found, folder, files = _resumed(asked, places)
-    else:
-        source, found, folder, files = _new(config, asked, places)
+    source, found, folder, files = _source(config, asked, places, world_size)
     model_config = parse_model_config(files[CONFIG_FILE], folder / CONFIG_FILE)
     vocab_size = engines.vocab_size(model_config)
     tokenizer = Tokenizer(Path(config.rl_config.tokenizer_dir or folder))
@@ -206,6 +196,21 @@ def _sources_digest() -> str:
         for source in sorted((package / room).rglob("*.py")):
             found.update(source.read_bytes())
     return found.hexdigest()[:8]
+
+
+_Source = tuple[FromModel | FromCheckpoint | FromForeign, Found | None, Path, dict[str, bytes]]
+"""Where the weights come from, the checkpoint that was found, the tokenizer's folder, the model's files."""
+
+
+def _source(config: Config, asked: Asked, places: Outputs, world_size: int) -> _Source:
+    named = name_checkpoint_folders(asked.actor_checkpoint_path, asked.ref_checkpoint_path, places.run)
+    if asked.position is not None:
+        _check_branch(asked, places, named)
+    if not asked.resume:
+        return _new(config, asked, places)
+    if foreign.is_foreign(named):
+        return _resumed_foreign(config, asked, places, named, world_size)
+    return _resumed(asked, places)
 
 
 def _new(config: Config, asked: Asked, places: Outputs) -> tuple[FromModel, None, Path, dict[str, bytes]]:

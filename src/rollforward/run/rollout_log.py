@@ -212,36 +212,19 @@ def open_rollout_log(
             run_id=identity.run_id,
         )
 
-    def mine(view: JournalView) -> dict[str, Any]:
-        until = view.first_incomplete(
-            start, chunks_per_step=settings.chunks_per_step, steps_per_epoch=settings.steps_per_epoch
-        )
-        done = [position.following(settings.steps_per_epoch) for position, _ in view.outcomes]
-        # A step begins when those before it are finished.
-        done += [position for position, _ in view.rollouts]
-        return {
-            "until": str(until),
-            "finished": str(max([finished or start, start, *done])),
-            "compatible": _compatible(view, identity),
-            "problems": list(view.problems),
-        }
-
-    view, answers = _together(look, mine, all_gather)
+    view, answers = _together(
+        look, lambda view: _reach(view, identity, start, finished or start, settings), all_gather
+    )
     agreed = _agree(answers, start, settings.steps_per_epoch, inherit_before)
     inherited = view.inherited(agreed.before)
 
-    def open_journal() -> tuple[Journal, list[str]]:
+    def begin() -> tuple[Journal, list[str]]:
         repaired = repair(storage, view)
         # Before the first checkpoint of this folder: from then on it is resumed by itself.
         adopt(storage, inherited)
         journal = Journal(storage, identity, start=start, inherited=inherited)
         if checkpoint is not None:
-            detail = {
-                "saved_by": checkpoint[0],
-                "replay_until": str(agreed.until),
-                "compatible": agreed.compatible,
-            }
-            journal.note(start, "resumed", {**detail, "repaired": repaired, "problems": list(view.problems)})
+            journal.note(start, "resumed", _resumed(checkpoint[0], agreed, repaired, view.problems))
         return journal, repaired
 
     def chunks(_: tuple[Journal, list[str]]) -> list[int]:
@@ -250,10 +233,27 @@ def open_rollout_log(
         lost = sum(position >= agreed.finished for position, _ in view.rollouts.keys() - inherited.rollouts)
         return [reused, lost]
 
-    (journal, repaired), counts = _together(open_journal, chunks, all_gather)
+    (journal, repaired), counts = _together(begin, chunks, all_gather)
     log = JournaledRollouts(journal, settings, notice=notice, weights_digest=weights_digest)
     reused, lost = (sum(count) for count in zip(*counts, strict=True))
     return log, _report(agreed, start, reused, lost, repaired, settings, len(answers))
+
+
+def _reach(
+    view: JournalView, identity: Identity, start: Position, finished: Position, settings: LogSettings
+) -> dict[str, Any]:
+    """What a rank tells the others of its journal."""
+    steps = settings.steps_per_epoch
+    until = view.first_incomplete(start, chunks_per_step=settings.chunks_per_step, steps_per_epoch=steps)
+    done = [position.following(steps) for position, _ in view.outcomes]
+    # A step begins when those before it are finished.
+    done += [position for position, _ in view.rollouts]
+    return {
+        "until": str(until),
+        "finished": str(max([finished, start, *done])),
+        "compatible": _compatible(view, identity),
+        "problems": list(view.problems),
+    }
 
 
 def _together(
@@ -287,6 +287,19 @@ class _Agreed:
     """Before where records are inherited."""
     finished: Position
     problems: tuple[str, ...]
+
+
+def _resumed(
+    saved_by: int, agreed: _Agreed, repaired: Sequence[str], problems: Sequence[str]
+) -> dict[str, Any]:
+    """What the journal says of this start."""
+    return {
+        "saved_by": saved_by,
+        "replay_until": str(agreed.until),
+        "compatible": agreed.compatible,
+        "repaired": list(repaired),
+        "problems": list(problems),
+    }
 
 
 def _agree(

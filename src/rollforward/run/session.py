@@ -64,12 +64,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
         stack.callback(watch.close)
         group = engines.connect(plan.config.context.device_target, watch.meeting)
         seconds["framework"] = environment.age() - seconds["prepare"]
-        display = open_display(
-            rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
-        )
-        stack.callback(display.close)
-        log_file = LogFile(display.line)
-        stack.callback(log_file.close)
+        display, log_file = _open_display(plan, group, stack)
         _introduce(plan, log_file.line)
         creating = environment.age()
         engine = engines.create(engine_settings(plan), group)
@@ -80,7 +75,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             start = next_position(taken.position, plan.source.first_epoch, plan.steps_per_epoch)
             plan = replace(plan, start=start)
         after = newest_incarnation(plan.source.run) if isinstance(plan.source, FromCheckpoint) else 0
-        incarnation, fence = _own_the_folder(plan.outputs.run, after, group, stack)
+        incarnation, fence = _own_the_folder(plan.outputs.run, after, group, stack, log_file.line)
         heart = stack.enter_context(_heartbeat(plan, group, incarnation, watch))
         _make_ready(plan, engines, engine, log_file)
         restored = _restore(plan, engine, taken, log_file.line)
@@ -286,6 +281,17 @@ def _told_before(plan: Plan, group: Group) -> list[metrics.Record]:
     return metrics.read(plan.source.run / metrics.FILE)
 
 
+def _open_display(plan: Plan, group: Group, stack: ExitStack) -> tuple[Display, LogFile]:
+    """What is shown, and the file that keeps it once there is a folder for it."""
+    display = open_display(
+        rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
+    )
+    stack.callback(display.close)
+    log_file = LogFile(display.line)
+    stack.callback(log_file.close)
+    return display, log_file
+
+
 def _introduce(plan: Plan, say: Say) -> None:
     say(
         f"data: {len(plan.prompts)} prompts from {plan.config.rl_config.dataset_file}, "
@@ -295,13 +301,17 @@ def _introduce(plan: Plan, say: Say) -> None:
         say(f"configuration: ignored, since they mean nothing here: {', '.join(plan.ignored)}")
 
 
-def _own_the_folder(run: Path, after: int, group: Group, stack: ExitStack) -> tuple[int, Callable[[], None]]:
+def _own_the_folder(
+    run: Path, after: int, group: Group, stack: ExitStack, say: Say
+) -> tuple[int, Callable[[], None]]:
     """Lock the run's folder, on the first rank, for all; the incarnation, above `after`, and the fence."""
     answer: dict[str, Any] = {}
     fence: Callable[[], None] = _no_fence
     if group.rank == 0:
         try:
             lock = stack.enter_context(RunLock.acquire(run, after=after))
+            if lock.taken_over is not None:
+                say(f"lock: taken over, its owner ended without letting go: {lock.taken_over}")
             fence = lock.check
             remove_strays(LocalStorage(run))
             answer = {"incarnation": lock.incarnation}
