@@ -297,9 +297,13 @@ class _Watch:
     def _failure(self, rank: int) -> Ending:
         """By a worker's own words."""
         known = self._reports[rank]
+        who = f"worker {rank} (process {known.pid})"
+        error = known.error or f"{who} {self._how(known)}"
+        if known.kind == stopping.Stopped.__name__:
+            error = f"{who} was told to end, and not from here: {error}"
         return Ending(
             code=known.code or 1,
-            error=known.error or f"worker {rank} (process {known.pid}) {self._how(known)}",
+            error=error,
             kind=known.kind,
             shown=self._output.shown,
             position=_position(self._pulse(rank)),
@@ -316,7 +320,8 @@ class _Watch:
         return Ending(
             code=1,
             error=", ".join(told) + others + self._output.tail(gone[-1]),
-            hint="resume with --resume_training" + self._output.where(gone[-1]),
+            hint="resume with --resume_training; where nobody killed it, the kernel may have, for want of "
+            "memory (dmesg)" + self._output.where(gone[-1]),
             position=_position(self._pulse(gone[0])),
         )
 

@@ -59,8 +59,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
     environment.prepare()
     environment.wait_for_others(plan.config.rl_config.collective_timeout)
     watch = CollectiveWatch(plan.config.rl_config.collective_timeout, end=stopping.end_at_once)
-    lost = partial(_lost_contact, engines, watch)
-    with ExitStack() as stack, stopping.ending(stack.close, cause=lost):
+    with ExitStack() as stack, stopping.ending(stack.close, cause=partial(_lost_contact, engines, watch)):
         stack.callback(watch.close)
         group = engines.connect(plan.config.context.device_target, watch.meeting)
         seconds["framework"] = environment.age() - seconds["prepare"]
