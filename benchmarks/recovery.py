@@ -22,6 +22,7 @@ workers, time to notice a kill, and a machine that has to be replaced.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,9 @@ SAME = ("start", "compile", "other")
 def main() -> None:
     """Measure, print tables, draw."""
     options, began = parse(), time.monotonic()
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        print(f"warning: the load of this machine is {busy:.1f}; what else runs on it is measured too")
     results = {}
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="recovery-bench-") as name:
         for model in options.model or ["demo", "large"]:
@@ -99,23 +103,28 @@ def measure(task: Task, folder: Path, rounds: int) -> dict[str, Any]:
     killed.kill_inside_generation(killed.start(), KILL_STEP)
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     steps: list[dict[str, Any]] = killed.records()[2:]
+    # It may have been hit a step later than it was aimed at.
+    again = killed.done() % INTERVAL
     outcomes = set()
     for number in range(rounds):
         for way in WAYS:
             run = killed.copy(folder / f"{way}_{number}")
             run.until_done(run.start(way), run.done() + 1)
             found[way].append(parts(run))
-            new = run.records()[-1]
+            *redone, new = run.records()
+            if way != "replay":
+                # Whole steps too; the first one of a process is slower.
+                steps += redone[-again + 1 :]
             outcomes.add((new["global_step"], new["tokens"], new["loss"], new["grad_norm"]))
             print(f"  round {number + 1} of {rounds}: {way} {found[way][-1]['total']:.1f} s", flush=True)
     if len(outcomes) != 1:
         raise SystemExit(f"the new step is not the same in all ways: {outcomes}")
     best = best_of(found)
     return {
-        "steps_again": KILL_STEP,
+        "steps_again": again,
         "recoveries": best,
         "rounds": found,
-        "costs": costs(killed, best, steps),
+        "costs": costs(killed, best, steps, again),
     }
 
 
@@ -146,7 +155,10 @@ def parts(run: Run) -> dict[str, float]:
 
 
 def costs(
-    killed: Run, best: Mapping[str, Mapping[str, float]], steps: Sequence[Mapping[str, Any]]
+    killed: Run,
+    best: Mapping[str, Mapping[str, float]],
+    steps: Sequence[Mapping[str, Any]],
+    again: int,
 ) -> dict[str, Costs]:
     """What the model needs; besides what is known, from a run that saves at each step, and a save."""
     step = statistics.median(duration(record) for record in steps)
@@ -163,7 +175,7 @@ def costs(
             step=step,
             update=update,
             restart=max(one["total"] - one["redo"] - step, 0.0),
-            redo=one["redo"] / KILL_STEP,
+            redo=one["redo"] / again,
             save=theirs if way == "reload" else max(ours, 0.0),
             journal=way == "replay",
             shadow=way != "reload",
