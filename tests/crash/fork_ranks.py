@@ -156,13 +156,21 @@ def _live(start: Start, rank: int, wire: socket.socket) -> None:
     point = start.points.get(str(rank))
     if point is not None:
         kill_points.arm(point, lambda: note(f"killed\t{point}"))
-    package = toy_session.ToyPackage(group=lambda: _Exchange(wire, rank, start.world_size))
+
+    def connect() -> _Exchange:
+        """Returns when all ranks are there."""
+        group = _Exchange(wire, rank, start.world_size)
+        group.all_gather(rank)
+        return group
+
+    package = toy_session.ToyPackage(group=connect)
     asked = {"position": Position.parse(start.position)} if start.position else {}
     plan = _places[start.root].plan(
         start.run,
         resume=start.resume,
         source=start.source,
         world_size=start.world_size,
+        rank=rank,
         asked=asked,
         **start.changes,
     )
