@@ -1,14 +1,17 @@
 """`rollforward history` tells what happened to a run, in the order in which it did."""
 
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.cli.main import main
+from rollforward.errors import VerifierError
 from rollforward.run import recovery_report
 
 
@@ -124,3 +127,29 @@ def test_damage_is_told(
     capsys.readouterr()
     (damage,) = [entry for entry in entries(trained, capsys, "hurt") if entry["what"] == "damage"]
     assert "1-0_3.journal: damaged at byte" in str(damage["text"])
+
+
+calls = itertools.count()
+
+
+def gives_up_in_the_third_chunk(completions: list[str]) -> list[float]:
+    """A verifier with a mistake."""
+    if next(calls) >= 2:
+        raise KeyError("answer")
+    return [0.0 for _ in completions]
+
+
+def test_the_error_that_ended_a_start_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Place(tmp_path)
+    with pytest.raises(VerifierError):
+        place.train(
+            "run", reward_config__verifier_function=[f"{__name__}:{gives_up_in_the_third_chunk.__name__}"]
+        )
+    capsys.readouterr()
+    *_, last = entries(place, capsys)
+    assert (last["what"], last["start"], last["position"]) == ("failed", 1, "0_0")
+    assert str(last["text"]).startswith("VerifierError: step 0_1, chunk 0: verifier ")
+    assert "raised KeyError: 'answer'" in str(last["text"])

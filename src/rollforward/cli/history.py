@@ -25,11 +25,17 @@ what it is told from, so what was pruned is not told. The time of a kill is that
 that was made durable before it.
 
 On a terminal it is a table, elsewhere one line each: time (UTC), what, start, position, in words,
-with tabs between. What is one of started, resumed, checkpoint, finished, stopped, killed, running,
-damage. With --json there is the report of each recovery too, as in RUN/recoveries.jsonl: which
+with tabs between. What is one of started, resumed, checkpoint, finished, failed, stopped, killed,
+running, damage. With --json there is the report of each recovery too, as in RUN/recoveries.jsonl: which
 checkpoint, bytes, seconds, steps replayed, chunks reused and generated again, what was lost."""
 
-_STYLES = {"finished": "green", "killed": "bold red", "stopped": "yellow", "damage": "bold red"}
+_STYLES = {
+    "finished": "green",
+    "failed": "bold red",
+    "killed": "bold red",
+    "stopped": "yellow",
+    "damage": "bold red",
+}
 
 
 def add_arguments(parser: Parser) -> None:

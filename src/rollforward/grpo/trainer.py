@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from rollforward.errors import NonFinite
+from rollforward.errors import NonFinite, VerifierError
 from rollforward.grpo.advantages import centred_advantages, standardised_advantages
 from rollforward.grpo.evidence import arrays_of, check_finite, known_of
 from rollforward.grpo.objective import sequence_mean_weights, token_mean_weights
@@ -171,7 +171,12 @@ class Trainer:
         ]
         known = partial(known_of, prompts, texts, position=position, chunk=chunk)
         with known(phase="verify", arrays=arrays_of(tokens)):
-            rewards = check_finite("rewards", self.score(prompts, texts), _MEND_REWARD)
+            try:
+                given = self.score(prompts, texts)
+            except VerifierError as error:
+                where = f"step {position}, chunk {chunk}"
+                raise VerifierError(f"{where}: {error.message}", hint=error.hint) from error
+            rewards = check_finite("rewards", given, _MEND_REWARD)
         clock.enter(position, "reference")
         with known(phase="reference", arrays={**arrays_of(tokens), "rewards": rewards}):
             logprobs = self.engine.reference_logprobs(tokens)

@@ -14,6 +14,7 @@ do that.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +38,9 @@ from rollforward.store.layout import SegmentName
 
 COMPARED = ("loss", "grad_norm", "kl", "learning_rate")
 """The numbers of an outcome that a replay has to repeat."""
+
+FAILED = "failed"
+"""The event of the journal that says which error ended a start."""
 
 RELATIVE_TOLERANCE = 1e-3
 ABSOLUTE_TOLERANCE = 1e-5
@@ -131,6 +135,12 @@ class JournaledRollouts:
                 return
         with finishing():
             self.journal.record(position, iteration, arrays, metadata)
+
+    def failed(self, error: Exception) -> None:
+        """Note which error ends this start, for the history of the run."""
+        # The journal itself may be what failed.
+        with suppress(StorageError), finishing():
+            self.journal.note(None, FAILED, {"kind": type(error).__name__, "error": str(error)})
 
     def _recorded(self, position: Position, iteration: int) -> tuple[RecordedOutcome, SegmentName] | None:
         try:

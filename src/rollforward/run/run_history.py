@@ -5,8 +5,9 @@ of recoveries, and the lock. Nothing is changed on disk. What was pruned is not 
 are gone, and what a start did of which no journal segment is left.
 """
 
+import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,13 +16,16 @@ from rollforward.position import Position
 from rollforward.run import recovery_report
 from rollforward.run.progress import counted, in_bytes
 from rollforward.run.recovery_report import RecoveryReport
+from rollforward.run.rollout_log import FAILED
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointInfo, list_checkpoints
 from rollforward.store.journal_history import StartOfRun, history, journal_ranks
 from rollforward.store.journal_records import Record
 from rollforward.store.lock import Owner, read_owner
 
-What = Literal["started", "resumed", "checkpoint", "finished", "stopped", "killed", "running", "damage"]
+What = Literal[
+    "started", "resumed", "checkpoint", "finished", "failed", "stopped", "killed", "running", "damage"
+]
 FINISHED = "finished"
 """The event of the journal that says that a start came to the run's end."""
 
@@ -47,10 +51,13 @@ def timeline(storage: LocalStorage) -> list[Entry]:
     entries = [_checkpoint(info) for info in checkpoints]
     reports = {report.incarnation: report for report in recovery_report.read(storage)}
     owner = read_owner(storage)
+    failures = _failures(storage, ranks)
     for start in starts:
         if start.incarnation not in reports:
             entries += _beginning(start)
-        entries.append(_ending(start, owner if start is starts[-1] else None, later=start is not starts[-1]))
+        newest = start is starts[-1]
+        failure = failures.get(start.incarnation)
+        entries.append(_ending(start, owner if newest else None, failure, later=not newest))
     entries += [_recovered(report) for report in reports.values()]
     for rank in ranks:
         for start in history(storage, rank) if rank else starts:
@@ -107,7 +114,23 @@ def _recovered(report: RecoveryReport) -> Entry:
     )
 
 
-def _ending(start: StartOfRun, owner: Owner | None, *, later: bool) -> Entry:
+def _failures(storage: LocalStorage, ranks: Sequence[int]) -> dict[int, str]:
+    """The error that ended a start, of the rank that failed first: the others fail because of it."""
+    found = [
+        (record.time, start.incarnation, json.loads(record.metadata.get("detail", "{}")))
+        for rank in ranks
+        for start in history(storage, rank)
+        for record in start.events
+        if _event(record) == FAILED
+    ]
+    first: dict[int, str] = {}
+    for _, incarnation, detail in sorted(found, key=lambda item: item[:2]):
+        line, *_ = str(detail.get("error", "")).splitlines() or [""]
+        first.setdefault(incarnation, f"{detail.get('kind', 'an error')}: {line}")
+    return first
+
+
+def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, later: bool) -> Entry:
     did = f"{start.chunks} chunks generated, {start.updates} updates"
     if start.first is None:
         did = "nothing new was done"
@@ -118,6 +141,8 @@ def _ending(start: StartOfRun, owner: Owner | None, *, later: bool) -> Entry:
     finished = next((record for record in start.events if _event(record) == FINISHED), None)
     if finished is not None:
         how: tuple[What, str] = "finished", "came to its end"
+    elif failure is not None:
+        how = "failed", failure
     elif later or owner is None or owner.incarnation != start.incarnation:
         how = "stopped", "killed or stopped before its end"
     else:

@@ -105,7 +105,11 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             trouble=trouble,
             prove_unchanged=plan.config.rl_config.save_ckpt_prove_unchanged,
         )
-        _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observer)
+        try:
+            _run_steps(plan, engine, checkpoints, log, restored, display, log_file.line, observer)
+        except Exception as error:
+            log.failed(error)
+            raise
 
 
 def _lost_contact(engines: EnginePackage, watch: CollectiveWatch) -> RollforwardError | None:

@@ -129,9 +129,13 @@ class Journal:
         """Write what an update gave; it is on stable storage when this returns."""
         self._write("outcome", position, {**(metadata or {}), "iteration": str(iteration)}, arrays)
 
-    def note(self, position: Position, event: str, detail: Mapping[str, Any]) -> None:
-        """Write a line for the history of the run. `detail` is a JSON object."""
-        self._write("event", position, {"event": event, "detail": strictjson.dump(dict(detail))}, {})
+    def note(self, position: Position | None, event: str, detail: Mapping[str, Any]) -> None:
+        """Write a line for the history of the run, at the newest record's step by default.
+
+        `detail` is a JSON object.
+        """
+        metadata = {"event": event, "detail": strictjson.dump(dict(detail))}
+        self._write("event", position or self._latest, metadata, {})
 
     def checkpoint_begun(self) -> None:
         """From the next step on records go to a new segment, so that the older one can be removed one day."""
