@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
-from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume
+from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume, RunExists
 from rollforward.position import Position
 from rollforward.run.listing import checkpoint_at, checkpoints_of, open_run
 from rollforward.run.metrics import FILE, place_of, read
@@ -164,8 +164,11 @@ class TestRefused:
     def test_a_position_before_the_oldest_checkpoint(self, place: Place) -> None:
         shutil.copytree(place.root / "run", place.root / "hurt")
         (place.root / "hurt/commits/0_0.json").unlink()
-        with pytest.raises(NothingToResume, match="at or before 0_2\n  the oldest checkpoint is 0_3"):
+        with pytest.raises(
+            NothingToResume, match="at or before 0_2\n  the oldest checkpoint is 0_3"
+        ) as caught:
             rebuild(place, "0_2", source="hurt")
+        assert "the oldest checkpoint's position or a later one" in str(caught.value.hint)
 
     def test_a_position_that_the_journal_does_not_reach(self, place: Place) -> None:
         shutil.copytree(place.root / "run", place.root / "hurt")
@@ -197,6 +200,17 @@ class TestRefused:
     def test_a_branch_into_the_same_folder(self, place: Place) -> None:
         with pytest.raises(ConfigError, match="needs a folder of its own"):
             branch(place, "0_4", run="run")
+
+    def test_a_rebuild_into_a_folder_that_is_used_names_its_own_option(self, place: Place) -> None:
+        place.train("used")
+        for run in ("run", "used"):
+            with pytest.raises(
+                (ConfigError, RunExists), match=r"folder of its own|already holds a run"
+            ) as caught:
+                rebuild(place, "0_4", run=run)
+            assert "--out" in str(caught.value.hint)
+            assert "name" in str(caught.value.hint)
+            assert "--save_checkpoint_dir" not in str(caught.value.hint)
 
     def test_a_position_without_a_resume(self, place: Place) -> None:
         with pytest.raises(ConfigError, match="it needs --resume_training"):

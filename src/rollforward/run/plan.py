@@ -238,7 +238,9 @@ def _resumed(asked: Asked, places: Outputs) -> tuple[FromCheckpoint, Found, Path
         raise NothingToResume(_with_findings(error.message, source), hint=error.hint) from None
     if places.run.resolve() != source.run.resolve():
         _refuse_used_folder(
-            places.run, f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}"
+            places.run,
+            f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}",
+            option="--out" if asked.rebuild else "--save_checkpoint_dir",
         )
     files = read_attachments(storage, found.manifest)
     if CONFIG_FILE not in files:
@@ -295,7 +297,7 @@ def _check_branch(asked: Asked, places: Outputs, named: FromCheckpoint) -> None:
         raise ConfigError(
             f"going on from step {asked.position} leaves what {named.run} did from there on behind, "
             "so it needs a folder of its own",
-            hint="name a new one with --save_checkpoint_dir",
+            hint=f"name a new one with {'--out' if asked.rebuild else '--save_checkpoint_dir'}",
         )
 
 
@@ -324,12 +326,12 @@ def _with_findings(message: str, source: FromCheckpoint) -> str:
     return "\n".join([message, *(f"  {text}" for text in new)])
 
 
-def _refuse_used_folder(run: Path, hint: str) -> None:
+def _refuse_used_folder(run: Path, hint: str, *, option: str = "--save_checkpoint_dir") -> None:
     held = list_checkpoints(LocalStorage(run))
     if held:
         raise RunExists(
             f"{run} already holds a run: {len(held)} checkpoints, the newest {held[0].position}",
-            hint=f"{hint}; for a new run name another folder with --save_checkpoint_dir",
+            hint=f"{hint}; for a new run name another folder with {option}",
         )
 
 

@@ -66,7 +66,7 @@ def read_step(storage: Storage, position: Position) -> JournaledStep:
         lines = [f"the journal in {storage} has nothing of step {position}"]
         raise NothingToResume(
             "\n".join([*lines, *(f"  {line}" for line in (*problems, *_what_there_is(storage)))]),
-            hint="the journal reaches back to the oldest kept checkpoint; "
+            hint="name one of the steps above; the journal reaches back to the oldest kept checkpoint, and "
             "rl_config.save_max_ckpt_num says how many are kept",
         )
     return JournaledStep(position=position, chunks=tuple(chunks), outcomes=outcomes, problems=tuple(problems))

@@ -188,11 +188,19 @@ def find(storage: Storage, *, skip: Collection[Position] = (), until: Position |
     lines += [f"  {line}" for line in describe(storage)]
     raise NothingToResume(
         "\n".join(lines),
-        hint="put back what is missing, or start a new run in another folder; rollforward verify --deep "
-        "tells what is whole"
-        if rejected
-        else "check the path; without --resume_training a new run is started",
+        hint=_what_to_try(rejected=bool(rejected), later=bool(later)),
     )
+
+
+def _what_to_try(*, rejected: bool, later: bool) -> str:
+    if rejected:
+        return (
+            "put back what is missing, or start a new run in another folder; rollforward verify --deep "
+            "tells what is whole"
+        )
+    if later:
+        return "take the oldest checkpoint's position or a later one; nothing leads to what is before it"
+    return "check the path; without --resume_training a new run is started"
 
 
 def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[CheckpointInfo]:
