@@ -32,7 +32,7 @@ from rollforward.run.plan import versions
 from rollforward.run.rollout_log import JournaledRollouts
 
 PATIENCE = 60.0
-"""Seconds after which ranks that neither end nor die are a failure of the test."""
+"""Seconds without a word after which ranks that neither end nor die are a failure of the test."""
 
 _places: dict[str, toy_session.Place] = {}
 
@@ -80,7 +80,7 @@ def _exactly(wire: socket.socket, count: int) -> bytes:
 
 def _serve(start: Start, pids: Sequence[int], wires: Sequence[socket.socket]) -> None:
     """Gather values for the ranks until all are gone, and kill who has to be."""
-    began = time.monotonic()
+    began = heard = time.monotonic()
     due = start.after
     living = set(range(len(wires)))
     waiting: dict[int, Any] = {}
@@ -88,15 +88,16 @@ def _serve(start: Start, pids: Sequence[int], wires: Sequence[socket.socket]) ->
         for rank, wire in enumerate(wires):
             selector.register(wire, selectors.EVENT_READ, rank)
         while living:
-            passed = time.monotonic() - began
+            now = time.monotonic()
+            passed = now - began
             if due is not None and passed >= due:
                 due = None
                 _kill([pids[rank] for rank in start.victims if rank in living])
-            if passed > PATIENCE:
+            if now - heard > PATIENCE:
                 # The ranks die with this process, which their test is told by.
                 raise TimeoutError(f"ranks {sorted(living)} hang; {sorted(waiting)} wait for the others")
             for key, _ in selector.select(PATIENCE if due is None else max(due - passed, 0)):
-                rank = key.data
+                rank, heard = key.data, time.monotonic()
                 value = _receive(wires[rank])
                 if value is None:
                     living.discard(rank)
