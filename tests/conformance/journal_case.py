@@ -9,7 +9,7 @@ from rollforward.grpo.types import RolloutChunk, TokenBatch, UpdateOutcome
 from rollforward.position import Position
 from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
 from rollforward.storage import Storage
-from rollforward.store.journal_records import Identity
+from rollforward.store.journal.records import Identity
 
 SETTINGS = LogSettings(chunks_per_step=2, steps_per_epoch=10)
 

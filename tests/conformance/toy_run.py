@@ -19,7 +19,7 @@ from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSet
 from rollforward.storage import Storage
 from rollforward.store import CheckpointStore, Manifest, Retention, find, read_tensors
 from rollforward.store.finding import positions
-from rollforward.store.journal_records import Identity
+from rollforward.store.journal.records import Identity
 from rollforward.store.lock import next_incarnation
 
 Exchange = Callable[[Any], list[Any]]

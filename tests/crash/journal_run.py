@@ -19,7 +19,7 @@ from rollforward.grpo.types import RolloutChunk
 from rollforward.position import Position
 from rollforward.run.rollout_codec import pack
 from rollforward.storage import LocalStorage, Storage
-from rollforward.store.journal_reading import Key, read_journal, read_record
+from rollforward.store.journal.reading import Key, read_journal, read_record
 
 ROOT = "/data/run"
 

@@ -20,8 +20,8 @@ from simulated_disk import SimulatedDisk
 from rollforward.storage import LocalStorage, Storage
 from rollforward.storage.appending import FileAppender
 from rollforward.storage.base import Appender, Buffer, FileOps
-from rollforward.store import journal_reading
-from rollforward.store.journal_reading import list_segments
+from rollforward.store.journal import reading
+from rollforward.store.journal.reading import list_segments
 
 
 @pytest.fixture(scope="module")
@@ -141,5 +141,5 @@ def test_the_harness_finds_that_too_much_is_removed() -> None:
 def test_the_harness_finds_a_reader_that_believes_abandoned_futures(
     run: JournalRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_reading, "is_live", lambda *_: True)
+    monkeypatch.setattr(reading, "is_live", lambda *_: True)
     assert "holds something else" in first_violation(run)

@@ -11,8 +11,8 @@ from simulated_disk import SimulatedDisk
 
 from rollforward.errors import CheckpointInvalid
 from rollforward.run.rollout_codec import unpack, unpack_outcome
-from rollforward.store.journal_frames import FRONT_BYTES, NO_SALT, encode_frame
-from rollforward.store.journal_reading import read_journal, read_record, repair
+from rollforward.store.journal.frames import FRONT_BYTES, NO_SALT, encode_frame
+from rollforward.store.journal.reading import read_journal, read_record, repair
 
 FOLDER = f"{ROOT}/journal/rank_0"
 KINDS = ("flip", "cut", "zero", "insert", "remove", "repeat", "exchange", "delete", "rename")

@@ -26,7 +26,7 @@ from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import Retention, find
 from rollforward.store.finding import positions
-from rollforward.store.journal_reading import read_journal
+from rollforward.store.journal.reading import read_journal
 from rollforward.store.pruning import prune
 
 RANKS, CHUNKS, STEPS_PER_EPOCH = 2, 2, 5

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import load_manifest, read_tensors
-from rollforward.store.mindformers_names import to_theirs
+from rollforward.store.foreign.mindformers_names import to_theirs
 
 SAVED = Position(0, 4)
 TRAINED = "grpo_model_train.policy_model.model."

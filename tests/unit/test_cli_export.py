@@ -15,8 +15,8 @@ from rollforward.engines.mindspore.weights import load_weights
 from rollforward.position import Position
 from rollforward.run.foreign_fit import fit
 from rollforward.store import CheckpointStore
-from rollforward.store.foreign_files import read_arrays
-from rollforward.store.mindrlhf import find_foreign
+from rollforward.store.foreign.files import read_arrays
+from rollforward.store.foreign.mindrlhf import find_foreign
 
 CONFIG = {
     "model_type": "qwen2",

@@ -17,9 +17,9 @@ from rollforward.position import Position
 from rollforward.run.foreign_fit import Fitted, fit
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore
-from rollforward.store.exporting import export_mindrlhf
-from rollforward.store.foreign_files import read_arrays
-from rollforward.store.mindformers_names import to_theirs
+from rollforward.store.foreign.exporting import export_mindrlhf
+from rollforward.store.foreign.files import read_arrays
+from rollforward.store.foreign.mindformers_names import to_theirs
 
 CONFIG = {
     "model_type": "qwen2",

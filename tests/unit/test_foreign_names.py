@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rollforward.engines.mindspore.config import ModelConfig
 from rollforward.engines.mindspore.shapes import tensor_layout
 from rollforward.run.foreign_fit import fit
-from rollforward.store.mindformers_names import Heads, concatenated, to_theirs
+from rollforward.store.foreign.mindformers_names import Heads, concatenated, to_theirs
 
 CONFIG = {
     "model_type": "qwen2",

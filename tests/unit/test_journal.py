@@ -8,8 +8,8 @@ from simulated_disk import SimulatedDisk
 from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
-from rollforward.store.journal import Journal
-from rollforward.store.journal_reading import JournalView, list_segments, read_journal, read_record
+from rollforward.store.journal.reading import JournalView, list_segments, read_journal, read_record
+from rollforward.store.journal.writing import Journal
 
 ROOT = "/run"
 START = Position(0, 0)

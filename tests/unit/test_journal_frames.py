@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollforward.errors import StorageError
-from rollforward.store.journal_frames import (
+from rollforward.store.journal.frames import (
     FRONT_BYTES,
     MAGIC,
     NO_SALT,
@@ -165,7 +165,7 @@ def test_searching_for_frames_behind_damage_reads_the_file_about_once() -> None:
 def test_a_frame_is_found_behind_damage_wherever_a_piece_of_the_search_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rollforward.store.journal_frames._SEARCH_BYTES", 16)
+    monkeypatch.setattr("rollforward.store.journal.frames._SEARCH_BYTES", 16)
     content = bytearray(segment(THREE))
     first = read(bytes(content))[0][0]
     for padding in range(40):

@@ -15,7 +15,7 @@ from journal_case import assert_same_chunk
 from rollforward.position import Position
 from rollforward.run.rollout_codec import unpack, unpack_outcome
 from rollforward.storage import LocalStorage
-from rollforward.store.journal_reading import read_journal, read_record
+from rollforward.store.journal.reading import read_journal, read_record
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "journal"
 

@@ -11,7 +11,7 @@ from rollforward.errors import NothingToResume
 from rollforward.position import Position
 from rollforward.run.rollout_reading import read_step
 from rollforward.storage import LocalStorage
-from rollforward.store.journal_history import Extent, extent, history, journal_ranks
+from rollforward.store.journal.history import Extent, extent, history, journal_ranks
 
 START = Position(0, 0)
 

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollforward.position import Position
-from rollforward.store.layout import SegmentName
-from rollforward.store.timeline import (
+from rollforward.store.journal.timeline import (
     Lineage,
     choose_tip,
     ends,
@@ -16,6 +15,7 @@ from rollforward.store.timeline import (
     is_live,
     removable,
 )
+from rollforward.store.layout import SegmentName
 
 STEPS = 8
 

@@ -12,8 +12,8 @@ from rollforward.position import Position
 from rollforward.run import recovery_report
 from rollforward.run.recovery_report import FILE, RecoveryReport
 from rollforward.storage import LocalStorage
-from rollforward.store.journal_history import history
-from rollforward.store.journal_reading import read_journal
+from rollforward.store.journal.history import history
+from rollforward.store.journal.reading import read_journal
 
 STEPS, CHUNKS = 10, 2
 

@@ -19,7 +19,7 @@ from rollforward.position import Position
 from rollforward.run.rollout_codec import pack, pack_outcome, unpack, unpack_outcome
 from rollforward.run.rollout_log import JournaledRollouts, LogSettings
 from rollforward.storage import LocalStorage
-from rollforward.store.journal_records import Record, decode_record, encode_record
+from rollforward.store.journal.records import Record, decode_record, encode_record
 
 START = Position(0, 0)
 BIG = 1 << 20

@@ -11,7 +11,7 @@ from rollforward.position import Position
 from rollforward.run.listing import checkpoint_at, checkpoints_of, open_run
 from rollforward.run.metrics import FILE, place_of, read
 from rollforward.storage import LocalStorage
-from rollforward.store.journal_reading import read_journal
+from rollforward.store.journal.reading import read_journal
 
 LONG = {"actor_config__lr_schedule__decay_steps": 10}
 """The learning rate does not depend on where a run ends."""

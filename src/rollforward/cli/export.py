@@ -10,7 +10,7 @@ from pathlib import Path
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
 from rollforward.run.listing import checkpoint_at, new_folder, open_run
-from rollforward.store.exporting import EXPORTS
+from rollforward.store.foreign.exporting import EXPORTS
 from rollforward.store.looking import telling_where
 
 NAME = "export"

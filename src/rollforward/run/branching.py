@@ -16,7 +16,7 @@ from rollforward.position import Position
 from rollforward.run import config
 from rollforward.storage import Storage
 from rollforward.store import Manifest
-from rollforward.store.journal_reading import read_journal
+from rollforward.store.journal.reading import read_journal
 
 
 def check_named(position: Position, steps_per_epoch: int, end: Position) -> None:

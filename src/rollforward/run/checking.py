@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store import list_checkpoints
-from rollforward.store.journal_history import journal_ranks
-from rollforward.store.journal_reading import list_segments, read_journal
+from rollforward.store.journal.history import journal_ranks
+from rollforward.store.journal.reading import list_segments, read_journal
 from rollforward.store.looking import Progress, Verdict, bytes_to_verify
 
 

@@ -25,10 +25,10 @@ from rollforward.run.folders import FromCheckpoint, what_is_near
 from rollforward.run.progress import in_bytes
 from rollforward.storage import LocalStorage
 from rollforward.store import list_checkpoints
-from rollforward.store.foreign_files import read_layout
+from rollforward.store.foreign.files import read_layout
+from rollforward.store.foreign.mindformers_names import is_bookkeeping, is_moment, plain_name
 from rollforward.store.layout import COMMITS, META, parse_rank
 from rollforward.store.meta import Meta, parse_meta
-from rollforward.store.mindformers_names import is_bookkeeping, is_moment, plain_name
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
 """Environment variable -> seconds that are recommended."""

@@ -33,12 +33,12 @@ from rollforward.run.folders import FromCheckpoint, outputs, parse_model_config
 from rollforward.run.foreign_fit import Fitted, assign
 from rollforward.storage import LocalStorage
 from rollforward.store.finding import positions
-from rollforward.store.foreign_files import read_layout
-from rollforward.store.joining import is_split, joined_layout
+from rollforward.store.foreign.files import read_layout
+from rollforward.store.foreign.joining import is_split, joined_layout
+from rollforward.store.foreign.mindformers_names import is_moment
+from rollforward.store.foreign.mindrlhf import ForeignCheckpoint, find_foreign
+from rollforward.store.foreign.strategy_files import Strategy, find_strategy
 from rollforward.store.layout import META, parse_rank
-from rollforward.store.mindformers_names import is_moment
-from rollforward.store.mindrlhf import ForeignCheckpoint, find_foreign
-from rollforward.store.strategy_files import Strategy, find_strategy
 
 CONFIG_FILE = "config.json"
 _T = TypeVar("_T")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid
 from rollforward.grpo.ports import Tensors
-from rollforward.store.mindformers_names import Heads, is_bookkeeping, is_concatenated, to_ours
+from rollforward.store.foreign.mindformers_names import Heads, is_bookkeeping, is_concatenated, to_ours
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 

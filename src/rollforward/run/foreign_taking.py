@@ -18,11 +18,11 @@ from rollforward.grpo.ports import Engine, Tensors
 from rollforward.position import Position
 from rollforward.run.foreign import FromForeign, all_ranks, newest, refuse_misfits
 from rollforward.run.foreign_fit import Fitted, fit
-from rollforward.store.foreign_files import read_arrays
-from rollforward.store.joining import read_joined
+from rollforward.store.foreign.files import read_arrays
+from rollforward.store.foreign.joining import read_joined
+from rollforward.store.foreign.mindrlhf import ForeignCheckpoint
+from rollforward.store.foreign.strategy_files import Strategy
 from rollforward.store.manifest import digest_of_arrays
-from rollforward.store.mindrlhf import ForeignCheckpoint
-from rollforward.store.strategy_files import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from rollforward.storage import LocalStorage
 from rollforward.storage.failures import storage_error
 from rollforward.store import CheckpointInfo, Found, find, list_checkpoints, load_manifest
 from rollforward.store.finding import positions
-from rollforward.store.journal_history import extent
+from rollforward.store.journal.history import extent
 from rollforward.store.layout import COMMITS
 from rollforward.store.looking import telling_where
 

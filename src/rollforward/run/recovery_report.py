@@ -23,7 +23,7 @@ from rollforward.run.progress import counted, in_bytes
 from rollforward.run.recovery import Restored
 from rollforward.run.rollout_log import JournaledRollouts, JournalReport
 from rollforward.storage import Storage, read_small
-from rollforward.store.journal import utc_now
+from rollforward.store.journal.writing import utc_now
 
 FILE = "recoveries.jsonl"
 _MAX_BYTES = 64 << 20

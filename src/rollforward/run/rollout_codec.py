@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.grpo.types import Bools, Ints, RolloutChunk, TokenBatch, UpdateOutcome
-from rollforward.store.journal_records import Record
+from rollforward.store.journal.records import Record
 
 Arrays = dict[str, NDArray[Any]]
 

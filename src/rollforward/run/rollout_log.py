@@ -31,9 +31,9 @@ from rollforward.run.rollout_codec import (
 )
 from rollforward.run.stopping import finishing
 from rollforward.storage import Storage
-from rollforward.store.journal import Journal
-from rollforward.store.journal_reading import JournalView, adopt, read_journal, repair
-from rollforward.store.journal_records import Identity
+from rollforward.store.journal.reading import JournalView, adopt, read_journal, repair
+from rollforward.store.journal.records import Identity
+from rollforward.store.journal.writing import Journal
 from rollforward.store.layout import SegmentName
 
 COMPARED = ("loss", "grad_norm", "kl", "learning_rate")

@@ -12,9 +12,9 @@ from rollforward.grpo.types import RolloutChunk
 from rollforward.position import Position
 from rollforward.run.rollout_codec import RecordedOutcome, unpack, unpack_outcome
 from rollforward.storage import Storage
-from rollforward.store.journal_history import history, journal_ranks
-from rollforward.store.journal_reading import JournalView, Key, Place, read_journal, read_record
-from rollforward.store.journal_records import Identity, Record
+from rollforward.store.journal.history import history, journal_ranks
+from rollforward.store.journal.reading import JournalView, Key, Place, read_journal, read_record
+from rollforward.store.journal.records import Identity, Record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from rollforward.run.recovery_report import RecoveryReport
 from rollforward.run.rollout_log import FAILED
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointInfo, list_checkpoints
-from rollforward.store.journal_history import StartOfRun, history, journal_ranks
-from rollforward.store.journal_records import Record
+from rollforward.store.journal.history import StartOfRun, history, journal_ranks
+from rollforward.store.journal.records import Record
 from rollforward.store.lock import Owner, read_owner
 
 What = Literal[

@@ -21,7 +21,7 @@ from rollforward.run.metrics import SaveTrouble
 from rollforward.run.progress import in_bytes
 from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
 from rollforward.store.finding import positions
-from rollforward.store.journal import Journal
+from rollforward.store.journal.writing import Journal
 
 REWARD = "reward"
 """The name of the figure that is always there; `reward/<verifier>` are its parts."""

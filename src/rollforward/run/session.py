@@ -44,8 +44,8 @@ from rollforward.run.stalls import CollectiveWatch
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, RunLock, newest_incarnation
 from rollforward.store.cleaning import remove_strays
-from rollforward.store.guests import adopt
-from rollforward.store.journal_records import Identity
+from rollforward.store.foreign.guests import adopt
+from rollforward.store.journal.records import Identity
 from rollforward.store.manifest import digest_of_arrays
 
 Say = Callable[[str], None]

@@ -27,12 +27,12 @@ from rollforward.store.cleaning import (
     unneeded_files,
 )
 from rollforward.store.finding import is_intact, positions
-from rollforward.store.journal_history import journal_ranks
-from rollforward.store.journal_reading import Segment, list_segments, read_journal, remove_segments
+from rollforward.store.journal.history import journal_ranks
+from rollforward.store.journal.reading import Segment, list_segments, read_journal, remove_segments
+from rollforward.store.journal.timeline import removable
 from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, is_temporary
 from rollforward.store.retention import Retention
 from rollforward.store.summary import Summary
-from rollforward.store.timeline import removable
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from rollforward.grpo.types import RolloutChunk, TokenBatch, UpdateOutcome
 from rollforward.position import Position
 from rollforward.run.rollout_codec import pack, pack_outcome
 from rollforward.storage import LocalStorage
-from rollforward.store.journal import Journal
-from rollforward.store.journal_reading import read_journal
-from rollforward.store.journal_records import Identity
+from rollforward.store.journal.reading import read_journal
+from rollforward.store.journal.records import Identity
+from rollforward.store.journal.writing import Journal
 
 FOLDER = Path(__file__).parent / "version_1"
 

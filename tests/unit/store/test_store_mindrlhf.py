@@ -9,9 +9,9 @@ from ckpt_writer import ckpt_bytes
 
 from rollforward.errors import CheckpointInvalid, NothingToResume
 from rollforward.position import Position
-from rollforward.store.foreign_files import read_arrays
+from rollforward.store.foreign.files import read_arrays
+from rollforward.store.foreign.mindrlhf import find_foreign
 from rollforward.store.meta import parse_meta
-from rollforward.store.mindrlhf import find_foreign
 
 PREFIX = {"policy_model": "policy_model", "optimizer": "optimizer", "ref": "ref"}
 

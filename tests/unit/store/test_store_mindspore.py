@@ -7,9 +7,9 @@ import pytest
 
 from rollforward.position import Position
 from rollforward.store import CheckpointStore, find
-from rollforward.store.foreign_files import read_arrays
-from rollforward.store.mindformers_names import Heads, to_ours, to_theirs
-from rollforward.store.mindrlhf import find_foreign
+from rollforward.store.foreign.files import read_arrays
+from rollforward.store.foreign.mindformers_names import Heads, to_ours, to_theirs
+from rollforward.store.foreign.mindrlhf import find_foreign
 
 ms = pytest.importorskip("mindspore")
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from rollforward.errors import CheckpointInvalid
 from rollforward.storage import ReadHandle
-from rollforward.store.protobuf import Field, Wire
+from rollforward.store.foreign.protobuf import Field, Wire
 
 _TYPES: dict[str, np.dtype[Any]] = {
     "Bool": np.dtype("?"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.position import Position
 from rollforward.storage import ReadHandle, Storage
-from rollforward.store.journal_frames import (
+from rollforward.store.journal.frames import (
     NO_SALT,
     Ending,
     Frame,
@@ -20,9 +20,9 @@ from rollforward.store.journal_frames import (
     read_frame,
     read_frames,
 )
-from rollforward.store.journal_records import Record, SegmentHeader, decode_header, decode_record
+from rollforward.store.journal.records import Record, SegmentHeader, decode_header, decode_record
+from rollforward.store.journal.timeline import Lineage, choose_tip, ends, inherit, is_live
 from rollforward.store.layout import SegmentName, journal_folder
-from rollforward.store.timeline import Lineage, choose_tip, ends, inherit, is_live
 
 _COPY_BYTES = 4 << 20
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.storage import LocalStorage, ReadHandle
-from rollforward.store.ckptfile import ForeignTensor, check_crc, read_ckpt_header
+from rollforward.store.foreign.ckptfile import ForeignTensor, check_crc, read_ckpt_header
 from rollforward.store.tensorfile import DTYPES, read_header
 
 

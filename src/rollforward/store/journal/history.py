@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.journal_frames import NO_SALT, Ending, Frame, examine, read_frames
-from rollforward.store.journal_reading import Segment, list_segments
-from rollforward.store.journal_records import Record, SegmentHeader, decode_header, decode_record
+from rollforward.store.journal.frames import NO_SALT, Ending, Frame, examine, read_frames
+from rollforward.store.journal.reading import Segment, list_segments
+from rollforward.store.journal.records import Record, SegmentHeader, decode_header, decode_record
 from rollforward.store.layout import JOURNAL, parse_rank
 
 

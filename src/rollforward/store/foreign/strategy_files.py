@@ -29,7 +29,7 @@ from pathlib import Path
 
 from rollforward.errors import CheckpointMismatch, StorageError
 from rollforward.storage import LocalStorage
-from rollforward.store.protobuf import Field, Wire
+from rollforward.store.foreign.protobuf import Field, Wire
 
 _NAME = re.compile(r"(?:ckpt_)?strategy(?:_rank)?_\d+\.ckpt", re.ASCII)
 

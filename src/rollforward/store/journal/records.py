@@ -18,9 +18,9 @@ from rollforward.errors import CheckpointInvalid
 from rollforward.position import Position
 from rollforward.storage import ReadHandle
 from rollforward.store import strictjson
+from rollforward.store.journal.timeline import Lineage
 from rollforward.store.layout import SegmentName
 from rollforward.store.tensorfile import DTYPES, ArraySource, as_bytes, is_count, lay_out, read_header
-from rollforward.store.timeline import Lineage
 
 _ALIGNMENT = 8
 

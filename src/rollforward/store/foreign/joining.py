@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointMismatch
-from rollforward.store.ckptfile import ForeignTensor
-from rollforward.store.foreign_files import check_file, hollow, read_tensor, tensors_of
-from rollforward.store.strategy_files import Layout, Strategy
+from rollforward.store.foreign.ckptfile import ForeignTensor
+from rollforward.store.foreign.files import check_file, hollow, read_tensor, tensors_of
+from rollforward.store.foreign.strategy_files import Layout, Strategy
 
 Held = dict[str, list[tuple[int, ForeignTensor]]]
 """name -> the ranks that have something of it, and what."""
@@ -45,7 +45,7 @@ def is_split(paths: Sequence[Path], strategy: Strategy) -> bool:
 
 
 def joined_layout(paths: Sequence[Path], strategy: Strategy) -> dict[str, NDArray[Any]]:
-    """`foreign_files.read_layout` of the tensors put together."""
+    """`files.read_layout` of the tensors put together."""
     found = {}
     for name, copies in _held(paths).items():
         assembly = _assembly(name, copies, strategy)

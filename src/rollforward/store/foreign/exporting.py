@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointMismatch
 from rollforward.storage import Storage
+from rollforward.store.foreign.mindformers_names import to_theirs
 from rollforward.store.layout import META, TensorFileName, rank_folder
 from rollforward.store.manifest import Manifest
 from rollforward.store.meta import write_meta
-from rollforward.store.mindformers_names import to_theirs
 from rollforward.store.restoring import read_attachments, read_tensors
 from rollforward.store.tensorfile import ArraySource, write_tensors
 
