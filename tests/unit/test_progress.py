@@ -87,7 +87,7 @@ def test_units() -> None:
 
 
 def test_a_heartbeat_says_phase_position_and_who(tmp_path: Path) -> None:
-    beat = heartbeat.Heartbeat(tmp_path, rank=3, incarnation=2)
+    beat = heartbeat.Heartbeat(tmp_path, rank=3, incarnation=2, start=Position(0, 9))
     beat.phase(Position(0, 9), "generate")
     beat.phase(Position(0, 10), "update")
     beat.step(Position(0, 10), {})
@@ -99,7 +99,7 @@ def test_a_heartbeat_says_phase_position_and_who(tmp_path: Path) -> None:
 
 def test_a_heartbeat_that_is_shorter_leaves_nothing_of_the_longer_before(tmp_path: Path) -> None:
     for incarnation, phase in ((1000, "a rather long phase"), (1, "x")):
-        beat = heartbeat.Heartbeat(tmp_path, rank=0, incarnation=incarnation)
+        beat = heartbeat.Heartbeat(tmp_path, rank=0, incarnation=incarnation, start=Position(0, 0))
         beat.phase(Position(0, 0), phase)
         beat.close()
     pulse = heartbeat.read(tmp_path, 0)
