@@ -1,5 +1,7 @@
 """The MindSpore engine on a model small enough to compile in seconds."""
 
+from small_model import QWEN2
+
 from rollforward.engines.mindspore.engine import MindSporeEngine, create
 from rollforward.engines.mindspore.memory import Copied
 from rollforward.grpo.ports import Group
@@ -13,15 +15,7 @@ def create_copied(settings: EngineSettings, group: Group | None = None) -> MindS
     return create(settings, group, memory=Copied())
 
 
-MODEL = {
-    "model_type": "qwen2",
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
+MODEL = QWEN2 | {
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
     "rope_theta": 10000.0,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from small_model import QWEN2
 from toy_session import Place
 
 from rollforward.cli.main import main
@@ -18,17 +19,7 @@ from rollforward.store import CheckpointStore
 from rollforward.store.foreign.files import read_arrays
 from rollforward.store.foreign.mindrlhf import find_foreign
 
-CONFIG = {
-    "model_type": "qwen2",
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-MODEL = ModelConfig.parse(CONFIG)
+MODEL = ModelConfig.parse(QWEN2)
 LAYOUT = tensor_layout(MODEL)
 
 
@@ -45,7 +36,7 @@ def state(step: int):
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     store = CheckpointStore(tmp_path / "run")
-    files = {"config.json": json.dumps(CONFIG).encode(), "tokenizer.json": b"{}"}
+    files = {"config.json": json.dumps(QWEN2).encode(), "tokenizer.json": b"{}"}
     for step in (2, 4):
         store.save(
             Position(1, step),
@@ -65,7 +56,7 @@ def test_the_policy_as_a_folder_of_hugging_face(
     out = tmp_path / "model"
     assert main(["export", str(run), "--to", str(out)]) == 0
     assert sorted(capsys.readouterr().out.split()) == sorted(map(str, out.iterdir()))
-    assert json.loads((out / "config.json").read_text()) == CONFIG
+    assert json.loads((out / "config.json").read_text()) == QWEN2
     parameters = {name: np.zeros(array.shape, array.dtype) for name, array in LAYOUT["policy_model"].items()}
     load_weights(out, MODEL, parameters)
     for name, array in state(4)["policy_model"].items():

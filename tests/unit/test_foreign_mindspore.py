@@ -10,6 +10,7 @@ import pytest
 from mindspore import nn
 from mindspore.nn.learning_rate_schedule import LearningRateSchedule
 from numpy.typing import NDArray
+from small_model import QWEN2
 
 from rollforward.engines.mindspore.config import ModelConfig
 from rollforward.engines.mindspore.shapes import tensor_layout
@@ -21,17 +22,7 @@ from rollforward.store.foreign.exporting import export_mindrlhf
 from rollforward.store.foreign.files import read_arrays
 from rollforward.store.foreign.mindformers_names import to_theirs
 
-CONFIG = {
-    "model_type": "qwen2",
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-LAYOUT = tensor_layout(ModelConfig.parse(CONFIG))
+LAYOUT = tensor_layout(ModelConfig.parse(QWEN2))
 MONITORS = ("actor_loss", "clipfrac", "kl_loss", "old_log_ratio")
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -6,23 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from small_model import QWEN2
 
 from rollforward.engines.mindspore.config import ModelConfig
 from rollforward.engines.mindspore.shapes import tensor_layout
 from rollforward.run.foreign_fit import fit
 from rollforward.store.foreign.mindformers_names import Heads, concatenated, to_theirs
 
-CONFIG = {
-    "model_type": "qwen2",
-    "vocab_size": 16,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
+CONFIG = QWEN2 | {"tie_word_embeddings": True}
 LAYOUT = tensor_layout(ModelConfig.parse(CONFIG))
 GROUPS = 2
 HEADS = Heads(query_rows=16, key_rows=8, groups=GROUPS)

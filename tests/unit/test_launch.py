@@ -11,9 +11,9 @@ import pytest
 
 from rollforward.errors import WorkerFailed
 from rollforward.position import Position
-from rollforward.run.environment import prepare, this_process, wait_for_others
+from rollforward.run.environment import LAUNCHED, prepare, this_process, wait_for_others
 from rollforward.run.launch import exit_code, free_port, launch
-from rollforward.run.reports import alive
+from rollforward.run.reports import alive, tell_ending
 
 SCRIPT = """\
 import os, signal, sys, time
@@ -154,3 +154,12 @@ def test_a_process_that_nobody_waited_for_is_not_alive() -> None:
 
 def test_a_free_port_is_one_that_msrun_takes() -> None:
     assert 1024 <= free_port() <= 65535
+
+
+def test_an_ending_that_the_disk_does_not_take_is_said_and_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(LAUNCHED, str(tmp_path))
+    (tmp_path / "rank_0.json").mkdir()
+    tell_ending(7, error="the reason", kind="DataError")
+    assert "ended with code 7, which could not be told: " in capsys.readouterr().err

@@ -9,11 +9,12 @@ import ctypes
 import json
 import os
 import signal
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rollforward.errors import RollforwardError
+from rollforward.errors import RollforwardError, StorageError
 from rollforward.run.environment import LAUNCHED, this_process
 from rollforward.storage.failures import storage_error
 from rollforward.storage.local import LocalStorage
@@ -55,10 +56,16 @@ def join() -> None:
 
 
 def tell_ending(code: int, *, error: str | None = None, kind: str | None = None) -> None:
-    """As a worker that was launched, say how it ends; nothing in any other process."""
+    """As a worker that was launched, say how it ends; nothing in any other process.
+
+    When the disk does not take it, it is said in the worker's output only.
+    """
     folder, process = os.environ.get(LAUNCHED), this_process()
     if folder and process.role != "scheduler":
-        report(Path(folder), process.rank, code=code, error=error, kind=kind)
+        try:
+            report(Path(folder), process.rank, code=code, error=error, kind=kind)
+        except StorageError as problem:
+            sys.stderr.write(f"ended with code {code}, which could not be told: {problem}\n")
 
 
 def report(

@@ -77,4 +77,5 @@ def test_what_is_not_supported_is_refused_by_name(change: dict[str, Any], said: 
     ],
 )
 def test_a_sliding_window_that_no_layer_uses_is_no_obstacle(change: dict[str, Any]) -> None:
-    ModelConfig.parse({**GOOD, "model_type": "qwen2", **change})
+    plain = {**GOOD, "model_type": "qwen2"}
+    assert ModelConfig.parse({**plain, **change}) == ModelConfig.parse(plain)
