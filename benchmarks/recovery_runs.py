@@ -30,8 +30,10 @@ from typing import Any
 import numpy as np
 
 from rollforward.position import Position
-from rollforward.run import heartbeat, metrics, recovery_report
-from rollforward.run.recovery_report import RecoveryReport
+from rollforward.processes import heartbeat
+from rollforward.replay import report as recovery_report
+from rollforward.replay.report import RecoveryReport
+from rollforward.run import metrics
 from rollforward.storage import LocalStorage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -312,7 +314,7 @@ def restore_unverified(storage: LocalStorage, engine: Any, *, until: Any = None)
     """In the place of `recovery.restore`: all bytes by MindSpore, as they are."""
     import mindspore as ms
 
-    from rollforward.run.recovery import Restored
+    from rollforward.replay.recovery import Restored
     from rollforward.store import find
 
     began = time.perf_counter()

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 os.environ.setdefault("GLOG_v", "3")
+from rollforward.data.dataset import load_dataset
+from rollforward.data.tokenizer import Tokenizer
 from rollforward.engines.mindspore.engine import create
 from rollforward.grpo.trainer import left_pad
 from rollforward.grpo.types import (
@@ -28,8 +30,6 @@ from rollforward.grpo.types import (
     Prompt,
     SamplingSettings,
 )
-from rollforward.run.dataset import load_dataset
-from rollforward.run.tokenizer import Tokenizer
 from rollforward.storage import LocalStorage
 from rollforward.store import find, read_attachments, read_tensors
 from rollforward.verifiers import resolve, score

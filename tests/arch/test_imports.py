@@ -10,39 +10,55 @@ import pytest
 import rollforward
 
 ROOT = Path(rollforward.__file__).parent
-EVERYONE = {"rollforward", "rollforward.errors", "rollforward.position"}
+EVERYONE = {"rollforward", "rollforward.errors", "rollforward.position", "rollforward.wording"}
 FRAMEWORKS = {"mindspore", "torch", "transformers", "tensorflow", "jax"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "position": set(),
+    "wording": set(),
     "storage": set(),
     "store": {"storage"},
     "grpo": set(),
+    "replay": {"storage", "store", "grpo.types", "grpo.ports"},
+    "models": set(),
+    "interop": {"storage", "store", "models", "grpo.ports"},
+    "config": set(),
+    "data": {"grpo.types"},
     "verifiers": {"grpo.types", "grpo.ports"},
-    "engines": {"grpo.types", "grpo.ports"},
-    "run": {"storage", "store", "grpo", "verifiers", "engines"},
-    "cli": {"run", "store"},
+    "processes": {"storage", "store"},
+    "inspection": {"storage", "store", "replay", "models", "interop", "data", "grpo.types"},
+    "engines": {"models", "grpo.types", "grpo.ports"},
+    "run": {
+        "storage",
+        "store",
+        "grpo",
+        "replay",
+        "models",
+        "interop",
+        "config",
+        "data",
+        "verifiers",
+        "processes",
+        "inspection",
+        "engines",
+    },
+    "cli": {"run", "config", "processes", "inspection", "interop", "replay", "store", "storage"},
 }
 
 LIBRARIES: dict[str, set[str]] = {
-    "errors": set(),
-    "position": set(),
     "storage": set(),
     "store": {"numpy", "xxhash"},
     "grpo": {"numpy"},
+    "replay": {"numpy"},
+    "models": {"numpy"},
+    "interop": {"numpy"},
+    "config": {"yaml", "xxhash"},
+    "data": {"tokenizers", "jinja2", "reasoning_gym", "yaml"},
     "verifiers": {"numpy", "math_verify", "reasoning_gym"},
+    "inspection": {"numpy"},
     "engines": {"numpy", "mindspore", "google"},
-    "run": {
-        "numpy",
-        "yaml",
-        "rich",
-        "tokenizers",
-        "jinja2",
-        "tensorboardX",
-        "reasoning_gym",
-        "xxhash",
-    },
+    "run": {"numpy", "rich", "tensorboardX"},
     "cli": {"rich"},
 }
 
@@ -120,7 +136,16 @@ def test_the_run_loads_an_engine_late_and_by_name() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["store", "storage", "grpo", "grpo.trainer", "verifiers", "run.config", "run.recovery", "cli.main"],
+    [
+        "store",
+        "storage",
+        "grpo",
+        "grpo.trainer",
+        "verifiers",
+        "config.loading",
+        "replay.recovery",
+        "cli.main",
+    ],
 )
 def test_importing_it_loads_no_framework(module: str) -> None:
     program = f"import sys, rollforward.{module}; print(' '.join({FRAMEWORKS!r} & sys.modules.keys()))"

@@ -15,10 +15,10 @@ from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
-from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
+from rollforward.replay.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
 from rollforward.storage import Storage
 from rollforward.store import CheckpointStore, Manifest, Retention, find, read_tensors
-from rollforward.store.finding import positions
+from rollforward.store.catalog import positions
 from rollforward.store.journal.records import Identity
 from rollforward.store.lock import next_incarnation
 

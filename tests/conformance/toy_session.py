@@ -13,11 +13,11 @@ from lockstep import LockStep
 from tokenizer_folder import VOCAB, write_tokenizer
 from toy_run import Ranks
 
+from rollforward.config import loading as config
 from rollforward.errors import EngineError, ModelError
 from rollforward.grpo.ports import Engine, Group, Meeting, Tensors
 from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
 from rollforward.position import Position
-from rollforward.run import config
 from rollforward.run.plan import Asked, Plan, prepare
 from rollforward.run.session import train
 from rollforward.storage import LocalStorage

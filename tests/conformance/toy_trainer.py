@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rollforward.run import stopping
+from rollforward.processes import stopping
 
 if __name__ == "__main__":
     # Before NumPy is imported.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rollforward.position import Position
-from rollforward.run import recovery_report
+from rollforward.replay import report as recovery_report
 from rollforward.run.metrics import FILE, read
 from rollforward.storage import LocalStorage
 from rollforward.store import Manifest, Retention, find, list_checkpoints, read_tensors

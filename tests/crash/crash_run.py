@@ -19,7 +19,7 @@ from rollforward.errors import CheckpointInvalid, NothingToResume, RollforwardEr
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
 from rollforward.store import CheckpointStore, Manifest, Retention, find, list_checkpoints, read_tensors
-from rollforward.store.finding import check_files, load_manifest, positions
+from rollforward.store.catalog import check_files, load_manifest, positions
 from rollforward.store.restoring import verify
 
 ROOT = "/data/run"

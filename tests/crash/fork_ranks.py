@@ -27,9 +27,10 @@ from mortal_ranks import Start, diary_file, said_by
 from toy_engine import ToyEngine
 
 from rollforward.position import Position
-from rollforward.run import launch, session
+from rollforward.processes import launch
+from rollforward.replay.rollout_log import JournaledRollouts
+from rollforward.run import session
 from rollforward.run.plan import versions
-from rollforward.run.rollout_log import JournaledRollouts
 
 PATIENCE = 60.0
 """Seconds without a word after which ranks that neither end nor die are a failure of the test."""

@@ -17,7 +17,7 @@ from simulated_disk import Killed, SimulatedDisk
 
 from rollforward.grpo.types import RolloutChunk
 from rollforward.position import Position
-from rollforward.run.rollout_codec import pack
+from rollforward.replay.codec import pack
 from rollforward.storage import LocalStorage, Storage
 from rollforward.store.journal.reading import Key, read_journal, read_record
 

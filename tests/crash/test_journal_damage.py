@@ -10,7 +10,7 @@ from journal_run import ROOT, SCRIPT, JournalRun, open_storage, payload_of, reco
 from simulated_disk import SimulatedDisk
 
 from rollforward.errors import CheckpointInvalid
-from rollforward.run.rollout_codec import unpack, unpack_outcome
+from rollforward.replay.codec import unpack, unpack_outcome
 from rollforward.store.journal.frames import FRONT_BYTES, NO_SALT, encode_frame
 from rollforward.store.journal.reading import read_journal, read_record, repair
 

@@ -19,7 +19,7 @@ from journal_run import (
 from simulated_disk import SimulatedDisk
 
 from rollforward.errors import StorageError
-from rollforward.run.rollout_codec import pack
+from rollforward.replay.codec import pack
 
 CALLS = ("create", "write", "fsync", "rename", "unlink", "mkdir", "fsync_folder", "scan")
 

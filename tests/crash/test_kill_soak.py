@@ -25,7 +25,7 @@ from toy_session import Place
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import Retention, find
-from rollforward.store.finding import positions
+from rollforward.store.catalog import positions
 from rollforward.store.journal.reading import read_journal
 from rollforward.store.pruning import prune
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rollforward.run import heartbeat
+from rollforward.processes import heartbeat
 from rollforward.run.metrics import FILE, read
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import sys
 
 from rollforward.cli.main import run_process
 from rollforward.position import Position
-from rollforward.run.heartbeat import Heartbeat
+from rollforward.processes.heartbeat import Heartbeat
 
 
 def arm(phase: str, position: str, number: int) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from command import ARITHMETIC, PROGRAM, ROOT, Command
 
-from rollforward.run import heartbeat
-from rollforward.run.doctor import rank_folders
-from rollforward.run.launch import free_port
-from rollforward.run.reports import alive
+from rollforward.inspection.doctor import rank_folders
+from rollforward.processes import heartbeat
+from rollforward.processes.launch import free_port
+from rollforward.processes.reports import alive
 from rollforward.store import RunLock
 
 

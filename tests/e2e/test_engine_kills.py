@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from command import ARITHMETIC, SETTINGS, Command
 
-from rollforward.run import heartbeat, recovery_report
-from rollforward.run.launch import alive
+from rollforward.processes import heartbeat
+from rollforward.processes.launch import alive
+from rollforward.replay import report as recovery_report
 from rollforward.storage import LocalStorage
 from rollforward.store import find
 

@@ -9,10 +9,10 @@ import numpy as np
 from command import ARITHMETIC, PROGRAM, Command
 from numpy.typing import NDArray
 
+from rollforward.interop.names import to_theirs
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import load_manifest, read_tensors
-from rollforward.store.foreign.mindformers_names import to_theirs
 
 SAVED = Position(0, 4)
 TRAINED = "grpo_model_train.policy_model.model."

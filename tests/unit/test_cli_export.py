@@ -10,14 +10,14 @@ from small_model import QWEN2
 from toy_session import Place
 
 from rollforward.cli.main import main
-from rollforward.engines.mindspore.config import ModelConfig
-from rollforward.engines.mindspore.shapes import tensor_layout
-from rollforward.engines.mindspore.weights import load_weights
+from rollforward.interop.files import read_arrays
+from rollforward.interop.folders import find_foreign
+from rollforward.interop.mapping import fit
+from rollforward.models.config import ModelConfig
+from rollforward.models.shapes import tensor_layout
+from rollforward.models.weights import load_weights
 from rollforward.position import Position
-from rollforward.run.foreign_fit import fit
 from rollforward.store import CheckpointStore
-from rollforward.store.foreign.files import read_arrays
-from rollforward.store.foreign.mindrlhf import find_foreign
 
 MODEL = ModelConfig.parse(QWEN2)
 LAYOUT = tensor_layout(MODEL)

@@ -12,7 +12,7 @@ from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.cli.main import main
 from rollforward.errors import VerifierError
-from rollforward.run import recovery_report
+from rollforward.replay import report as recovery_report
 
 
 @pytest.fixture(scope="module")

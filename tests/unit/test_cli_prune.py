@@ -8,7 +8,7 @@ import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.cli.main import main
-from rollforward.run.listing import checkpoints_of
+from rollforward.inspection.folder import checkpoints_of
 from rollforward.store import RunLock
 
 

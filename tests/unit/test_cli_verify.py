@@ -9,8 +9,8 @@ from toy_session import Killed, Place, ToyPackage
 
 from rollforward.cli import verify
 from rollforward.cli.main import main
+from rollforward.inspection.looking import Verdict
 from rollforward.position import Position
-from rollforward.store.looking import Verdict
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from rollforward.config.ignored import IGNORED
+from rollforward.config.keys import fingerprint, what_affects_numbers
+from rollforward.config.loading import load, parse_override
+from rollforward.config.schema import walk
 from rollforward.errors import ConfigError
-from rollforward.run.config import fingerprint, load, parse_override, what_affects_numbers
-from rollforward.run.ignored import IGNORED
-from rollforward.run.schema import walk
 
 MINDRLHF = """\
 rl_config:
@@ -74,7 +75,7 @@ def test_what_means_nothing_here_is_named_once_and_whole_sections_as_one(tmp_pat
 
 
 def test_no_key_is_both_meant_and_ignored() -> None:
-    from rollforward.run.config import Config
+    from rollforward.config.keys import Config
 
     assert not {path for path, _, _ in walk(Config)} & IGNORED
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tokenizer_folder import write_tokenizer
 
+from rollforward.data.dataset import load_dataset
+from rollforward.data.tokenizer import Tokenizer
 from rollforward.errors import DataError
-from rollforward.run.dataset import load_dataset
-from rollforward.run.tokenizer import Tokenizer
 
 WITH_GYM = importlib.util.find_spec("reasoning_gym") is not None
 

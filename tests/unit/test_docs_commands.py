@@ -10,7 +10,8 @@ import pytest
 
 from rollforward.cli.arguments import Parser
 from rollforward.cli.main import build_parser
-from rollforward.run import config
+from rollforward.config.keys import Config
+from rollforward.config.schema import walk
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -22,7 +23,7 @@ _FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(rollforward [^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _SCRIPT = "examples/grpo/main.py"
-KEYS = {path for path, _declared, _kind in config.walk(config.Config)}
+KEYS = {path for path, _declared, _kind in walk(Config)}
 
 
 def commands(text: str) -> Iterator[list[str]]:

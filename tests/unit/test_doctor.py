@@ -12,9 +12,15 @@ import safetensors.numpy
 from ckpt_writer import ckpt_bytes
 
 from rollforward.cli.main import main
+from rollforward.inspection.doctor import (
+    Finding,
+    compare_names,
+    examine,
+    examine_environment,
+    next_checkpoint_bytes,
+)
+from rollforward.interop.role_folders import name_checkpoint_folders
 from rollforward.position import Position
-from rollforward.run.doctor import Finding, compare_names, examine, examine_environment, next_checkpoint_bytes
-from rollforward.run.folders import name_checkpoint_folders
 from rollforward.store import CheckpointStore
 
 TENSORS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollforward.run.config import load
-from rollforward.run.dataset import load_dataset
-from rollforward.run.tokenizer import Tokenizer
+from rollforward.config.loading import load
+from rollforward.data.dataset import load_dataset
+from rollforward.data.tokenizer import Tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "arithmetic"
 

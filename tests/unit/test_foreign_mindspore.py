@@ -12,15 +12,15 @@ from mindspore.nn.learning_rate_schedule import LearningRateSchedule
 from numpy.typing import NDArray
 from small_model import QWEN2
 
-from rollforward.engines.mindspore.config import ModelConfig
-from rollforward.engines.mindspore.shapes import tensor_layout
+from rollforward.interop.exporting import export_mindrlhf
+from rollforward.interop.files import read_arrays
+from rollforward.interop.mapping import Fitted, fit
+from rollforward.interop.names import to_theirs
+from rollforward.models.config import ModelConfig
+from rollforward.models.shapes import tensor_layout
 from rollforward.position import Position
-from rollforward.run.foreign_fit import Fitted, fit
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore
-from rollforward.store.foreign.exporting import export_mindrlhf
-from rollforward.store.foreign.files import read_arrays
-from rollforward.store.foreign.mindformers_names import to_theirs
 
 LAYOUT = tensor_layout(ModelConfig.parse(QWEN2))
 MONITORS = ("actor_loss", "clipfrac", "kl_loss", "old_log_ratio")

@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from small_model import QWEN2
 
-from rollforward.engines.mindspore.config import ModelConfig
-from rollforward.engines.mindspore.shapes import tensor_layout
-from rollforward.run.foreign_fit import fit
-from rollforward.store.foreign.mindformers_names import Heads, concatenated, to_theirs
+from rollforward.interop.mapping import fit
+from rollforward.interop.names import Heads, concatenated, to_theirs
+from rollforward.models.config import ModelConfig
+from rollforward.models.shapes import tensor_layout
 
 CONFIG = QWEN2 | {"tie_word_embeddings": True}
 LAYOUT = tensor_layout(ModelConfig.parse(CONFIG))

@@ -13,7 +13,7 @@ import xxhash
 from journal_case import assert_same_chunk
 
 from rollforward.position import Position
-from rollforward.run.rollout_codec import unpack, unpack_outcome
+from rollforward.replay.codec import unpack, unpack_outcome
 from rollforward.storage import LocalStorage
 from rollforward.store.journal.reading import read_journal, read_record
 

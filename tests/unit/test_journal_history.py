@@ -8,8 +8,8 @@ from lockstep import LockStep
 from simulated_disk import SimulatedDisk
 
 from rollforward.errors import NothingToResume
+from rollforward.inspection.steps import read_step
 from rollforward.position import Position
-from rollforward.run.rollout_reading import read_step
 from rollforward.storage import LocalStorage
 from rollforward.store.journal.history import Extent, extent, history, journal_ranks
 

@@ -11,17 +11,17 @@ import pytest
 
 from rollforward.errors import WorkerFailed
 from rollforward.position import Position
-from rollforward.run.environment import LAUNCHED, prepare, this_process, wait_for_others
-from rollforward.run.launch import exit_code, free_port, launch
-from rollforward.run.reports import alive, tell_ending
+from rollforward.processes.environment import LAUNCHED, prepare, this_process, wait_for_others
+from rollforward.processes.launch import exit_code, free_port, launch
+from rollforward.processes.reports import alive, tell_ending
 
 SCRIPT = """\
 import os, signal, sys, time
 from pathlib import Path
 if os.environ["MS_ROLE"] == "MS_SCHED":
     time.sleep(100)
-from rollforward.run.environment import LAUNCHED
-from rollforward.run.reports import die_with_parent, report
+from rollforward.processes.environment import LAUNCHED
+from rollforward.processes.reports import die_with_parent, report
 die_with_parent()
 rank, folder = int(os.environ["RANK_ID"]), Path(os.environ[LAUNCHED])
 report(folder, rank)
@@ -37,9 +37,9 @@ if sys.argv[2] == "refused" and rank == 1:
     sys.exit(2)
 if sys.argv[2] == "stopped":
     from rollforward.position import Position
-    from rollforward.run.heartbeat import Heartbeat
-    from rollforward.run.stalls import CollectiveWatch
-    from rollforward.run.stopping import end_at_once
+    from rollforward.processes.heartbeat import Heartbeat
+    from rollforward.processes.stalls import CollectiveWatch
+    from rollforward.processes.stopping import end_at_once
     run = Path(sys.argv[1], "run")
     heart = Heartbeat(run, rank=rank, incarnation=1, start=Position(0, 0))
     heart.phase(Position(0, 7), "generate" if rank else "update")

@@ -8,18 +8,17 @@ import pytest
 from rich.console import Console
 
 from rollforward.position import Position
-from rollforward.run import heartbeat
+from rollforward.processes import heartbeat
 from rollforward.run.progress import (
     LiveDisplay,
     Pace,
     PlainLines,
     Several,
     Silent,
-    in_bytes,
-    in_minutes,
     open_display,
     tokens_per_second,
 )
+from rollforward.wording import in_bytes, in_minutes
 
 FIGURES = {
     "reward": 0.25,

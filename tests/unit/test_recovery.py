@@ -15,7 +15,7 @@ from toy_session import settings_of
 
 from rollforward.errors import NothingToResume
 from rollforward.position import Position
-from rollforward.run.recovery import restore
+from rollforward.replay.recovery import restore
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore
 

@@ -9,8 +9,8 @@ from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.errors import StorageError
 from rollforward.position import Position
-from rollforward.run import recovery_report
-from rollforward.run.recovery_report import FILE, RecoveryReport
+from rollforward.replay import report as recovery_report
+from rollforward.replay.report import FILE, RecoveryReport
 from rollforward.storage import LocalStorage
 from rollforward.store.journal.history import history
 from rollforward.store.journal.reading import read_journal

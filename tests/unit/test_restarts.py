@@ -3,7 +3,7 @@
 import pytest
 
 from rollforward.position import Position
-from rollforward.run.restarts import LONGEST_WAIT, Again, Failure, GiveUp, decide
+from rollforward.processes.restarts import LONGEST_WAIT, Again, Failure, GiveUp, decide
 
 
 def killed(at: str | None) -> Failure:

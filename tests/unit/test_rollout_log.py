@@ -16,8 +16,8 @@ from simulated_disk import SimulatedDisk
 from rollforward.errors import ReplayDiverged, StorageError
 from rollforward.grpo.types import RolloutChunk
 from rollforward.position import Position
-from rollforward.run.rollout_codec import pack, pack_outcome, unpack, unpack_outcome
-from rollforward.run.rollout_log import JournaledRollouts, LogSettings
+from rollforward.replay.codec import pack, pack_outcome, unpack, unpack_outcome
+from rollforward.replay.rollout_log import JournaledRollouts, LogSettings
 from rollforward.storage import LocalStorage
 from rollforward.store.journal.records import Record, decode_record, encode_record
 

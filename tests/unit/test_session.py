@@ -15,8 +15,8 @@ from rollforward.errors import (
     RunExists,
     RunLocked,
 )
-from rollforward.run import heartbeat
-from rollforward.run.listing import checkpoints_of
+from rollforward.inspection.folder import checkpoints_of
+from rollforward.processes import heartbeat
 from rollforward.run.metrics import FILE, read
 from rollforward.store import RunLock
 

@@ -7,8 +7,8 @@ import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume, RunExists
+from rollforward.inspection.folder import checkpoint_at, checkpoints_of, open_run
 from rollforward.position import Position
-from rollforward.run.listing import checkpoint_at, checkpoints_of, open_run
 from rollforward.run.metrics import FILE, place_of, read
 from rollforward.storage import LocalStorage
 from rollforward.store.journal.reading import read_journal

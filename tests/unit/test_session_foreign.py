@@ -21,9 +21,9 @@ from rollforward.errors import (
     NothingToResume,
     RollforwardError,
 )
+from rollforward.interop.restoring import take
+from rollforward.interop.resuming import FromForeign, next_position
 from rollforward.position import Position
-from rollforward.run.foreign import FromForeign, next_position
-from rollforward.run.foreign_taking import take
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, find, load_manifest, read_tensors
 
@@ -463,7 +463,7 @@ class TestSeveralWorkers:
 
 
 def engine_settings(place: Place) -> Any:
-    from rollforward.run.settings import engine_settings as of_plan
+    from rollforward.run.building import engine_settings as of_plan
 
     return of_plan(place.plan("unused"))
 

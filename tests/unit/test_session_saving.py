@@ -13,7 +13,7 @@ from toy_session import Killed, Place, ToyPackage, commit_at_once
 from rollforward.errors import ConfigError, EngineError, StorageError
 from rollforward.grpo.ports import Engine, Group
 from rollforward.grpo.types import EngineSettings
-from rollforward.run.listing import checkpoints_of
+from rollforward.inspection.folder import checkpoints_of
 from rollforward.run.metrics import FILE, read
 from rollforward.store import CheckpointStore
 from rollforward.store.attempt import Attempt, Committed

@@ -14,11 +14,11 @@ from rollforward.store import RunLock
 PROGRAM = """
 import os, sys, threading
 from pathlib import Path
-from rollforward.run import stopping
+from rollforward.processes import stopping
 stopping.take_signals()
 sys.path.insert(0, sys.argv[1])
 from toy_session import Place
-from rollforward.run.heartbeat import Heartbeat
+from rollforward.processes.heartbeat import Heartbeat
 
 def phase(self, position, name):
     if (name, str(position)) == (sys.argv[3], "0_4"):

@@ -7,9 +7,9 @@ import pytest
 
 from rollforward.errors import CollectiveTimeout
 from rollforward.position import Position
-from rollforward.run import heartbeat
-from rollforward.run.heartbeat import Heartbeat, Pulse
-from rollforward.run.stalls import CollectiveWatch, Patience, Seen, late_workers
+from rollforward.processes import heartbeat
+from rollforward.processes.heartbeat import Heartbeat, Pulse
+from rollforward.processes.stalls import CollectiveWatch, Patience, Seen, late_workers
 
 AT = 1_700_000_000.0
 

@@ -8,7 +8,7 @@ import pytest
 
 BEGIN = """
 import hashlib, os, signal, sys, time
-from rollforward.run import stopping
+from rollforward.processes import stopping
 stopping.GRACE = stopping._state.grace = float(sys.argv[1])
 stopping.take_signals()
 

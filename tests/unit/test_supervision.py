@@ -14,11 +14,11 @@ from toy_session import Place
 
 from rollforward.cli.main import main
 from rollforward.errors import WorkerFailed
+from rollforward.inspection.history import timeline
 from rollforward.position import Position
-from rollforward.run.launch import Ending, launch
-from rollforward.run.reports import alive
-from rollforward.run.run_history import timeline
-from rollforward.run.supervision import next_start, supervise, unsupervised
+from rollforward.processes.launch import Ending, launch
+from rollforward.processes.reports import alive
+from rollforward.processes.supervision import next_start, supervise, unsupervised
 from rollforward.storage import LocalStorage
 from rollforward.store import RunLock
 

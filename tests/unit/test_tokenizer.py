@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tokenizer_folder import VOCAB, write_tokenizer
 
+from rollforward.data.tokenizer import Tokenizer
 from rollforward.errors import DataError
-from rollforward.run.tokenizer import Tokenizer
 
 CHAT = (
     "{% for m in messages %}\n"

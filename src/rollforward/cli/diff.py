@@ -12,9 +12,9 @@ from rich.text import Text
 
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
-from rollforward.run.listing import checkpoint_at, open_run
+from rollforward.inspection.folder import checkpoint_at, open_run
+from rollforward.inspection.looking import TensorDifference, diff
 from rollforward.store import Manifest
-from rollforward.store.looking import TensorDifference, diff
 
 NAME = "diff"
 SUMMARY = "compare two checkpoints, tensor by tensor"

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
-from rollforward.run import config, doctor
-from rollforward.run.folders import name_checkpoint_folders, outputs
+from rollforward.config import loading as config
+from rollforward.config.places import outputs
+from rollforward.inspection import doctor
+from rollforward.interop.role_folders import name_checkpoint_folders
 
 NAME = "doctor"
 SUMMARY = "find out why a run does not resume"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
-from rollforward.run.listing import checkpoint_at, new_folder, open_run
-from rollforward.store.foreign.exporting import EXPORTS
-from rollforward.store.looking import telling_where
+from rollforward.inspection.folder import checkpoint_at, new_folder, open_run
+from rollforward.inspection.looking import telling_where
+from rollforward.interop.exporting import EXPORTS
 
 NAME = "export"
 SUMMARY = "write a checkpoint for Hugging Face or MindRLHF"

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
-from rollforward.run import recovery_report
-from rollforward.run.listing import open_run
-from rollforward.run.run_history import Entry, timeline
+from rollforward.inspection.folder import open_run
+from rollforward.inspection.history import Entry, timeline
+from rollforward.replay import report as recovery_report
 
 NAME = "history"
 SUMMARY = "tell what happened to a run: starts, kills, resumes, checkpoints"

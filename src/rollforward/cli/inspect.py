@@ -12,9 +12,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
-from rollforward.run.listing import as_json, checkpoints_of, journal_as_json, open_run
-from rollforward.run.progress import in_bytes
+from rollforward.inspection.folder import as_json, checkpoints_of, journal_as_json, open_run
 from rollforward.store import CheckpointInfo
+from rollforward.wording import in_bytes
 
 NAME = "inspect"
 SUMMARY = "list the checkpoints of a run"

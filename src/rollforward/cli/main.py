@@ -18,9 +18,9 @@ from typing import NoReturn
 
 from rollforward.cli.arguments import Parser
 from rollforward.errors import RollforwardError
-from rollforward.run import reports, stopping
-from rollforward.run.reports import error_text
-from rollforward.run.stopping import Stopped
+from rollforward.processes import reports, stopping
+from rollforward.processes.reports import error_text
+from rollforward.processes.stopping import Stopped
 
 
 def verb_modules() -> list[ModuleType]:

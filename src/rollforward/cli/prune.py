@@ -12,10 +12,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser, count
-from rollforward.run.listing import open_run
-from rollforward.run.progress import in_bytes
+from rollforward.inspection.folder import open_run
 from rollforward.store import Retention, RunLock
 from rollforward.store.pruning import Removal, look_at_every_byte, plan, prune
+from rollforward.wording import in_bytes
 
 NAME = "prune"
 SUMMARY = "remove old checkpoints, or say what would go"

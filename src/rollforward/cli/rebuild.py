@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rollforward.cli import train
 from rollforward.cli.arguments import Parser, position
-from rollforward.run.listing import open_run
+from rollforward.inspection.folder import open_run
 from rollforward.run.plan import Asked
 from rollforward.store.layout import ROLE_FOLDERS
 

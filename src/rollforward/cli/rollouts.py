@@ -12,8 +12,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser, count, position
-from rollforward.run.listing import open_run
-from rollforward.run.rollout_texts import Sample, StepTexts, read_texts, worst
+from rollforward.inspection.folder import open_run
+from rollforward.inspection.rollouts import Sample, StepTexts, read_texts, worst
 
 NAME = "rollouts"
 SUMMARY = "read the prompts, completions and rewards of a step"

@@ -9,14 +9,15 @@ from typing import Any
 
 from rollforward.cli import worker
 from rollforward.cli.arguments import Parser, count, count_from_0, position, split_list
+from rollforward.config import loading as config
 from rollforward.errors import ConfigError
-from rollforward.run import config, launch, reports
+from rollforward.processes import launch, reports
+from rollforward.processes.environment import started_by_msrun, this_process
+from rollforward.processes.supervision import supervise
 from rollforward.run.engine import MindSpore
-from rollforward.run.environment import started_by_msrun, this_process
 from rollforward.run.plan import Asked, prepare
 from rollforward.run.progress import LogFile
 from rollforward.run.session import train
-from rollforward.run.supervision import supervise
 
 NAME = "train"
 SUMMARY = "train a policy with GRPO, or resume a run"

@@ -15,11 +15,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
-from rollforward.run import checking
-from rollforward.run.checking import JournalVerdict
-from rollforward.run.listing import open_run
-from rollforward.run.progress import in_bytes
-from rollforward.store.looking import Verdict, verify_checkpoints
+from rollforward.inspection import checking
+from rollforward.inspection.checking import JournalVerdict
+from rollforward.inspection.folder import open_run
+from rollforward.inspection.looking import Verdict, verify_checkpoints
+from rollforward.wording import in_bytes
 
 NAME = "verify"
 SUMMARY = "check that what a run has saved is intact"

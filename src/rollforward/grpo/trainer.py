@@ -28,7 +28,7 @@ import numpy as np
 
 from rollforward.errors import NonFinite, VerifierError
 from rollforward.grpo.advantages import centred_advantages, standardised_advantages
-from rollforward.grpo.evidence import arrays_of, check_finite, known_of
+from rollforward.grpo.nonfinite import arrays_of, check_finite, known_of
 from rollforward.grpo.objective import sequence_mean_weights, token_mean_weights
 from rollforward.grpo.ports import Checkpoints, Engine, Observer, RolloutLog
 from rollforward.grpo.prompts import PromptSchedule

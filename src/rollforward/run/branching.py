@@ -11,9 +11,9 @@ not half made. Nothing of P or later is taken over.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rollforward.config.keys import fingerprint
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume
 from rollforward.position import Position
-from rollforward.run import config
 from rollforward.storage import Storage
 from rollforward.store import Manifest
 from rollforward.store.journal.reading import read_journal
@@ -84,7 +84,7 @@ def check_reach(
 
 def check_same_facts(manifest: Manifest, facts: Mapping[str, Any], position: Position) -> None:
     """CheckpointMismatch unless what influences the numbers is as it was: only then are steps repeated."""
-    if manifest.fingerprint == config.fingerprint(facts):
+    if manifest.fingerprint == fingerprint(facts):
         return
     lines = changes(manifest.state.get("facts", {}), facts)
     raise CheckpointMismatch(

@@ -48,14 +48,14 @@ class MindSpore:
 
     def vocab_size(self, model_config: Mapping[str, Any]) -> int:
         """See `EnginePackage.vocab_size`."""
-        from rollforward.engines.mindspore.config import ModelConfig
+        from rollforward.models.config import ModelConfig
 
         return ModelConfig.parse(model_config).vocab_size
 
     def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
         """See `EnginePackage.tensor_layout`."""
-        from rollforward.engines.mindspore.config import ModelConfig
-        from rollforward.engines.mindspore.shapes import tensor_layout
+        from rollforward.models.config import ModelConfig
+        from rollforward.models.shapes import tensor_layout
 
         return tensor_layout(ModelConfig.parse(model_config))
 
@@ -81,7 +81,7 @@ class MindSpore:
 
     def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
         """See `EnginePackage.strategy_file`."""
-        from rollforward.engines.mindspore.strategy import strategy_file
+        from rollforward.engines.mindspore.strategy_format import strategy_file
 
         return strategy_file(shapes, world_size)
 

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import NonFinite, StorageError
-from rollforward.grpo.evidence import Evidence
+from rollforward.grpo.nonfinite import Evidence
 from rollforward.grpo.ports import Group, Tensors
 from rollforward.storage import LocalStorage
+from rollforward.store.layout import EVIDENCE
 from rollforward.store.tensorfile import ArraySource, write_tensors
 
-FOLDER = "evidence"
 _SHOWN = 5
 _SHOWN_CHARACTERS = 80
 
@@ -52,7 +52,7 @@ def keep(error: NonFinite, group: Group, about: Circumstances) -> NonFinite:
     evidence = error.evidence
     if not isinstance(evidence, Evidence):
         return error
-    folder = f"{FOLDER}/{evidence.position}-{about.incarnation}"
+    folder = f"{EVIDENCE}/{evidence.position}-{about.incarnation}"
     try:
         _write(error, evidence, group.rank, folder, about)
         kept = f"evidence: {about.run / folder}"
@@ -65,14 +65,6 @@ def keep(error: NonFinite, group: Group, about: Circumstances) -> NonFinite:
     found = NonFinite("\n".join([*lines, kept]), hint=error.hint, samples=error.samples)
     found.evidence = evidence
     return found
-
-
-def kept_in(run: Path) -> list[Path]:
-    """The folders of evidence that a run's folder has, the oldest step first."""
-    try:
-        return sorted(path for path in (run / FOLDER).iterdir() if path.is_dir())
-    except OSError:
-        return []
 
 
 def _write(error: NonFinite, evidence: Evidence, rank: int, folder: str, about: Circumstances) -> None:

@@ -15,34 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import rollforward
+from rollforward.config.keys import Config, fingerprint, what_affects_numbers
+from rollforward.config.loading import Loaded
+from rollforward.config.places import Outputs, outputs
+from rollforward.data.dataset import load_dataset
+from rollforward.data.tokenizer import Tokenizer
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume, RunExists
 from rollforward.grpo.ports import Verifier
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.types import Prompt
+from rollforward.inspection import doctor
+from rollforward.interop import resuming
+from rollforward.interop.resuming import FromForeign
+from rollforward.interop.role_folders import CheckpointFolders, checkpoint_folders, name_checkpoint_folders
+from rollforward.models.config import CONFIG_FILE, parse_model_config
 from rollforward.position import Position
-from rollforward.run import branching, doctor, foreign
-from rollforward.run.config import Config, Loaded, fingerprint, what_affects_numbers
-from rollforward.run.dataset import load_dataset
+from rollforward.run import branching
 from rollforward.run.engine import EnginePackage
-from rollforward.run.folders import (
-    FromCheckpoint,
-    FromModel,
-    Outputs,
-    checkpoint_folders,
-    model_files,
-    model_folders,
-    name_checkpoint_folders,
-    outputs,
-    parse_model_config,
-)
-from rollforward.run.foreign import FromForeign
-from rollforward.run.tokenizer import Tokenizer
+from rollforward.run.sources import FromModel, model_files, model_folders
 from rollforward.storage import LocalStorage
 from rollforward.store import Found, Manifest, check_layout, find, list_checkpoints, read_attachments
 from rollforward.store.lock import check_free
 from rollforward.verifiers import resolve
-
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +59,7 @@ class Plan:
     config: Config
     ignored: tuple[str, ...]
     outputs: Outputs
-    source: FromModel | FromCheckpoint | FromForeign
+    source: FromModel | CheckpointFolders | FromForeign
     found: Found | None
     """The checkpoint to resume from; None for a new run and where there are no manifests."""
     model_config: Mapping[str, Any]
@@ -130,7 +124,7 @@ def prepare(
         check_layout(found.manifest, engines.tensor_layout(model_config), world_size=world_size)
         _check_resumable(found.manifest, steps_per_epoch)
     elif isinstance(source, FromForeign):
-        foreign.check_headers(source, engines.tensor_layout(model_config))
+        resuming.check_headers(source, engines.tensor_layout(model_config))
     end = _end(config, steps_per_epoch)
     plan = Plan(
         config=config,
@@ -157,7 +151,7 @@ def prepare(
         branch=asked.position,
         rebuild=asked.rebuild,
     )
-    if isinstance(source, FromCheckpoint) and found is not None and plan.branch is not None:
+    if isinstance(source, CheckpointFolders) and found is not None and plan.branch is not None:
         ranks = range(world_size) if rank is None else (rank,)
         _check_reachable(plan, plan.branch, source, found.manifest, ranks)
     return plan
@@ -198,7 +192,7 @@ def _sources_digest() -> str:
     return found.hexdigest()[:8]
 
 
-_Source = tuple[FromModel | FromCheckpoint | FromForeign, Found | None, Path, dict[str, bytes]]
+_Source = tuple[FromModel | CheckpointFolders | FromForeign, Found | None, Path, dict[str, bytes]]
 """Where the weights come from, the checkpoint that was found, the tokenizer's folder, the model's files."""
 
 
@@ -208,7 +202,7 @@ def _source(config: Config, asked: Asked, places: Outputs, world_size: int) -> _
         _check_branch(asked, places, named)
     if not asked.resume:
         return _new(config, asked, places)
-    if foreign.is_foreign(named):
+    if resuming.is_foreign(named):
         return _resumed_foreign(config, asked, places, named, world_size)
     return _resumed(asked, places)
 
@@ -223,7 +217,7 @@ def _new(config: Config, asked: Asked, places: Outputs) -> tuple[FromModel, None
     return source, None, source.policy, model_files(source.policy, tokenizer)
 
 
-def _resumed(asked: Asked, places: Outputs) -> tuple[FromCheckpoint, Found, Path, dict[str, bytes]]:
+def _resumed(asked: Asked, places: Outputs) -> tuple[CheckpointFolders, Found, Path, dict[str, bytes]]:
     source = checkpoint_folders(asked.actor_checkpoint_path, asked.ref_checkpoint_path, places.run)
     if source.reference.parent.resolve() != source.run.resolve():
         raise CheckpointMismatch(
@@ -252,14 +246,17 @@ def _resumed(asked: Asked, places: Outputs) -> tuple[FromCheckpoint, Found, Path
 
 
 def _resumed_foreign(
-    config: Config, asked: Asked, places: Outputs, named: FromCheckpoint, world_size: int
+    config: Config, asked: Asked, places: Outputs, named: CheckpointFolders, world_size: int
 ) -> tuple[FromForeign, None, Path, dict[str, bytes]]:
     """From a folder without manifests; it may become this run's own, at its first checkpoint."""
-    source = foreign.look(
-        config,
+    actor = config.actor_config
+    source = resuming.look(
         named,
         reference_named=asked.ref_checkpoint_path,
-        reference_model=config.ref_config.load or config.actor_config.load,
+        reference_model=config.ref_config.load or actor.load,
+        reference_is_synced=config.ref_config.sync_ref_model,
+        model_folders=(actor.model_config, actor.load, config.rl_config.tokenizer_dir),
+        own_strategies=places.strategy,
         world_size=world_size,
     )
     _refuse_used_folder(
@@ -272,23 +269,23 @@ def _resumed_foreign(
 
 
 def _start(
-    source: FromModel | FromCheckpoint | FromForeign, found: Found | None, steps_per_epoch: int
+    source: FromModel | CheckpointFolders | FromForeign, found: Found | None, steps_per_epoch: int
 ) -> Position:
     if found is not None:
         return found.manifest.position
     if isinstance(source, FromForeign):
-        return foreign.next_position(source.position, source.first_epoch, steps_per_epoch)
+        return resuming.next_position(source.position, source.first_epoch, steps_per_epoch)
     return Position(0, 0)
 
 
-def _check_branch(asked: Asked, places: Outputs, named: FromCheckpoint) -> None:
+def _check_branch(asked: Asked, places: Outputs, named: CheckpointFolders) -> None:
     """ConfigError unless the position is one of an earlier run of ours and the folder is a new one."""
     if not asked.resume:
         raise ConfigError(
             "--resume_position says where to go on from, so it needs --resume_training",
             hint="add --resume_training and name the run with --actor_checkpoint_path",
         )
-    if foreign.is_foreign(named):
+    if resuming.is_foreign(named):
         raise ConfigError(
             f"{named.run} has no journal to go to step {asked.position} with: another trainer wrote it",
             hint="without --resume_position it is resumed from its newest checkpoint",
@@ -302,7 +299,7 @@ def _check_branch(asked: Asked, places: Outputs, named: FromCheckpoint) -> None:
 
 
 def _check_reachable(
-    plan: Plan, position: Position, source: FromCheckpoint, manifest: Manifest, ranks: Sequence[int]
+    plan: Plan, position: Position, source: CheckpointFolders, manifest: Manifest, ranks: Sequence[int]
 ) -> None:
     branching.check_named(position, plan.steps_per_epoch, plan.end)
     if plan.rebuild or position != manifest.position:
@@ -318,7 +315,7 @@ def _check_reachable(
     )
 
 
-def _with_findings(message: str, source: FromCheckpoint) -> str:
+def _with_findings(message: str, source: CheckpointFolders) -> str:
     """The message, and what the doctor says about the folders."""
     problems = [finding.text for finding in doctor.examine(source) if finding.level == "problem"]
     # Why a checkpoint does not count is in the message already.

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from rollforward.grpo.ports import Observer
 from rollforward.position import Position
+from rollforward.wording import in_minutes
 
 _WINDOW = 20
 """Steps over which speed is averaged for the time left."""
@@ -222,24 +223,3 @@ def tokens_per_second(metrics: Mapping[str, float]) -> float:
     """Completion tokens of a step over the seconds of all its phases; 0 when nothing was timed."""
     seconds = sum(value for name, value in metrics.items() if name.startswith("seconds/"))
     return metrics["tokens"] / seconds if seconds > 0 else 0.0
-
-
-def in_minutes(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def counted(count: int, what: str) -> str:
-    """`no steps`, `1 step`, `2 steps`."""
-    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
-
-
-def in_bytes(count: float) -> str:
-    """`3.1 MB`, powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

@@ -18,10 +18,10 @@ from rollforward.errors import StorageError
 from rollforward.grpo.ports import Engine
 from rollforward.position import Position
 from rollforward.run.metrics import SaveTrouble
-from rollforward.run.progress import in_bytes
 from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
-from rollforward.store.finding import positions
+from rollforward.store.catalog import positions
 from rollforward.store.journal.writing import Journal
+from rollforward.wording import in_bytes
 
 REWARD = "reward"
 """The name of the figure that is always there; `reward/<verifier>` are its parts."""

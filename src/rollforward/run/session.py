@@ -24,29 +24,34 @@ from rollforward.errors import NonFinite, NothingToResume, RollforwardError, Run
 from rollforward.grpo.ports import Engine, Group, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
+from rollforward.interop.restoring import Taken, take
+from rollforward.interop.resuming import FromForeign, next_position
+from rollforward.interop.role_folders import CheckpointFolders
 from rollforward.position import Position
-from rollforward.run import environment, evidence, metrics, recovery_report, stopping, strategy
+from rollforward.processes import environment, stopping
+from rollforward.processes.heartbeat import Heartbeat
+from rollforward.processes.stalls import CollectiveWatch
+from rollforward.replay import report as recovery_report
+from rollforward.replay.recovery import Restored, restore
+from rollforward.replay.report import Recovering, make_report
+from rollforward.replay.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
+from rollforward.run import evidence, metrics
+from rollforward.run import strategy_folder as strategy
 from rollforward.run.branching import changes
+from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.run.engine import EnginePackage
-from rollforward.run.folders import FromCheckpoint, FromModel
-from rollforward.run.foreign import FromForeign, next_position
-from rollforward.run.foreign_taking import Taken, take
-from rollforward.run.heartbeat import Heartbeat
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
 from rollforward.run.plan import Plan, schedule_of, versions
-from rollforward.run.progress import Display, LogFile, Several, in_bytes, open_display
-from rollforward.run.recovery import Restored, restore
-from rollforward.run.recovery_report import Recovering, make_report
-from rollforward.run.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
+from rollforward.run.progress import Display, LogFile, Several, open_display
 from rollforward.run.saving import RunCheckpoints
-from rollforward.run.settings import engine_settings, learning_rate, retention, trainer_settings
-from rollforward.run.stalls import CollectiveWatch
+from rollforward.run.sources import FromModel
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, RunLock, newest_incarnation
 from rollforward.store.cleaning import remove_strays
-from rollforward.store.foreign.guests import adopt
+from rollforward.store.guests import adopt
 from rollforward.store.journal.records import Identity
 from rollforward.store.manifest import digest_of_arrays
+from rollforward.wording import in_bytes
 
 Say = Callable[[str], None]
 
@@ -73,7 +78,7 @@ def train(plan: Plan, engines: EnginePackage) -> None:
             taken = take(plan.source, engine)
             start = next_position(taken.position, plan.source.first_epoch, plan.steps_per_epoch)
             plan = replace(plan, start=start)
-        after = newest_incarnation(plan.source.run) if isinstance(plan.source, FromCheckpoint) else 0
+        after = newest_incarnation(plan.source.run) if isinstance(plan.source, CheckpointFolders) else 0
         incarnation, fence = _own_the_folder(plan.outputs.run, after, group, stack, log_file.line)
         heart = stack.enter_context(_heartbeat(plan, group, incarnation, watch))
         _make_ready(plan, engines, engine, log_file)
@@ -205,7 +210,7 @@ def _open_log(
     """The journal: what it has beyond the checkpoint is replayed by the trainer, which asks it first."""
     output = LocalStorage(plan.outputs.run)
     sources = []
-    if isinstance(plan.source, FromCheckpoint):
+    if isinstance(plan.source, CheckpointFolders):
         sources = [output] if _same_folder(plan) else [LocalStorage(plan.source.run), output]
     manifest = restored.manifest if restored else None
     rl = plan.config.rl_config
@@ -234,6 +239,7 @@ def _open_log(
         ),
         all_gather=engine.group.all_gather,
         notice=lambda text: say(f"journal: {text}"),
+        uninterrupted=stopping.finishing,
         weights_digest=lambda: digest_of_arrays(engine.tensors()["policy_model"]),
     )
     for line in (*report.repaired, *report.problems):
@@ -274,12 +280,13 @@ def _recovering(
         steps_per_epoch=plan.steps_per_epoch,
         say=say,
         keep=partial(recovery_report.keep, storage) if group.rank == 0 else lambda _: None,
+        age=environment.age,
     )
 
 
 def _told_before(plan: Plan, group: Group) -> list[metrics.Record]:
     """The figures of the steps that the resumed run had done; empty for a new run, and on other ranks."""
-    if group.rank != 0 or not isinstance(plan.source, FromCheckpoint):
+    if group.rank != 0 or not isinstance(plan.source, CheckpointFolders):
         return []
     return metrics.read(plan.source.run / metrics.FILE)
 
@@ -456,4 +463,6 @@ def _scorer(plan: Plan) -> Callable[[Sequence[Prompt], Sequence[str]], Floats]:
 
 def _same_folder(plan: Plan) -> bool:
     """Whether the run goes on in its own folder; one of MindRLHF's is not our own yet."""
-    return isinstance(plan.source, FromCheckpoint) and plan.source.run.resolve() == plan.outputs.run.resolve()
+    return (
+        isinstance(plan.source, CheckpointFolders) and plan.source.run.resolve() == plan.outputs.run.resolve()
+    )

@@ -38,8 +38,8 @@ Nothing here imports a framework, and nothing here is pickled.
 """
 
 from rollforward.store.attempt import Saved
+from rollforward.store.catalog import CheckpointInfo, Found, find, list_checkpoints, load_manifest
 from rollforward.store.checkpoints import CheckpointStore
-from rollforward.store.finding import CheckpointInfo, Found, find, list_checkpoints, load_manifest
 from rollforward.store.lock import RunLock, newest_incarnation
 from rollforward.store.manifest import Manifest
 from rollforward.store.restoring import check_layout, read_attachments, read_tensors, restore_into

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.finding import is_there, is_valid, load_summary
-from rollforward.store.foreign.guests import read_guests
+from rollforward.store.catalog import is_there, is_valid, load_summary
+from rollforward.store.guests import read_guests
 from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import list_segments, remove_segments
 from rollforward.store.layout import (

@@ -12,6 +12,7 @@ ROLE_FOLDERS = {"policy_model": "train", "optimizer": "optimizer", "ref": "ref"}
 """role -> folder; the roles are the file prefixes too."""
 
 COMMITS = "commits"
+EVIDENCE = "evidence"
 GUESTS = "guests.json"
 JOURNAL = "journal"
 LOCK = "run.lock"

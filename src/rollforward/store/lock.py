@@ -22,7 +22,7 @@ from rollforward.errors import RunLocked, StorageError
 from rollforward.storage import LocalStorage, Storage, read_small
 from rollforward.storage.filelock import RECORD_BYTES, FileLock, is_held
 from rollforward.store import strictjson
-from rollforward.store.finding import peek_incarnations
+from rollforward.store.catalog import peek_incarnations
 from rollforward.store.layout import LOCK
 
 _SEGMENT = re.compile(r"(\d{1,18})-.*\.journal", re.ASCII)

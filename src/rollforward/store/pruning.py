@@ -15,6 +15,7 @@ from typing import Literal
 from rollforward.errors import ConfigError, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
+from rollforward.store.catalog import is_intact, positions
 from rollforward.store.cleaning import (
     Inventory,
     Kept,
@@ -26,7 +27,6 @@ from rollforward.store.cleaning import (
     temporaries,
     unneeded_files,
 )
-from rollforward.store.finding import is_intact, positions
 from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import Segment, list_segments, read_journal, remove_segments
 from rollforward.store.journal.timeline import removable

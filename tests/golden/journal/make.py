@@ -10,7 +10,7 @@ import numpy as np
 
 from rollforward.grpo.types import RolloutChunk, TokenBatch, UpdateOutcome
 from rollforward.position import Position
-from rollforward.run.rollout_codec import pack, pack_outcome
+from rollforward.replay.codec import pack, pack_outcome
 from rollforward.storage import LocalStorage
 from rollforward.store.journal.reading import read_journal
 from rollforward.store.journal.records import Identity

@@ -12,13 +12,13 @@ from mindspore import Tensor, nn, ops
 from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.model import Decoder, ModelConfig, attention_mask, positions_of
-from rollforward.engines.mindspore.weights import load_weights
 from rollforward.grpo.types import (
     EngineSettings,
     ObjectiveSettings,
     OptimizerSettings,
     SamplingSettings,
 )
+from rollforward.models.weights import load_weights
 
 FOLDER = Path(__file__).parents[2] / "golden" / "models"
 FAMILIES = ("llama", "qwen2", "qwen3")

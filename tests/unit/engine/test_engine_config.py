@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rollforward.engines.mindspore.config import ModelConfig
 from rollforward.errors import ModelError
+from rollforward.models.config import ModelConfig
 
 GOOD: dict[str, Any] = {
     "model_type": "llama",

@@ -11,8 +11,8 @@ from mindspore import Tensor
 from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.model import Rotary
-from rollforward.engines.mindspore.rope import RopeConfig, inverse_frequencies
 from rollforward.errors import ModelError
+from rollforward.models.rope import RopeConfig, inverse_frequencies
 
 CASES: list[dict[str, Any]] = json.loads((FOLDER / "rope.json").read_text())
 HEAD_DIM = 64

@@ -8,9 +8,9 @@ import pytest
 from engine_case import SETTINGS
 from golden_models import FAMILIES, FOLDER
 
-from rollforward.engines.mindspore.config import ModelConfig
 from rollforward.engines.mindspore.model import Decoder
-from rollforward.engines.mindspore.shapes import parameter_shapes, tensor_layout
+from rollforward.models.config import ModelConfig
+from rollforward.models.shapes import parameter_shapes, tensor_layout
 
 
 @pytest.mark.parametrize("family", FAMILIES)

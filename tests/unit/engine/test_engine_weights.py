@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from rollforward.engines.mindspore.config import ModelConfig
-from rollforward.engines.mindspore.weights import load_weights
 from rollforward.errors import ModelError
+from rollforward.models.config import ModelConfig
+from rollforward.models.weights import load_weights
 
 Arrays = dict[str, NDArray[np.float32]]
 

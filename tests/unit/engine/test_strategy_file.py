@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
 
-from rollforward.engines.mindspore.strategy import strategy_file
+from rollforward.engines.mindspore.strategy_format import strategy_file
 
 WEIGHTS = {
     "model.embed_tokens.weight": np.arange(32, dtype=np.float32).reshape(8, 4),

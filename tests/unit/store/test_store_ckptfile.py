@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollforward.errors import CheckpointInvalid
-from rollforward.store.foreign.files import read_arrays, read_layout
+from rollforward.interop.files import read_arrays, read_layout
 
 ARRAYS = {
     "model.layers.0.attention.wq.weight": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -7,7 +7,7 @@ from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, list_checkpoints
-from rollforward.store.foreign.guests import adopt, read_guests
+from rollforward.store.guests import adopt, read_guests
 from rollforward.store.pruning import prune
 
 STATE = {"policy_model": {"w": np.arange(6, dtype=np.float32)}, "optimizer": {"m": np.ones(2, np.float32)}}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollforward.errors import CheckpointMismatch
-from rollforward.store.foreign.joining import is_split, joined_layout, read_joined
-from rollforward.store.foreign.strategy_files import Layout, find_strategy
+from rollforward.interop.joining import is_split, joined_layout, read_joined
+from rollforward.interop.strategies import Layout, find_strategy
 
 NONE = (0, 0)
 SPLITS = {

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from simulated_disk import SimulatedDisk
 
+from rollforward.inspection.looking import bytes_to_verify, diff, verify_checkpoints
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, list_checkpoints, load_manifest
-from rollforward.store.looking import bytes_to_verify, diff, verify_checkpoints
 from rollforward.store.pruning import plan, prune
 
 

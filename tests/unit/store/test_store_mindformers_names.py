@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollforward.store.foreign.mindformers_names import (
+from rollforward.interop.names import (
     Heads,
     concatenated,
     is_bookkeeping,

@@ -8,9 +8,9 @@ import safetensors.numpy
 from ckpt_writer import ckpt_bytes
 
 from rollforward.errors import CheckpointInvalid, NothingToResume
+from rollforward.interop.files import read_arrays
+from rollforward.interop.folders import find_foreign
 from rollforward.position import Position
-from rollforward.store.foreign.files import read_arrays
-from rollforward.store.foreign.mindrlhf import find_foreign
 from rollforward.store.meta import parse_meta
 
 PREFIX = {"policy_model": "policy_model", "optimizer": "optimizer", "ref": "ref"}

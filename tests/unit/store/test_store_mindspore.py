@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from rollforward.interop.files import read_arrays
+from rollforward.interop.folders import find_foreign
+from rollforward.interop.names import Heads, to_ours, to_theirs
 from rollforward.position import Position
 from rollforward.store import CheckpointStore, find
-from rollforward.store.foreign.files import read_arrays
-from rollforward.store.foreign.mindformers_names import Heads, to_ours, to_theirs
-from rollforward.store.foreign.mindrlhf import find_foreign
 
 ms = pytest.importorskip("mindspore")
 

@@ -22,7 +22,6 @@ from rollforward.engines.mindspore.memory import Memory, Slots, memory_of, shape
 from rollforward.engines.mindspore.model import Decoder, ModelConfig
 from rollforward.engines.mindspore.objective import CompletionLogprobs, ReferenceLogprobs
 from rollforward.engines.mindspore.parallel import SingleProcess
-from rollforward.engines.mindspore.weights import load_weights
 from rollforward.errors import EngineError
 from rollforward.grpo.ports import Group, Tensors
 from rollforward.grpo.types import (
@@ -35,6 +34,7 @@ from rollforward.grpo.types import (
     TrainingBatch,
     UpdateOutcome,
 )
+from rollforward.models.weights import load_weights
 
 
 class MindSporeEngine:

@@ -20,8 +20,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from rollforward.engines.mindspore.config import ModelConfig
-from rollforward.engines.mindspore.rope import RopeConfig, inverse_frequencies
+from rollforward.models.config import ModelConfig
+from rollforward.models.rope import RopeConfig, inverse_frequencies
 
 __all__ = ["Attention", "Decoder", "Layer", "ModelConfig", "attention_mask", "initialise", "positions_of"]
 

@@ -1,0 +1,151 @@
+"""The configuration read: a YAML file, with what the command line says put over it, checked as a whole."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rollforward.config.ignored import is_ignored
+from rollforward.config.keys import Config
+from rollforward.config.schema import Problems, parse
+from rollforward.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A configuration, and which of its keys were accepted although they mean nothing here."""
+
+    config: Config
+    ignored: tuple[str, ...]
+
+
+def load(file: str | None, overrides: Sequence[tuple[str, Any]] = ()) -> Loaded:
+    """Read a YAML file (None: all defaults) and put `overrides`, (dotted key, value), over it.
+
+    Raises ConfigError with every problem found, of the file and of the overrides.
+    """
+    tree, lines = _read(file) if file is not None else ({}, {})
+    for path, value in overrides:
+        _put(tree, path, value)
+    given = frozenset(path for path, _value in overrides)
+    problems = Problems(source=file or "command line", lines=lines, overridden=given)
+    config = parse(Config, tree, problems, ignored=is_ignored)
+    _check_together(config, problems)
+    problems.raise_any()
+    return Loaded(config=config, ignored=tuple(path for path in _paths(tree) if is_ignored(path)))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`section.key=value`, the value read as YAML; ConfigError when it is not of that form."""
+    path, equals, value = text.partition("=")
+    if not equals or "." not in path:
+        raise ConfigError(
+            f"--set {text}: expected section.key=value",
+            hint="write it as in --set rl_config.seed=7",
+        )
+    try:
+        return path.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+
+
+def _check_together(config: Config, problems: Problems) -> None:
+    """Rules that span several keys."""
+    reward, schedule = config.reward_config, config.actor_config.lr_schedule
+    names, weights = reward.verifier_function, reward.verifier_weight
+    if not names:
+        problems.add("reward_config.verifier_function", "name at least one verifier")
+    if weights and len(weights) != len(names):
+        problems.add(
+            "reward_config.verifier_weight",
+            f"{len(weights)} weights for {len(names)} verifiers ({', '.join(names)})",
+            "give one weight for each verifier, or leave the weights out",
+        )
+    metrics = ("reward", *(f"reward/{name}" for name in names))
+    if config.rl_config.best_ckpt_metric not in metrics:
+        problems.add(
+            "rl_config.best_ckpt_metric",
+            f"must be one of {', '.join(metrics)}; it is {config.rl_config.best_ckpt_metric!r}",
+        )
+    if schedule.decay_steps and schedule.decay_steps <= schedule.warmup_step:
+        problems.add(
+            "actor_config.lr_schedule.decay_steps",
+            f"must be greater than warmup_step ({schedule.warmup_step}); it is {schedule.decay_steps}",
+        )
+    if schedule.min_lr > schedule.lr:
+        problems.add(
+            "actor_config.lr_schedule.min_lr",
+            f"must not be greater than lr ({schedule.lr:g}); it is {schedule.min_lr:g}",
+        )
+    generate, limit = config.generate_config, config.rl_config.seq_length
+    needed = generate.max_prompt_length + generate.sampling_config.max_tokens
+    if limit and needed > limit:
+        problems.add(
+            "rl_config.seq_length",
+            f"is {limit}, but max_prompt_length {generate.max_prompt_length} + max_tokens "
+            f"{generate.sampling_config.max_tokens} = {needed}",
+            "raise seq_length, or lower one of the two",
+        )
+    if generate.sampling_config.top_p == 0:
+        problems.add("generate_config.sampling_config.top_p", "must be greater than 0")
+
+
+def _read(file: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The mapping in a YAML file, and the line of each dotted key."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file", hint="give the configuration with --config FILE") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{file}: expected sections such as rl_config at the top, got {type(tree).__name__}"
+        )
+    lines: dict[str, int] = {}
+    _note_lines(root, "", file, lines)
+    return tree, lines
+
+
+def _note_lines(node: yaml.Node | None, prefix: str, file: str, lines: dict[str, int]) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for name, value in node.value:
+        path = f"{prefix}{name.value}"
+        line = name.start_mark.line + 1
+        if path in lines:
+            # YAML would keep the last one and say nothing.
+            raise ConfigError(f"{file}:{line}: {path}: given twice, first on line {lines[path]}")
+        lines[path] = line
+        _note_lines(value, f"{path}.", file, lines)
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, name = path.split(".")
+    for part in sections:
+        below = tree.get(part)
+        if not isinstance(below, dict):
+            below = tree[part] = {}
+        tree = below
+    tree[name] = value
+
+
+def _paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of a tree, as deep as they are keys of ours; an ignored section counts as one."""
+    found: list[str] = []
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value and not is_ignored(path):
+            found.extend(_paths(value, f"{path}."))
+        else:
+            found.append(path)
+    return found

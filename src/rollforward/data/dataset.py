@@ -1,0 +1,191 @@
+"""The problems of a run: a JSON Lines file, or a dataset that the reasoning-gym package makes.
+
+    data/train.jsonl                                       one object a line
+    reasoning_gym:chain_sum?size=500&seed=1&min_terms=2    a dataset's name and its parameters
+
+A line has a `prompt`, which is text or a list of chat messages, and an `answer`, which is text
+or a number; all else is columns, handed to verifiers by name. A problem's index is its place
+among the problems, from 0: what the order of an epoch permutes. Everything is in memory.
+
+Left out: MindRecord files, remote datasets, and datasets larger than memory.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import yaml
+
+from rollforward.data.tokenizer import Tokenizer
+from rollforward.errors import DataError
+from rollforward.grpo.types import Prompt
+
+GYM_PREFIX = "reasoning_gym:"
+
+_SHOWN = 5
+# reasoning-gym draws a seed of its own where it gets none, and a resumed run would see other problems.
+_GYM_DEFAULTS = {"size": 500, "seed": 0}
+# What verifiers are handed under these names is something else.
+_RESERVED = ("prompts", "completions")
+
+
+@dataclass(frozen=True)
+class _Problem:
+    where: str
+    """For messages: `file:line`."""
+    prompt: str | Sequence[Mapping[str, Any]]
+    answer: str
+    columns: Mapping[str, Any]
+
+
+def load_dataset(source: str, tokenizer: Tokenizer, max_prompt_length: int) -> list[Prompt]:
+    """All problems of a dataset, tokenized, in order; `source` as in the configuration's `dataset_file`.
+
+    Raises DataError for a file that is missing or malformed (naming `file:line`), an empty
+    dataset, prompts longer than `max_prompt_length` tokens, and a missing or unknown gym.
+    """
+    if source.startswith(GYM_PREFIX):
+        problems = _gym_problems(source, chat=tokenizer.has_chat_template)
+    else:
+        problems = _read_lines(Path(source))
+    if not problems:
+        raise DataError(f"{source} holds no problems", hint="a problem is a line with `prompt` and `answer`")
+    prompts = [_tokenized(index, problem, tokenizer) for index, problem in enumerate(problems)]
+    _check_lengths(problems, prompts, max_prompt_length)
+    return prompts
+
+
+def _read_lines(path: Path) -> list[_Problem]:
+    if path.suffix.startswith(".mindrecord"):
+        raise DataError(
+            f"{path} is a MindRecord file, which is not read here",
+            hint="rl_config.dataset_file names a JSON Lines file with `prompt` and `answer` on each line",
+        )
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot read the dataset {path}: {error.strerror or error}",
+            hint="set rl_config.dataset_file (--dataset_file) to a JSON Lines file, or to reasoning_gym:NAME",
+        ) from error
+    numbered = enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+    return [_parse_line(f"{path}:{number}", line) for number, line in numbered if line.strip()]
+
+
+def _parse_line(where: str, line: bytes) -> _Problem:
+    hint = 'a line looks like {"prompt": "1+2=", "answer": "3"}'
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}", hint=hint) from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {type(row).__name__} instead of an object", hint=hint)
+    missing = [key for key in ("prompt", "answer") if key not in row]
+    if missing:
+        raise DataError(
+            f"{where}: no {' and no '.join(missing)}; it has {', '.join(row) or 'nothing'}", hint=hint
+        )
+    prompt, answer = row.pop("prompt"), row.pop("answer")
+    reserved = [key for key in _RESERVED if key in row]
+    if reserved:
+        raise DataError(
+            f"{where}: a column is called {reserved[0]}, by which name verifiers are handed something else",
+            hint="rename the column",
+        )
+    return _Problem(where, _checked_prompt(where, prompt), _checked_answer(where, answer), row)
+
+
+def _checked_prompt(where: str, prompt: Any) -> str | list[dict[str, Any]]:
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    if (
+        isinstance(prompt, list)
+        and prompt
+        and all(isinstance(turn, dict) and "role" in turn for turn in prompt)
+    ):
+        return prompt
+    raise DataError(
+        f"{where}: prompt is {_cut(prompt)}, neither text nor a list of chat messages",
+        hint='messages look like [{"role": "user", "content": "What is 1+2?"}]',
+    )
+
+
+def _checked_answer(where: str, answer: Any) -> str:
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        return json.dumps(answer)
+    raise DataError(f"{where}: answer is {_cut(answer)}, neither text nor a number", hint="write it as text")
+
+
+def _gym_problems(source: str, *, chat: bool) -> list[_Problem]:
+    """Problems of reasoning-gym; for a model with a chat template, each question is the user's turn."""
+    name, _, query = source.removeprefix(GYM_PREFIX).partition("?")
+    parameters = _GYM_DEFAULTS | {key: yaml.safe_load(value) for key, value in parse_qsl(query)}
+    try:
+        from reasoning_gym import create_dataset
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise DataError(
+            f"the dataset {source} needs the package reasoning-gym, which cannot be imported: {error}",
+            hint="pip install 'rollforward[gym]' (it needs a C compiler)",
+        ) from error
+    if name not in DATASETS:
+        nearest = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.0)
+        raise DataError(f"reasoning-gym has no dataset {name!r}", hint=f"did you mean {', '.join(nearest)}?")
+    try:
+        entries = list(create_dataset(name, **parameters))
+    except Exception as error:  # each dataset checks its parameters in its own way
+        raise DataError(
+            f"reasoning-gym cannot make {source}: {type(error).__name__}: {error}",
+            hint="parameters are those of the dataset's configuration class in reasoning-gym",
+        ) from error
+    problems = []
+    for number, entry in enumerate(entries):
+        question = entry["question"]
+        prompt = [{"role": "user", "content": question}] if chat else question
+        columns = {"question": question, "metadata": entry["metadata"]}
+        problems.append(_Problem(f"{source} problem {number}", prompt, str(entry["answer"]), columns))
+    return problems
+
+
+def _tokenized(index: int, problem: _Problem, tokenizer: Tokenizer) -> Prompt:
+    if isinstance(problem.prompt, str):
+        text = problem.prompt
+        ids = tokenizer.encode(text)
+    else:
+        try:
+            text = tokenizer.render(problem.prompt)
+        except DataError as error:
+            raise DataError(f"{problem.where}: {error.message}", hint=error.hint) from error
+        ids = tokenizer.encode_rendered(text)
+    if not ids:
+        raise DataError(
+            f"{problem.where}: the prompt {_cut(text)} has no tokens", hint="is this its tokenizer?"
+        )
+    return Prompt(
+        index=index, text=text, token_ids=tuple(ids), answer=problem.answer, columns=dict(problem.columns)
+    )
+
+
+def _check_lengths(problems: Sequence[_Problem], prompts: Sequence[Prompt], limit: int) -> None:
+    long = [prompt for prompt in prompts if len(prompt.token_ids) > limit]
+    if long:
+        shown = ", ".join(
+            f"{problems[prompt.index].where} ({len(prompt.token_ids)} tokens)" for prompt in long[:_SHOWN]
+        )
+        rest = f" and {len(long) - _SHOWN} more" if len(long) > _SHOWN else ""
+        longest = max(len(prompt.token_ids) for prompt in long)
+        raise DataError(
+            f"{len(long)} of {len(prompts)} prompts are longer than {limit} tokens: {shown}{rest}",
+            hint=f"raise generate_config.max_prompt_length to {longest}, or leave these problems out",
+        )
+
+
+def _cut(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,376 @@
+"""What can be wrong with a run before it is resumed, and what to do about each.
+
+Every check looks and says; none changes anything. The checks of folders are used by `train` too:
+when it finds nothing to resume, what is said about the folders here is the end of its message.
+
+    folders       rank folders, meta.json, files, steps: of a run of ours, and of MindRLHF's folders
+    names         do policy and reference have the parameters of one model
+    evidence      of starts that a number that was not finite has ended
+    environment   time-outs of the communication library, the scheduler's port, disk space
+"""
+
+import difflib
+import os
+import shutil
+import socket
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rollforward.errors import RollforwardError
+from rollforward.interop.files import read_layout
+from rollforward.interop.names import is_bookkeeping, is_moment, plain_name
+from rollforward.interop.role_folders import CheckpointFolders, what_is_near
+from rollforward.position import Position
+from rollforward.storage import LocalStorage
+from rollforward.store import list_checkpoints
+from rollforward.store.layout import COMMITS, EVIDENCE, META, parse_rank
+from rollforward.store.meta import Meta, parse_meta
+from rollforward.wording import in_bytes
+
+TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
+"""Environment variable -> seconds that are recommended."""
+MSRUN_PORT = 8118
+"""Where `msrun` puts its scheduler unless it is told otherwise."""
+_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    level: Literal["ok", "note", "problem"]
+    """A note is worth knowing and fails nothing."""
+    text: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankFolder:
+    """What is in `<role folder>/rank_N`."""
+
+    rank: int
+    path: Path
+    names: tuple[str, ...]
+    meta: Meta | None
+    problem: str
+    """Why `meta.json` says nothing; empty when it does."""
+
+
+def examine(source: CheckpointFolders) -> list[Finding]:
+    """All checks of the folders that a resumed run would start from."""
+    folders = {"policy": source.policy, "optimizer": source.optimizer, "reference": source.reference}
+    found: list[Finding] = []
+    ranks: dict[str, list[RankFolder]] = {}
+    if not source.optimizer.is_dir() and _hold_moments(rank_folders(source.policy)):
+        del folders["optimizer"]
+        text = f"{source.policy} holds policy and optimizer in one file, as MindFormers' trainer saves them"
+        found.append(Finding(check="folders", level="note", text=text))
+    for role, folder in folders.items():
+        ranks[role] = rank_folders(folder)
+        found += _check_folder(role, folder, ranks[role])
+    found += _check_steps(ranks)
+    found += _check_files(ranks)
+    found += _check_names(ranks)
+    if (source.run / COMMITS).is_dir():
+        found += _check_manifests(source.run)
+    found += _look_for_evidence(source.run)
+    return found
+
+
+def _hold_moments(items: Sequence[RankFolder]) -> bool:
+    """Whether an optimizer's moments are in a policy's files."""
+    try:
+        return any(
+            is_moment(name)
+            for item in items
+            if item.meta is not None and not item.problem
+            for name in read_layout(item.path / item.meta.file)
+        )
+    except RollforwardError:
+        return False
+
+
+def rank_folders(folder: Path) -> list[RankFolder]:
+    """The rank folders of a role, by rank."""
+    if not folder.is_dir():
+        return []
+    ranks = sorted((rank, path) for path in folder.iterdir() if (rank := parse_rank(path.name)) is not None)
+    return [_look(rank, path) for rank, path in ranks if path.is_dir()]
+
+
+def _look(rank: int, path: Path) -> RankFolder:
+    names = tuple(sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")))
+    meta, problem = None, ""
+    try:
+        meta = parse_meta((path / META).read_bytes())
+        if meta.file not in names:
+            problem = f"{META} names {meta.file}, which is not there"
+    except FileNotFoundError:
+        problem = f"no {META}"
+    except (OSError, ValueError) as error:
+        problem = f"{META} cannot be used: {error}"
+    return RankFolder(rank=rank, path=path, names=names, meta=meta, problem=problem)
+
+
+def _check_folder(role: str, folder: Path, ranks: Sequence[RankFolder]) -> Iterator[Finding]:
+    if not folder.is_dir():
+        yield Finding(
+            check="folders",
+            level="problem",
+            text=f"{role}: {folder} does not exist; {what_is_near(folder)}",
+            hint="check the path, and $LOCAL_DEFAULT_PATH "
+            f"({os.environ.get('LOCAL_DEFAULT_PATH') or 'not set'})",
+        )
+        return
+    if not ranks:
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:_SHOWN]) or "nothing"
+        yield Finding(
+            check="folders",
+            level="problem",
+            text=f"{role}: {folder} has no rank_0, rank_1, ...; there is {there}",
+            hint="name the folder that holds rank_0: train/ or ref/ of a run",
+        )
+        return
+    missing = sorted(set(range(ranks[-1].rank + 1)) - {item.rank for item in ranks})
+    if missing:
+        yield Finding(
+            check="folders",
+            level="problem",
+            text=f"{role}: {folder} has no folder for rank {', '.join(map(str, missing))}",
+            hint="copy the missing ranks from the machine that saved them",
+        )
+    for item in ranks:
+        held = ", ".join(item.names[:_SHOWN]) or "nothing"
+        if item.problem:
+            yield Finding(
+                check="meta.json",
+                level="problem",
+                text=f"{role}, rank {item.rank}: {item.problem}; {item.path} holds {held}",
+                hint=f"a run with {COMMITS}/ resumes without it and writes it again; for another, name an "
+                "older run, or write it by hand: last_epoch, last_step, last_ckpt_file",
+            )
+        elif item.meta is not None:
+            yield Finding(
+                check="meta.json",
+                level="note" if item.meta.garbage else "ok",
+                text=f"{role}, rank {item.rank}: {item.meta.position}, {item.meta.file}"
+                + ("; more text follows after its JSON, which is ignored" if item.meta.garbage else ""),
+            )
+
+
+def _check_steps(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
+    """Do all ranks of policy and optimizer stand at one position?"""
+    at: dict[Position, list[str]] = {}
+    for role in ("policy", "optimizer"):
+        for item in ranks.get(role, []):
+            if item.meta is not None:
+                at.setdefault(item.meta.position, []).append(f"{role} of rank {item.rank}")
+    if len(at) > 1:
+        told = "; ".join(f"{position}: {', '.join(who)}" for position, who in sorted(at.items()))
+        yield Finding(
+            check="steps",
+            level="problem",
+            text=f"policy and optimizer stand at different steps: {told}",
+            hint="an older position that all of them have is used, if there is one",
+        )
+    elif at:
+        position = next(iter(at))
+        later = [item for item in ranks["reference"] if item.meta and item.meta.position > position]
+        if later:
+            yield Finding(
+                check="steps",
+                level="problem",
+                text=f"the reference (rank {later[0].rank}) stands at a later step than policy and "
+                f"optimizer, which stand at {position}",
+                hint="name the ref/ folder of the same run",
+            )
+        else:
+            yield Finding(check="steps", level="ok", text=f"all ranks stand at {position}")
+
+
+def _check_files(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
+    """Does the file that each `meta.json` names open?"""
+    opened = 0
+    for role, items in ranks.items():
+        for item in items:
+            if item.meta is None or item.problem:
+                continue
+            try:
+                read_layout(item.path / item.meta.file)
+                opened += 1
+            except RollforwardError as error:
+                yield Finding(
+                    check="files",
+                    level="problem",
+                    text=f"{role}, rank {item.rank}: {error.message}",
+                    hint="an older checkpoint is used, if there is one; delete nothing before that worked",
+                )
+    if opened:
+        yield Finding(check="files", level="ok", text=f"{opened} files open")
+
+
+def _check_names(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
+    """Policy and reference are the same model, so their parameters have the same names."""
+    names = {role: _all_names(ranks[role]) for role in ("policy", "reference")}
+    if not all(names.values()):
+        return
+    text = compare_names("the policy", names["policy"], "the reference", names["reference"])
+    if text:
+        yield Finding(
+            check="names", level="problem", text=text, hint="name the train/ and ref/ folders of one run"
+        )
+    else:
+        yield Finding(
+            check="names",
+            level="ok",
+            text=f"policy and reference have the same {len(names['policy'])} parameters",
+        )
+
+
+def _all_names(items: Sequence[RankFolder]) -> set[str]:
+    found: set[str] = set()
+    for item in items:
+        if item.meta is not None and not item.problem:
+            try:
+                names = read_layout(item.path / item.meta.file)
+                # MindRLHF puts the names of different trainers before those of one model.
+                found.update(plain_name(n) for n in names if not is_bookkeeping(n) and not is_moment(n))
+            except RollforwardError:
+                return set()
+    return found
+
+
+def compare_names(one: str, names: Collection[str], other: str, other_names: Collection[str]) -> str:
+    """Which names are on one side only, each with the nearest of the other side; empty when none is."""
+    lines = []
+    for side, mine, theirs in ((one, names, other_names), (other, other_names, names)):
+        alone = sorted(set(mine) - set(theirs))
+        for name in alone[:_SHOWN]:
+            near = difflib.get_close_matches(name, sorted(theirs), n=1)
+            lines.append(f"  only in {side}: {name}" + (f" (nearest: {near[0]})" if near else ""))
+        if len(alone) > _SHOWN:
+            lines.append(f"  and {len(alone) - _SHOWN} more")
+    return "\n".join([f"parameter names of {one} and {other} do not match:", *lines]) if lines else ""
+
+
+def _check_manifests(run: Path) -> Iterator[Finding]:
+    """Every byte of every checkpoint, as a restore would check it."""
+    listed = list_checkpoints(LocalStorage(run), deep=True)
+    for info in listed:
+        if info.valid:
+            yield Finding(
+                check="checkpoints",
+                level="ok",
+                text=f"{info.position}, saved {info.created}, {in_bytes(info.size)}: every byte is intact",
+            )
+        else:
+            yield Finding(
+                check="checkpoints",
+                level="problem",
+                text=f"{info.position}: {info.reason}",
+                hint="resuming takes the newest valid one"
+                if any(other.valid for other in listed)
+                else "there is no valid one: resume from a copy, or start again",
+            )
+
+
+def _look_for_evidence(run: Path) -> Iterator[Finding]:
+    """Did an earlier start stop because of a number that was not finite?"""
+    for folder in _evidence_of(run):
+        step, _, start = folder.name.partition("-")
+        yield Finding(
+            check="evidence",
+            level="note",
+            text=f"start {start} stopped at step {step}: a number was not finite",
+            hint=f"{folder} says which samples, and has all that was computed; delete it when it is settled",
+        )
+
+
+def _evidence_of(run: Path) -> list[Path]:
+    """The folders of evidence that a run's folder has, the oldest step first."""
+    try:
+        return sorted(path for path in (run / EVIDENCE).iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def examine_environment(save: Path, needed: int, environment: Mapping[str, str]) -> list[Finding]:
+    """Time-outs, port, and whether `needed` bytes fit where the next checkpoint goes."""
+    found = [_check_timeout(name, value, environment.get(name)) for name, value in TIMEOUTS.items()]
+    found.append(_check_port(int(environment.get("MS_SCHED_PORT") or MSRUN_PORT)))
+    found.append(_check_disk(save, needed))
+    return found
+
+
+def _check_timeout(name: str, recommended: int, value: str | None) -> Finding:
+    hint = f"export {name}={recommended}"
+    if value is None:
+        return Finding(
+            check="time-outs",
+            level="note",
+            text=f"{name} is not set; {recommended} s are recommended for several Ascend devices",
+            hint=hint,
+        )
+    if not value.isdigit():
+        return Finding(
+            check="time-outs",
+            level="problem",
+            text=f"{name} is {value!r}, not a number of seconds",
+            hint=hint,
+        )
+    if int(value) < recommended:
+        return Finding(
+            check="time-outs",
+            level="problem",
+            text=f"{name} is {value} s, less than the recommended {recommended} s: a worker that loads or "
+            "compiles longer than that breaks the others' collectives",
+            hint=hint,
+        )
+    return Finding(check="time-outs", level="ok", text=f"{name} is {value} s")
+
+
+def _check_port(port: int) -> Finding:
+    with socket.socket() as probe:
+        # As the scheduler itself binds it: a port that only waits for old packets counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return Finding(
+                check="port",
+                level="problem",
+                text=f"port {port}, where msrun puts its scheduler, cannot be used: {error.strerror}",
+                hint="end what listens there, or use msrun --master_port; rollforward train --workers "
+                "finds a free one by itself",
+            )
+    return Finding(check="port", level="ok", text=f"port {port} is free for msrun's scheduler")
+
+
+def _check_disk(save: Path, needed: int) -> Finding:
+    near = next(part for part in (save.absolute(), *save.absolute().parents) if part.is_dir())
+    free = shutil.disk_usage(near).free
+    text = f"{in_bytes(free)} are free in {near}, the next checkpoint takes about {in_bytes(needed)}"
+    if free < needed:
+        return Finding(
+            check="disk",
+            level="problem",
+            text=text,
+            hint="free some space, lower rl_config.save_max_ckpt_num, or name another --save_checkpoint_dir",
+        )
+    return Finding(check="disk", level="ok", text=text)
+
+
+def next_checkpoint_bytes(run: Path) -> int:
+    """How much the next checkpoint of a run takes: as much as its newest; 0 when there is none."""
+    if not (run / COMMITS).is_dir():
+        return sum(
+            entry.stat().st_size
+            for folder in ("train", "optimizer")
+            for item in rank_folders(run / folder)
+            for entry in item.path.iterdir()
+            if item.meta is not None and entry.name == item.meta.file
+        )
+    return next((info.size for info in list_checkpoints(LocalStorage(run)) if info.valid), 0)

@@ -1,0 +1,112 @@
+"""What a run's folder holds, for whoever looks at it from outside."""
+
+from pathlib import Path
+from typing import Any
+
+from rollforward.errors import ConfigError, NothingToResume
+from rollforward.inspection.looking import telling_where
+from rollforward.interop.role_folders import what_is_near
+from rollforward.position import Position
+from rollforward.storage import LocalStorage
+from rollforward.storage.failures import storage_error
+from rollforward.store import CheckpointInfo, Found, find, list_checkpoints, load_manifest
+from rollforward.store.catalog import positions
+from rollforward.store.journal.history import extent
+from rollforward.store.layout import COMMITS
+
+
+def open_run(folder: Path) -> LocalStorage:
+    """The storage of a run's folder; NothingToResume when the folder is not that of a run."""
+    try:
+        if (folder / COMMITS).is_dir():
+            return LocalStorage(folder)
+        if folder.is_dir():
+            why = f"{folder} holds no run: there is no {COMMITS}/ in it"
+        else:
+            why = f"{folder} is a file, not a folder" if folder.exists() else f"{folder}: no such folder"
+        raise NothingToResume(f"{why}; {what_is_near(folder)}", hint=_where_a_run_may_be(folder))
+    except OSError as error:
+        raise storage_error("looking at", str(folder), error) from error
+
+
+def _where_a_run_may_be(folder: Path) -> str:
+    before, colon, behind = str(folder).rpartition(":")
+    if colon and (Path(before) / COMMITS).is_dir():
+        try:
+            Position.parse(behind)
+        except ValueError as error:
+            return str(error)
+        return f"name the run's folder alone: {before}"
+    near = next((above for above in folder.absolute().parents[:2] if (above / COMMITS).is_dir()), None)
+    return f"the run's folder is {near}" if near else "name the folder that --save_checkpoint_dir named"
+
+
+def new_folder(folder: Path) -> LocalStorage:
+    """The storage of a folder in which nothing lies yet; ConfigError when something does."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder}: there is something already", hint="name a new folder")
+    except OSError as error:
+        raise storage_error("looking at", str(folder), error) from error
+    return LocalStorage(folder)
+
+
+def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
+    """The checkpoints of a run, the oldest first; `deep` reads and digests every byte.
+
+    Raises NothingToResume when the folder is not that of a run.
+    """
+    return list_checkpoints(open_run(folder), deep=deep)[::-1]
+
+
+def checkpoint_at(storage: LocalStorage, position: Position | None) -> Found:
+    """The checkpoint at a position; or the newest valid one, and the newer ones that it is not.
+
+    Raises NothingToResume, naming those that there are, when there is none at the position, and
+    CheckpointInvalid when its manifest does not prove intact.
+    """
+    if position is None:
+        return find(storage)
+    there = positions(storage)
+    if position not in there:
+        raise NothingToResume(
+            f"{storage} has no checkpoint {position}; it has {', '.join(map(str, sorted(there))) or 'none'}",
+            hint="rollforward rebuild makes a checkpoint of any step that the journal reaches",
+        )
+    with telling_where(storage):
+        return Found(load_manifest(storage, position), ())
+
+
+def as_json(info: CheckpointInfo) -> dict[str, Any]:
+    """A checkpoint as JSON can hold it, with the digest of each role where the manifest can be read."""
+    about: dict[str, Any] = {
+        "position": str(info.position),
+        "created": info.created,
+        "size": info.size,
+        "valid": info.valid,
+        "reason": info.reason,
+    }
+    manifest = info.manifest
+    if manifest is not None:
+        about |= {
+            "global_step": manifest.global_step,
+            "run_id": manifest.run_id,
+            "incarnation": manifest.incarnation,
+            "world_size": manifest.world_size,
+            "fingerprint": manifest.fingerprint,
+            "versions": dict(manifest.versions),
+            "metrics": manifest.metrics,
+            "digests": manifest.role_digests(),
+        }
+    return about
+
+
+def journal_as_json(storage: LocalStorage) -> dict[str, Any]:
+    """How much journal there is, and how far back it reaches, as JSON can hold it."""
+    found = extent(storage)
+    back = found.reaches_back_to
+    return {
+        "segments": found.segments,
+        "size": found.size,
+        "reaches_back_to": None if back is None else str(back),
+    }

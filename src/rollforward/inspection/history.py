@@ -1,0 +1,182 @@
+"""The past of a run as a timeline: starts, resumes, replays, checkpoints, and how each start ended.
+
+Derived from what the run's folder holds: the journal of the first rank, the manifests, the reports
+of recoveries, and the lock. Nothing is changed on disk. What was pruned is not told: checkpoints that
+are gone, and what a start did of which no journal segment is left.
+"""
+
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rollforward.position import Position
+from rollforward.replay import report as recovery_report
+from rollforward.replay.report import RecoveryReport
+from rollforward.replay.rollout_log import FAILED
+from rollforward.storage import LocalStorage
+from rollforward.store import CheckpointInfo, list_checkpoints
+from rollforward.store.journal.history import StartOfRun, history, journal_ranks
+from rollforward.store.journal.records import Record
+from rollforward.store.lock import Owner, read_owner
+from rollforward.wording import counted, in_bytes
+
+What = Literal[
+    "started", "resumed", "checkpoint", "finished", "failed", "stopped", "killed", "running", "damage"
+]
+FINISHED = "finished"
+"""The event of the journal that says that a start came to the run's end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the timeline."""
+
+    time: str
+    """UTC; empty where it is not known."""
+    what: What
+    start: int
+    """Which start of the run (incarnation) it belongs to; 0 where that is not known."""
+    position: Position | None
+    text: str
+
+
+def timeline(storage: LocalStorage) -> list[Entry]:
+    """Everything that is known, the earliest first; entries without a time come last."""
+    ranks = journal_ranks(storage)
+    starts = history(storage, ranks[0]) if ranks else []
+    checkpoints = list_checkpoints(storage)
+    entries = [_checkpoint(info) for info in checkpoints]
+    reports = {report.incarnation: report for report in recovery_report.read(storage)}
+    owner = read_owner(storage)
+    failures = _failures(storage, ranks)
+    for start in starts:
+        if start.incarnation not in reports:
+            entries += _beginning(start)
+        newest = start is starts[-1]
+        failure = failures.get(start.incarnation)
+        entries.append(_ending(start, owner if newest else None, failure, later=not newest))
+    entries += [_recovered(report) for report in reports.values()]
+    for rank in ranks:
+        for start in history(storage, rank) if rank else starts:
+            entries += [
+                Entry(
+                    time="",
+                    what="damage",
+                    start=start.incarnation,
+                    position=None,
+                    text=f"rank {rank}: {line}",
+                )
+                for line in start.problems
+            ]
+    # Of two things at one instant the checkpoint came before what followed from it.
+    return sorted(entries, key=lambda entry: (not entry.time, entry.time, entry.what != "checkpoint"))
+
+
+def _beginning(start: StartOfRun) -> Iterator[Entry]:
+    """As its journal has it, where there is no report of a recovery."""
+    header = start.header
+    if header is None:
+        return
+    who = header.identity
+    workers = f"{who.world_size} worker{'s' if who.world_size > 1 else ''} on {who.device}"
+    resumed = bool(header.lineage) or header.start > Position(0, 0)
+    text = f"at step {header.start}, {workers}" if resumed else f"a new run, {workers}"
+    if header.first > header.start:
+        text += f"; it began before this: its journal from before {header.first} is gone"
+    yield Entry(
+        time=header.created,
+        what="resumed" if resumed else "started",
+        start=start.incarnation,
+        position=header.start,
+        text=text,
+    )
+
+
+def _recovered(report: RecoveryReport) -> Entry:
+    """As the start itself reported it."""
+    text = f"from checkpoint {report.checkpoint} of start {report.saved_by}"
+    if report.rejected:
+        text += f", {len(report.rejected)} newer rejected"
+    if report.steps_replayed:
+        how = "replayed" if report.over else "to be replayed"
+        text += f"; {counted(report.steps_replayed, 'step')} {how}, up to {report.replayed_until}"
+    else:
+        text += "; no whole step to replay"
+    return Entry(
+        time=report.time,
+        what="resumed",
+        start=report.incarnation,
+        position=report.checkpoint,
+        text="; ".join([text, f"lost: {report.lost[0] if report.lost else 'nothing'}"]),
+    )
+
+
+def _failures(storage: LocalStorage, ranks: Sequence[int]) -> dict[int, str]:
+    """The error that ended a start, of the rank that failed first: the others fail because of it."""
+    found = [
+        (record.time, start.incarnation, json.loads(record.metadata.get("detail", "{}")))
+        for rank in ranks
+        for start in history(storage, rank)
+        for record in start.events
+        if _event(record) == FAILED
+    ]
+    first: dict[int, str] = {}
+    for _, incarnation, detail in sorted(found, key=lambda item: item[:2]):
+        line, *_ = str(detail.get("error", "")).splitlines() or [""]
+        first.setdefault(incarnation, f"{detail.get('kind', 'an error')}: {line}")
+    return first
+
+
+def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, later: bool) -> Entry:
+    did = f"{start.chunks} chunks generated, {start.updates} updates"
+    if start.first is None:
+        did = "nothing new was done"
+    elif start.last is not None:
+        did += f", steps {start.first} to {start.last}"
+    if start.abandoned_from is not None:
+        did += f"; what it did from {start.abandoned_from} on was abandoned"
+    finished = next((record for record in start.events if _event(record) == FINISHED), None)
+    if finished is not None:
+        how: tuple[What, str] = "finished", "came to its end"
+    elif failure is not None:
+        how = "failed", failure
+    elif later or owner is None or owner.incarnation != start.incarnation:
+        how = "stopped", "killed or stopped before its end"
+    else:
+        how = _by_its_lock(owner)
+    return Entry(
+        time=start.last_time,
+        what=how[0],
+        start=start.incarnation,
+        position=finished.position if finished else start.last,
+        text=f"{how[1]}: {did}",
+    )
+
+
+def _by_its_lock(owner: Owner) -> tuple[What, str]:
+    """How the newest start ended, if it did."""
+    process = f"process {owner.pid} on {owner.host}"
+    if not owner.held:
+        return "stopped", f"{process} let go of the folder before the run's end"
+    if owner.host != socket.gethostname()[:64]:
+        return "running", f"{process} did not let go of the folder: it runs, or was killed"
+    if Path(f"/proc/{owner.pid}").exists():
+        return "running", f"{process} is at it"
+    return "killed", f"{process} ended without letting go of the folder"
+
+
+def _checkpoint(info: CheckpointInfo) -> Entry:
+    return Entry(
+        time=info.created,
+        what="checkpoint",
+        start=info.manifest.incarnation if info.manifest else 0,
+        position=info.position,
+        text=f"saved, {in_bytes(info.size)}" if info.valid else f"not valid: {info.reason}",
+    )
+
+
+def _event(record: Record) -> str:
+    return record.metadata.get("event", "")

@@ -1,0 +1,114 @@
+"""The rollouts of one step as people read them: prompts, completions and rewards in words.
+
+The tokenizer is the one that the run keeps beside its checkpoints, so nothing but the run's folder
+is needed. Texts are what the verifiers were shown: special tokens are left out.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollforward.data.tokenizer import Tokenizer
+from rollforward.inspection.steps import JournaledChunk, read_step
+from rollforward.models.config import CONFIG_FILE
+from rollforward.position import Position
+from rollforward.replay.codec import RecordedOutcome
+from rollforward.storage import LocalStorage
+from rollforward.store import Manifest, find, read_attachments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One completion."""
+
+    rank: int
+    chunk: int
+    sample: int
+    """Its number in the chunk."""
+    prompt_index: int
+    """Its prompt's number in the dataset."""
+    prompt: str
+    completion: str
+    reward: float
+    """Of all verifiers together, weighted as the run's configuration says."""
+    rewards: Mapping[str, float]
+    """Of each verifier, unweighted."""
+    tokens: int
+    """Of the completion."""
+    stopped: bool
+    """Whether it ended by itself; else it was cut at the greatest length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTexts:
+    """A step, readable."""
+
+    position: Position
+    samples: tuple[Sample, ...]
+    """By rank, chunk and number."""
+    outcomes: Mapping[int, RecordedOutcome]
+    """By iteration: what the updates gave."""
+    problems: tuple[str, ...]
+    """What could not be read, a line each."""
+
+
+def read_texts(storage: LocalStorage, position: Position) -> StepTexts:
+    """The rollouts of a step; NothingToResume, with what there is, when the journal has none."""
+    step = read_step(storage, position)
+    manifest = find(storage).manifest
+    tokenizer = _tokenizer_of(storage, manifest)
+    return StepTexts(
+        position=position,
+        samples=tuple(
+            sample
+            for chunk in step.chunks
+            for sample in _samples(chunk, tokenizer, _weights(chunk, manifest))
+        ),
+        outcomes=step.outcomes,
+        problems=step.problems,
+    )
+
+
+def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Those with the lowest rewards, the lowest first."""
+    return sorted(samples, key=lambda sample: sample.reward)[:count]
+
+
+def _tokenizer_of(storage: LocalStorage, manifest: Manifest) -> Tokenizer:
+    read_attachments(storage, manifest)  # verifies them
+    first = next(item for item in manifest.attachments if item.name == CONFIG_FILE)
+    return Tokenizer(Path(storage.root) / first.path.rpartition("/")[0])
+
+
+def _weights(chunk: JournaledChunk, manifest: Manifest) -> Sequence[float]:
+    """The configuration's, when the chunk was made with the configuration of the checkpoint; else 1 each."""
+    count = chunk.rollouts.rewards.shape[1]
+    facts: Any = manifest.state.get("facts")
+    same = manifest.fingerprint == chunk.identity.fingerprint and isinstance(facts, dict)
+    given = facts.get("reward_config.verifier_weight") if same else None
+    return given if isinstance(given, list) and len(given) == count else [1.0] * count
+
+
+def _samples(chunk: JournaledChunk, tokenizer: Tokenizer, weights: Sequence[float]) -> Iterator[Sample]:
+    rollouts, tokens = chunk.rollouts, chunk.rollouts.tokens
+    told = chunk.identity.about.get("verifiers")
+    count = rollouts.rewards.shape[1]
+    names = (
+        told if isinstance(told, list) and len(told) == count else [f"verifier {n + 1}" for n in range(count)]
+    )
+    for number in range(len(rollouts.prompt_indices)):
+        completion = tokens.completion_ids[number][tokens.completion_mask[number]]
+        rewards = [float(reward) for reward in rollouts.rewards[number]]
+        yield Sample(
+            rank=chunk.rank,
+            chunk=chunk.chunk,
+            sample=number,
+            prompt_index=int(rollouts.prompt_indices[number]),
+            prompt=tokenizer.decode(tokens.prompt_ids[number][tokens.prompt_mask[number]].tolist()),
+            completion=tokenizer.decode(completion.tolist()),
+            reward=sum(weight * reward for weight, reward in zip(weights, rewards, strict=True)),
+            rewards=dict(zip(map(str, names), rewards, strict=True)),
+            tokens=len(completion),
+            stopped=bool(rollouts.stopped[number]),
+        )

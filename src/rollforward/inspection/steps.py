@@ -1,0 +1,100 @@
+"""The rollouts and outcomes of one step, for people who look at a run.
+
+Takes the newest history, every rank, and changes nothing on disk. What could not be read is said
+and left out. Left out too: texts; whoever has the run's tokenizer makes them.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rollforward.errors import CheckpointInvalid, NothingToResume
+from rollforward.grpo.types import RolloutChunk
+from rollforward.position import Position
+from rollforward.replay.codec import RecordedOutcome, unpack, unpack_outcome
+from rollforward.storage import Storage
+from rollforward.store.journal.history import history, journal_ranks
+from rollforward.store.journal.reading import JournalView, Key, Place, read_journal, read_record
+from rollforward.store.journal.records import Identity, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournaledChunk:
+    """A chunk as one rank journaled it."""
+
+    rank: int
+    chunk: int
+    rollouts: RolloutChunk
+    identity: Identity
+    """Who wrote it; its `about` has what the run said of itself, such as the names of its verifiers."""
+    time: str
+    """UTC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournaledStep:
+    """What the journal has of a step."""
+
+    position: Position
+    chunks: tuple[JournaledChunk, ...]
+    """By rank and chunk."""
+    outcomes: Mapping[int, RecordedOutcome]
+    """By iteration. They are of all ranks together, so one rank's are enough."""
+    problems: tuple[str, ...]
+    """What could not be read, a line each."""
+
+
+def read_step(storage: Storage, position: Position) -> JournaledStep:
+    """All chunks and outcomes of a step; NothingToResume says what there is when the journal has none."""
+    chunks: list[JournaledChunk] = []
+    outcomes: dict[int, RecordedOutcome] = {}
+    problems: list[str] = []
+    for rank in journal_ranks(storage):
+        behind = Position(position.epoch, position.step + 1)
+        view = read_journal([storage], rank=rank, since=position, before=behind)
+        problems += view.problems
+        for (_, number), place, record in _records(view.rollouts, problems):
+            try:
+                chunks.append(_chunk(rank, number, record, place, view))
+            except ValueError as error:
+                problems.append(f"{place.segment}, byte {place.offset}: {error}")
+        for (_, iteration), place, record in _records(view.outcomes, problems):
+            try:
+                outcomes.setdefault(iteration, unpack_outcome(record))
+            except ValueError as error:
+                problems.append(f"{place.segment}, byte {place.offset}: {error}")
+    if not chunks and not outcomes:
+        lines = [f"the journal in {storage} has nothing of step {position}"]
+        raise NothingToResume(
+            "\n".join([*lines, *(f"  {line}" for line in (*problems, *_what_there_is(storage)))]),
+            hint="name one of the steps above; the journal reaches back to the oldest kept checkpoint, and "
+            "rl_config.save_max_ckpt_num says how many are kept",
+        )
+    return JournaledStep(position=position, chunks=tuple(chunks), outcomes=outcomes, problems=tuple(problems))
+
+
+def _records(places: Mapping[Key, Place], problems: list[str]) -> Iterator[tuple[Key, Place, Record]]:
+    for key, place in sorted(places.items(), key=lambda item: item[0]):
+        try:
+            yield key, place, read_record(place)
+        except CheckpointInvalid as error:
+            problems.append(error.message)
+
+
+def _chunk(rank: int, number: int, record: Record, place: Place, view: JournalView) -> JournaledChunk:
+    return JournaledChunk(
+        rank=rank,
+        chunk=number,
+        rollouts=unpack(record),
+        identity=view.headers[place.segment.name].identity,
+        time=record.time,
+    )
+
+
+def _what_there_is(storage: Storage) -> list[str]:
+    """The steps that are in the journal, a line for each start of each rank."""
+    lines = []
+    for rank in journal_ranks(storage):
+        for start in history(storage, rank):
+            reach = f"steps {start.first} to {start.last}" if start.first is not None else "no step"
+            lines.append(f"rank {rank}, start {start.incarnation}: {reach}")
+    return lines or ["there is no journal"]

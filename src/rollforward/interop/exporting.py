@@ -1,0 +1,88 @@
+"""A checkpoint taken out of a run, in the folder layout of somebody else.
+
+    huggingface    model.safetensors with config.json, tokenizer.json, ...: the policy, for whoever serves it
+    mindrlhf       train/rank_0/policy_model_rank_0-0_20.safetensors, optimizer/..., ref/..., meta.json:
+                   what MindRLHF resumes from, under MindFormers' names behind its trainer's prefixes
+
+Every byte is verified on its way out, and durable in the new folder before the next file is begun;
+one role at a time is in memory. Tensors are whole and in float32: splitting them over ranks is for
+MindSpore's `ms.transform_checkpoints`. Nothing is changed in the run.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.errors import CheckpointMismatch
+from rollforward.interop.names import to_theirs
+from rollforward.storage import Storage
+from rollforward.store.layout import META, TensorFileName, rank_folder
+from rollforward.store.manifest import Manifest
+from rollforward.store.meta import write_meta
+from rollforward.store.restoring import read_attachments, read_tensors
+from rollforward.store.tensorfile import ArraySource, write_tensors
+
+_PREFIXES = {
+    "policy_model": "grpo_model_train.policy_model.model.",
+    "optimizer": "grpo_model_train.policy_model.model.",
+    "ref": "model.",
+}
+"""What MindRLHF's trainer puts before the names of each role's parameters."""
+
+Export = Callable[[Storage, Manifest, Storage], list[str]]
+
+
+def export_huggingface(storage: Storage, manifest: Manifest, out: Storage) -> list[str]:
+    """Write the policy as a Hugging Face folder; returns the files. StorageError, CheckpointInvalid."""
+    written = []
+    for name, content in read_attachments(storage, manifest).items():
+        out.write(name, [content])
+        written.append(name)
+    return [*written, _write(out, "model.safetensors", _role(storage, manifest, "policy_model"))]
+
+
+def export_mindrlhf(storage: Storage, manifest: Manifest, out: Storage) -> list[str]:
+    """Write all roles as MindRLHF does; returns the files.
+
+    StorageError, CheckpointInvalid; CheckpointMismatch for a tensor that has no name there.
+    """
+    position = manifest.position
+    written = []
+    for role, prefix in _PREFIXES.items():
+        arrays = _role(storage, manifest, role)
+        if role == "optimizer":
+            # Theirs holds what it trains. Without it MindSpore would look for the nearest names, and load
+            # moments into the weights.
+            arrays |= _role(storage, manifest, "policy_model")
+        mapped = to_theirs(arrays, prefix=prefix)
+        if mapped.unmapped:
+            raise CheckpointMismatch(
+                f"MindFormers has no names for {len(mapped.unmapped)} tensors of {role}: "
+                + ", ".join(mapped.unmapped[:5]),
+                hint="it has models of the families Llama and Qwen2",
+            )
+        arrays = dict(mapped.tensors)
+        if role == "policy_model":
+            # Where MindRLHF looks for the progress.
+            arrays["epoch_num"] = np.array(position.epoch, np.int64)
+            arrays["step_num"] = np.array(position.step, np.int64)
+        if "global_step" in arrays:
+            arrays["global_step"] = arrays["global_step"].astype(np.int32)
+        name = TensorFileName(role, 0, position)
+        written.append(_write(out, name.path, arrays))
+        write_meta(out, f"{rank_folder(role, 0)}/{META}", name)
+    return written
+
+
+EXPORTS: Mapping[str, Export] = {"huggingface": export_huggingface, "mindrlhf": export_mindrlhf}
+
+
+def _role(storage: Storage, manifest: Manifest, role: str) -> dict[str, NDArray[Any]]:
+    return {name: array for _, name, array in read_tensors(storage, manifest, [role])}
+
+
+def _write(out: Storage, path: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    write_tensors(out, path, {name: ArraySource(array) for name, array in arrays.items()})
+    return path

@@ -1,0 +1,122 @@
+"""Another trainer's tensors held against a model: named as ours, every one accounted for.
+
+Each tensor of a file has its place in the model, or is left out on purpose (what a trainer counts
+and monitors, and the parameters that an optimizer's file repeats), or is a problem. Only headers
+are needed for that, so it can be found out before anything is read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.errors import CheckpointInvalid
+from rollforward.grpo.ports import Tensors
+from rollforward.interop.names import Heads, is_bookkeeping, is_concatenated, to_ours
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a role's file holds for the model."""
+
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Under our names."""
+    problems: tuple[str, ...] = ()
+    """A line for each tensor that does not fit."""
+    left_out: tuple[str, ...] = ()
+    """What is not needed: last parts of names."""
+    concatenated: bool = False
+    """Whether projections had to be taken apart."""
+
+
+def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors, groups: int) -> Fitted:
+    """The tensors of a role's file under our names and in our dtypes; none when there are problems.
+
+    `wanted` is role -> name -> array of the model that they must fit, of which only dtype and shape count;
+    `groups` its number of key-value heads. CheckpointInvalid when a tensor holds NaN or infinity: the file
+    is damaged.
+    """
+    named = assign(role, arrays, wanted, groups)
+    if named.problems:
+        return replace(named, tensors={})
+    own = wanted[role]
+    return replace(named, tensors={n: _converted(n, array, own[n]) for n, array in named.tensors.items()})
+
+
+def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors, groups: int) -> Fitted:
+    """`fit` for dtypes and shapes alone: arrays as they are, whatever their values."""
+    own = wanted[role]
+    found = {name: array for name, array in arrays.items() if name in own}
+    extra = [n for n, a in arrays.items() if n not in own and (is_bookkeeping(n) or a.dtype.kind == "U")]
+    rest = {name: array for name, array in arrays.items() if name not in own and name not in extra}
+    if "global_step" in found:
+        rest["global_step"] = found.pop("global_step")  # what it counts depends on whose it is
+    try:
+        mapped = to_ours(rest, _heads(wanted["policy_model"], groups))
+    except ValueError as error:
+        return Fitted(problems=(str(error),))
+    twice = sorted(found.keys() & mapped.tensors.keys())
+    problems = [f"two tensors lead to {name}" for name in twice]
+    left = {name: rest[name] for name in mapped.unmapped}
+    for name, array in mapped.tensors.items():
+        (found if name in own else left)[name] = array
+    problems += _left_over(role, left, found, wanted, mapped.origins)
+    problems += [f"there is no {name}" for name in sorted(own.keys() - found.keys())]
+    misfits = ((name, _misfit(found[name], own[name])) for name in sorted(own.keys() & found.keys()))
+    problems += [f"{name} {misfit}" for name, misfit in misfits if misfit]
+    left_out = tuple(sorted({name.rpartition(".")[2] for name in extra}))
+    return Fitted(found, tuple(problems), left_out, any(map(is_concatenated, arrays)))
+
+
+def _left_over(
+    role: str,
+    left: Mapping[str, NDArray[Any]],
+    found: Mapping[str, NDArray[Any]],
+    wanted: Tensors,
+    origins: Mapping[str, str],
+) -> list[str]:
+    """A line for each tensor that the model has no place for, but for those that say nothing new."""
+    problems = []
+    for name, array in sorted(left.items()):
+        if role == "optimizer" and name in {*wanted["policy_model"], _HEAD}:
+            continue  # MindSpore saves the parameters that an optimizer trains along with it
+        if role == "policy_model" and name in wanted["optimizer"]:
+            continue  # and MindFormers saves all of a trainer in one file
+        if name == _HEAD and _EMBEDDING in found:
+            if not np.array_equal(array, found[_EMBEDDING]):
+                problems.append(f"{name} differs from {_EMBEDDING}, but config.json ties them")
+        else:
+            problems.append(f"{origins.get(name, name)} has no counterpart in the model")
+    return problems
+
+
+def _misfit(array: NDArray[Any], like: NDArray[Any]) -> str:
+    """Why an array cannot take the place of another without loss; empty when it can."""
+    if array.shape != like.shape and not array.size == like.size == 1:
+        part = array.ndim == like.ndim and all(
+            0 < have <= want and want % have == 0 for have, want in zip(array.shape, like.shape, strict=True)
+        )
+        return f"has shape {list(array.shape)}, {'a part of' if part else 'instead of'} {list(like.shape)}"
+    if array.dtype.kind != like.dtype.kind or not np.can_cast(array.dtype, like.dtype, "safe"):
+        return f"is {array.dtype}, which {like.dtype} cannot hold without loss"
+    return ""
+
+
+def _converted(name: str, array: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
+    """In the shape and dtype of `like`."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise CheckpointInvalid(f"{name} holds NaN or infinity")
+    return np.ascontiguousarray(array.reshape(like.shape), dtype=like.dtype)
+
+
+def _heads(policy: Mapping[str, NDArray[Any]], groups: int) -> Heads:
+    """How a concatenated projection lies, as the model has its parts."""
+
+    def rows(kind: str) -> int:
+        return next((a.shape[0] for name, a in policy.items() if name.endswith(f".{kind}_proj.weight")), 0)
+
+    return Heads(query_rows=rows("q"), key_rows=rows("k"), groups=groups)

@@ -1,0 +1,125 @@
+"""A worker's part of going on from another trainer's folder: read all, agree, and only then put in place.
+
+Every tensor is named as we do and held against the model before any is put into the engine, and
+that only when every worker could. Files cut short, or with values that are not finite, reject
+their position. One rank's tensors are in memory once besides the engine's.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rollforward.errors import CheckpointInvalid, CheckpointMismatch
+from rollforward.grpo.ports import Engine, Tensors
+from rollforward.interop.files import read_arrays
+from rollforward.interop.folders import ForeignCheckpoint
+from rollforward.interop.joining import read_joined
+from rollforward.interop.mapping import Fitted, fit
+from rollforward.interop.resuming import FromForeign, all_ranks, newest, refuse_misfits
+from rollforward.interop.strategies import Strategy
+from rollforward.position import Position
+from rollforward.store.manifest import digest_of_arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a worker put into its engine."""
+
+    position: Position
+    """As the files have it."""
+    rejected: tuple[tuple[Position, str], ...]
+    warnings: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """What the files hold besides, and nothing here needs: last parts of names."""
+    role_bytes: Mapping[str, int]
+    seconds: float
+
+
+def take(source: FromForeign, engine: Engine) -> Taken:
+    """Read, check and put in place the newest position that can be read. Collective."""
+    rejected: dict[Position, str] = {}
+    while True:
+        began = time.perf_counter()
+        group = engine.group
+        found = newest(source.folders, source.ranks, rejected)
+        state: dict[str, Fitted] = {}
+        answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
+        try:
+            state = _read(source, found, engine.tensors(), group.rank)
+            answer["digests"] = {role: digest_of_arrays(file.tensors) for role, file in state.items()}
+        except CheckpointInvalid as error:
+            answer["damage"] = error.message
+        except CheckpointMismatch as error:
+            answer["mismatch"] = [error.message, error.hint]
+        reason = _verdict(group.all_gather(answer))
+        if reason is None:
+            for role, file in state.items():
+                for name, array in file.tensors.items():
+                    engine.load(role, name, array)
+            return Taken(
+                position=found.position,
+                rejected=tuple(sorted(rejected.items(), reverse=True)),
+                warnings=(*source.warnings, *found.warnings, *_about_projections(state)),
+                left_out=tuple(sorted({name for file in state.values() for name in file.left_out})),
+                role_bytes={r: sum(a.nbytes for a in file.tensors.values()) for r, file in state.items()},
+                seconds=time.perf_counter() - began,
+            )
+        rejected[found.position] = reason
+
+
+def _about_projections(state: Mapping[str, Fitted]) -> list[str]:
+    if not any(file.concatenated for file in state.values()):
+        return []
+    return [
+        "w_qkv and w_gate_hidden are taken to lie as MindFormers 1.5 and later has them; if this was "
+        "written by 1.4.0-beta1 or older, take them apart with that version first"
+    ]
+
+
+def _verdict(answers: list[dict[str, Any]]) -> str | None:
+    """None when all workers have the same whole state; why the position is rejected; CheckpointMismatch."""
+    where = [f"rank {rank}: " if len(answers) > 1 else "" for rank in range(len(answers))]
+    for rank, answer in enumerate(answers):
+        if answer["damage"] is not None:
+            return f"{where[rank]}{answer['damage']}"
+    for rank, answer in enumerate(answers):
+        if answer["mismatch"] is not None:
+            message, hint = answer["mismatch"]
+            raise CheckpointMismatch(f"{where[rank]}{message}", hint=hint)
+    for rank, answer in enumerate(answers):
+        if (answer["position"], answer["digests"]) != (answers[0]["position"], answers[0]["digests"]):
+            raise CheckpointMismatch(
+                f"ranks 0 and {rank} hold different tensors of {answers[0]['position']}: "
+                "that is not data-parallel training, where all hold the same",
+                hint="if tensors are split over the ranks, put the strategy files of their trainer into "
+                "strategy/ beside the files, as MindRLHF and MindFormers write it",
+            )
+    return None
+
+
+def _read(source: FromForeign, found: ForeignCheckpoint, wanted: Tensors, rank: int) -> dict[str, Fitted]:
+    """Every tensor under our names, in our dtypes; CheckpointMismatch lists what does not fit."""
+    state: dict[str, Fitted] = {}
+    names = []
+    last: tuple[tuple[Path, ...], dict[str, NDArray[Any]]] = ((), {})
+    for role, paths in found.files.items():
+        strategy = source.strategies.get(role)
+        if last[0] != paths:  # policy and optimizer may be in the same files
+            last = paths, dict(_arrays(paths, strategy, rank))
+        state[role] = fit(role, last[1], wanted, source.key_value_heads)
+        names.append(all_ranks(paths) if strategy else paths[rank % len(paths)].name)
+    refuse_misfits(found.position, zip(names, state.values(), strict=True))
+    return state
+
+
+def _arrays(
+    paths: tuple[Path, ...], strategy: Strategy | None, rank: int
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The whole tensors that a worker takes."""
+    if strategy is None:
+        return read_arrays(paths[rank % len(paths)])
+    return read_joined(paths, strategy, choice=rank)

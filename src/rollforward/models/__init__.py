@@ -1,0 +1,1 @@
+"""Decoder families without a framework: configuration, rotary positions, Hugging Face weights, shapes."""

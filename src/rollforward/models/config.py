@@ -1,0 +1,188 @@
+"""What a Hugging Face `config.json` says about a decoder, checked and made explicit.
+
+Three families are known: Llama, Qwen2 and Qwen3. They share one skeleton (RMS norms before
+attention and MLP, rotary positions, grouped-query attention, a gated SiLU MLP) and differ in
+where biases stand and in whether queries and keys are normalised. `ModelConfig` states those
+differences as fields, so that the model has no family in it.
+
+Loads no framework: a configuration can be refused before anything slow is imported. What is
+not supported is refused by name and never ignored: sliding windows in use, other activations,
+quantised weights, partial rotation, mixtures of experts (other families).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from rollforward.errors import ModelError
+from rollforward.models.rope import RopeConfig
+
+CONFIG_FILE = "config.json"
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a decoder."""
+
+    family: str
+    """One of `FAMILIES`."""
+    vocab_size: int
+    hidden_size: int
+    layers: int
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key and value heads; each serves `heads // kv_heads` query heads."""
+    head_dim: int
+    intermediate: int
+    """Width of the MLP."""
+    rms_norm_eps: float
+    rope: RopeConfig
+    qkv_bias: bool
+    output_bias: bool
+    """A bias on attention's output projection."""
+    mlp_bias: bool
+    qk_norm: bool
+    """RMS norms over `head_dim` on queries and keys, before rotation (Qwen3)."""
+    tied: bool
+    """The head is the embedding."""
+
+    @classmethod
+    def parse(cls, config: Mapping[str, Any]) -> "ModelConfig":
+        """Read a parsed `config.json`; ModelError names what is missing, wrong or not supported."""
+        family = _family(config)
+        _refuse_unsupported(config)
+        hidden = _positive(config, "hidden_size")
+        heads = _positive(config, "num_attention_heads")
+        kv_heads = _positive(config, "num_key_value_heads", default=heads)
+        head_dim = _head_dim(config, family, hidden, heads)
+        if heads % kv_heads:
+            raise ModelError(
+                f"config.json: num_attention_heads ({heads}) is not a multiple of "
+                f"num_key_value_heads ({kv_heads})",
+                hint="each key-value head must serve the same number of query heads",
+            )
+        attention_bias = _flag(config, "attention_bias")
+        return cls(
+            family=family,
+            vocab_size=_positive(config, "vocab_size"),
+            hidden_size=hidden,
+            layers=_positive(config, "num_hidden_layers"),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate=_positive(config, "intermediate_size"),
+            rms_norm_eps=_number(config, "rms_norm_eps", default=1e-6),
+            rope=RopeConfig.parse(config),
+            qkv_bias=family == "qwen2" or attention_bias,
+            output_bias=family != "qwen2" and attention_bias,
+            mlp_bias=family == "llama" and _flag(config, "mlp_bias"),
+            qk_norm=family == "qwen3",
+            tied=_flag(config, "tie_word_embeddings"),
+        )
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    family = config.get("model_type")
+    if family in FAMILIES:
+        return str(family)
+    known = ", ".join(FAMILIES)
+    if family is None:
+        raise ModelError("config.json has no model_type", hint=f"supported families: {known}")
+    near = get_close_matches(str(family), FAMILIES, n=1)
+    nearest = f"; the nearest is {near[0]}" if near else ""
+    raise ModelError(
+        f"config.json: model_type {family!r} is not supported{nearest}", hint=f"supported families: {known}"
+    )
+
+
+def _refuse_unsupported(config: Mapping[str, Any]) -> None:
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise ModelError(
+            f"config.json: hidden_act {activation!r} is not supported", hint="the activation must be silu"
+        )
+    layer_types = config.get("layer_types") or []
+    other = sorted({str(kind) for kind in layer_types} - {"full_attention"})
+    if other:
+        raise ModelError(
+            f"config.json: layer_types has {', '.join(other)}, which is not supported",
+            hint="every layer must be full_attention",
+        )
+    if config.get("use_sliding_window") and _window_reaches_a_layer(config):
+        raise ModelError(
+            "config.json: use_sliding_window is true, and sliding-window attention is not supported",
+            hint="use a model with full attention; with sequences shorter than the window, "
+            "setting use_sliding_window to false changes nothing",
+        )
+    if config.get("quantization_config"):
+        raise ModelError(
+            "config.json has a quantization_config, and quantised weights cannot be trained here",
+            hint="use the model's float weights (F32, F16 or BF16)",
+        )
+
+
+def _window_reaches_a_layer(config: Mapping[str, Any]) -> bool:
+    if config.get("layer_types"):
+        return False  # they have just been found to be full attention, and they take precedence
+    window, first = config.get("sliding_window", 4096), config.get("max_window_layers", 28)
+    return window is not None and first < config.get("num_hidden_layers", 0)
+
+
+def _head_dim(config: Mapping[str, Any], family: str, hidden: int, heads: int) -> int:
+    if config.get("head_dim") is None and family != "qwen3" and hidden % heads:
+        raise ModelError(
+            f"config.json: hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads})",
+            hint="give head_dim where it is not hidden_size / num_attention_heads",
+        )
+    # Without the key, transformers takes 128 for Qwen3 and the quotient for the others.
+    head_dim = _positive(config, "head_dim", default=128 if family == "qwen3" else hidden // heads)
+    if head_dim % 2:
+        raise ModelError(
+            f"config.json: head_dim {head_dim} is odd", hint="rotary positions rotate pairs: it must be even"
+        )
+    return head_dim
+
+
+def _positive(config: Mapping[str, Any], key: str, *, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ModelError(f"config.json has no {key}", hint="is this the config.json of a decoder model?")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"config.json: {key} is {value!r}", hint="it must be a whole number of at least 1")
+    return value
+
+
+def _number(config: Mapping[str, Any], key: str, *, default: float) -> float:
+    value = config.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ModelError(f"config.json: {key} is {value!r}", hint="it must be a number above 0")
+    return float(value)
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    value = config.get(key)
+    if value is None:
+        return False  # the default of every flag read here, in every family
+    if not isinstance(value, bool):
+        raise ModelError(f"config.json: {key} is {value!r}", hint="it must be true or false")
+    return value
+
+
+def parse_model_config(content: bytes, path: Path) -> dict[str, Any]:
+    """A parsed `config.json`; ModelError, naming `path`, when it is no JSON object."""
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON: {error}", hint="download the file again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a JSON object", hint="is it a model's config.json?")
+    return value

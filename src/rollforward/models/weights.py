@@ -1,0 +1,210 @@
+"""Weights of a Hugging Face folder, read into a model's own arrays as fp32.
+
+Understands `model.safetensors`, and several shards with `model.safetensors.index.json`; F32, F16
+and BF16. Everything is checked before the first value is put in place: headers are bounded by
+their file's size before memory is taken, shards stay inside the folder, and the names and shapes
+must be those of the model. What does not fit is listed, with the nearest names.
+
+The format: https://github.com/huggingface/safetensors#format. Loads no framework. Left out:
+pickled weights (`pytorch_model.bin`), which could run code, and quantised ones.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rollforward.errors import ModelError
+from rollforward.models.config import ModelConfig
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors library
+_LISTED = 5
+"""How many names of a kind an error lists."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where one tensor lies."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """First byte, from the beginning of the file."""
+
+
+def load_weights(
+    folder: str | os.PathLike[str], config: ModelConfig, parameters: Mapping[str, NDArray[Any]]
+) -> None:
+    """Fill `parameters` (Hugging Face name -> float32 array) from a folder.
+
+    ModelError, with nothing changed, when files are missing or damaged or tensors do not fit the
+    model; with some values in place already when a value is not finite or a read fails.
+    """
+    found = _entries(Path(folder))
+    head = found.pop(HEAD, None) if config.tied else None
+    # Written by old versions of transformers; computed from the configuration, never learnt.
+    found = {name: entry for name, entry in found.items() if not name.endswith("rotary_emb.inv_freq")}
+    _check_fit(Path(folder), config, found, parameters)
+    for name, entry in found.items():
+        np.copyto(parameters[name], _values(name, entry))
+    if head is not None and not np.array_equal(_values(HEAD, head), parameters[EMBEDDING]):
+        raise ModelError(
+            f"{head.file}: {HEAD} differs from {EMBEDDING}, but config.json ties them",
+            hint="set tie_word_embeddings to false if the model has a head of its own",
+        )
+
+
+def _entries(folder: Path) -> dict[str, _Entry]:
+    """Every tensor of the folder's files."""
+    if (folder / SINGLE).is_file():
+        return _read_header(folder / SINGLE)
+    if not (folder / INDEX).is_file():
+        raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}", hint=_what_to_do_without(folder))
+    placed = _weight_map(folder / INDEX)
+    shards = {file: _read_header(folder / file) for file in sorted(set(placed.values()))}
+    strays = [f"{name} (not in {file})" for name, file in placed.items() if name not in shards[file]]
+    if strays:
+        raise ModelError(
+            f"{folder / INDEX} names tensors that its shards do not have: {_shortened(strays)}",
+            hint="the download may be incomplete: fetch the shards and the index again",
+        )
+    return {name: shards[file][name] for name, file in placed.items()}
+
+
+def _what_to_do_without(folder: Path) -> str:
+    if not folder.is_dir():
+        return "the folder does not exist: check the path"
+    if list(folder.glob("*.bin")):
+        return "pickled weights are not read: save the model again with transformers' save_pretrained"
+    return "give the folder of a model that has safetensors weights"
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        content = json.loads(index.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{index} cannot be read: {error}", hint="fetch the index again") from error
+    placed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+        raise ModelError(f"{index} has no weight_map from names to files", hint="fetch the index again")
+    for name, file in placed.items():
+        if file != Path(file).name or not file.endswith(".safetensors"):
+            raise ModelError(
+                f"{index} places {name} in {file!r}, which is no safetensors file of the same folder",
+                hint="use an index whose shards lie beside it",
+            )
+    return placed
+
+
+def _read_header(path: Path) -> dict[str, _Entry]:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("the header is not an object")
+        header.pop("__metadata__", None)
+        return {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} is missing", hint=f"{INDEX} names it: fetch it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path} is not a safetensors file: {error}",
+            hint="the download may be incomplete: fetch it again",
+        ) from error
+
+
+def _entry(path: Path, name: str, value: Any, data: int, size: int) -> _Entry:
+    """One entry of a header, checked against the file's size; ValueError."""
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        numbers = (*shape, begin, end)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole or min(numbers) < 0 or begin > end or data + end > size:
+        raise ValueError(f"the entry of {name} is malformed or points outside the file")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ValueError(f"{name} is {dtype}; supported are {', '.join(_DTYPES)}")
+    if math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
+        raise ValueError(f"{name} is {dtype}{list(shape)}, which does not fill its {end - begin} bytes")
+    return _Entry(path, dtype, shape, data + begin)
+
+
+def _check_fit(
+    folder: Path, config: ModelConfig, found: Mapping[str, _Entry], parameters: Mapping[str, NDArray[Any]]
+) -> None:
+    """Every parameter is there, in its shape, and nothing else is."""
+    missing = [name for name in parameters if name not in found]
+    unexpected = [name for name in found if name not in parameters]
+    wrong = [
+        f"{name} is {list(found[name].shape)} instead of {list(array.shape)}"
+        for name, array in parameters.items()
+        if name in found and found[name].shape != array.shape
+    ]
+    if not (missing or unexpected or wrong):
+        return
+    parts = []
+    if missing:
+        nearest = [_with_nearest(name, unexpected) for name in missing[:_LISTED]]
+        parts.append(f"missing: {_shortened([*nearest, *missing[_LISTED:]])}")
+    if unexpected:
+        parts.append(f"not part of the model: {_shortened(unexpected)}")
+    if wrong:
+        parts.append(f"of another shape: {_shortened(wrong)}")
+    hint = "use the config.json that belongs to these weights"
+    if missing == [HEAD]:
+        hint = "set tie_word_embeddings to true if the head is the embedding"
+    raise ModelError(
+        f"the tensors of {folder} are not those of a {config.family} model with its config.json; "
+        + "; ".join(parts),
+        hint=hint,
+    )
+
+
+def _with_nearest(name: str, candidates: list[str]) -> str:
+    near = get_close_matches(name, candidates, n=1, cutoff=0.8)
+    return f"{name} (nearest: {near[0]})" if near else name
+
+
+def _shortened(items: list[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
+
+
+def _values(name: str, entry: _Entry) -> NDArray[np.float32]:
+    """A tensor as float32; ModelError when it cannot be read or holds NaN or infinity."""
+    count = math.prod(entry.shape)
+    try:
+        stored = np.fromfile(entry.file, _DTYPES[entry.dtype], count, offset=entry.offset)
+        if stored.size != count:
+            raise OSError("the file ends early")
+    except OSError as error:
+        raise ModelError(f"{entry.file}: {name} cannot be read: {error}", hint="check the disk") from error
+    stored = stored.reshape(entry.shape)
+    if entry.dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        values = (stored.astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = stored.astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"{entry.file}: {name} holds NaN or infinity", hint="the weights are damaged: fetch them again"
+        )
+    return values

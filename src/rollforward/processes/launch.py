@@ -1,0 +1,363 @@
+"""Workers on this machine: started, watched, and ended together.
+
+One worker is a child process of its own. Several are started through `msrun`, which starts a
+scheduler and the workers and sets the variables by which they find each other. It is slow to notice
+a death (a worker killed during a collective leaves the others waiting, and the scheduler takes some
+25 s to give up), so workers are watched from here: each says in a file that it lives and, when it
+can, how it ended. The first that fails, or is gone without a word, ends all: within two seconds, by
+SIGKILL, which a run survives by design.
+
+Left out: several machines. There the user's own `msrun` starts `examples/grpo/main.py`.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollforward.errors import WorkerFailed
+from rollforward.position import Position
+from rollforward.processes import heartbeat, reports, stopping
+from rollforward.processes.environment import LAUNCHED
+from rollforward.processes.reports import Report, alive, die_with_parent
+
+_LOOK_EVERY = 0.2
+"""Seconds between two looks at the workers."""
+_ENDING = 10.0
+"""Seconds that `msrun` has to end after the last worker has."""
+_PATIENCE = stopping.GRACE + 1.0
+"""Seconds that workers have to end by themselves after SIGTERM."""
+_ENDING_ALL = _PATIENCE + 1.0
+"""Seconds that this process has, after a signal, to end all others and itself."""
+_NO_WORKER = "-2"
+"""For `msrun --tail_worker_log`: the number of no worker, since the log is shown from here."""
+_MSRUN_LOG = "msrun.log"
+_SHOWN_LINES = 15
+_FRAMEWORK_LINE = re.compile(r"\[(?:DEBUG|INFO|WARNING)\] [A-Z_]+\(\d+")
+"""What MindSpore logs of itself; it stays in the worker's log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How launched workers ended."""
+
+    code: int
+    """0 when all is done, the worker's own where it could say, else 1."""
+    error: str = ""
+    """What was wrong."""
+    hint: str | None = None
+    kind: str | None = None
+    """The class of the worker's own error; None when it had no chance to say."""
+    shown: bool = False
+    """Whether the worker has told the user already."""
+    position: Position | None = None
+    """The step that the worker was at; None before its first."""
+
+
+def exit_code(ending: Ending) -> int:
+    """The exit code for all; a worker's own error is shown. WorkerFailed for one that had no chance to."""
+    if ending.code and ending.kind is None:
+        raise WorkerFailed(ending.error, hint=ending.hint)
+    if ending.code and not ending.shown:
+        sys.stderr.write(ending.error + "\n")
+    return ending.code
+
+
+def launch(
+    script: Path, arguments: Sequence[str], *, workers: int, log_folder: Path, run_folder: Path
+) -> Ending:
+    """Run a script as `workers` workers until all are done or one fails, and none is left.
+
+    One worker writes to this process's output; of several the first one's output is shown there,
+    and each has a log in `log_folder`. Whatever ends this process ends the workers.
+    """
+    log_folder.mkdir(parents=True, exist_ok=True)
+    stopping.allow(_ENDING_ALL)
+    with tempfile.TemporaryDirectory(prefix="rollforward-") as folder:
+        reports.prepare(Path(folder))
+        environment = os.environ | {LAUNCHED: folder}
+        output: _Output
+        if workers == 1:
+            output, started = _Output(), _start_one(script, arguments, environment)
+        else:
+            output = _Logs(log_folder)
+            started = _start_several(script, arguments, environment, workers, log_folder)
+        watch = _Watch(started, Path(folder), workers, run_folder, output)
+        try:
+            return watch.until_the_end()
+        except BaseException:
+            watch.ask_to_end()
+            raise
+        finally:
+            watch.end_all()
+
+
+def _start_one(
+    script: Path, arguments: Sequence[str], environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, str(script), *arguments]
+    # A session of its own: the terminal's Ctrl-C reaches the worker through us, once.
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent
+    )
+
+
+def _start_several(
+    script: Path, arguments: Sequence[str], environment: Mapping[str, str], workers: int, log_folder: Path
+) -> "subprocess.Popen[bytes]":
+    # A log of an earlier run would be shown as if it were of this one.
+    for stale in log_folder.glob("worker_*.log"):
+        stale.unlink()
+    # msrun starts `python`, whichever that is: it must be this one.
+    path = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    command = [sys.executable, "-m", "mindspore.parallel.cluster.run"]
+    command += [f"--worker_num={workers}", f"--local_worker_num={workers}", "--join=True"]
+    command += [f"--master_port={free_port()}", f"--log_dir={log_folder}"]
+    command += [f"--tail_worker_log={_NO_WORKER}", str(script), *arguments]
+    with (log_folder / _MSRUN_LOG).open("wb") as output:
+        return subprocess.Popen(
+            command,
+            env={**environment, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+
+
+class _Output:
+    """Where one worker's words go: to this process's own output, by themselves."""
+
+    shown = True
+    """Whether an error has been seen by the user when the worker has told it."""
+
+    def show(self) -> None:
+        """Nothing is to be relayed."""
+
+    def tail(self, _rank: int | None) -> str:
+        """The last lines of a worker; of `msrun` for None."""
+        return ""
+
+    def where(self, _rank: int | None) -> str:
+        """Where to read on, for people."""
+        return ""
+
+
+class _Logs(_Output):
+    """Where the words of several workers go: to a log each, of which the first one's is shown."""
+
+    shown = False
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._shown = 0
+
+    def show(self) -> None:
+        """Relay what the first worker has written since the last time, whole lines only."""
+        with suppress(FileNotFoundError), self._log(0).open("rb") as log:
+            log.seek(self._shown)
+            text = log.read()
+            text = text[: text.rfind(b"\n") + 1]
+            self._shown += len(text)
+            lines = text.decode(errors="replace").splitlines(keepends=True)
+            sys.stdout.writelines(line for line in lines if not _FRAMEWORK_LINE.match(line))
+            sys.stdout.flush()
+
+    def tail(self, rank: int | None) -> str:
+        """Indented; a note when there are none."""
+        path = self._log(rank)
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+        except OSError:
+            lines = []
+        return "\n" + ("\n".join(f"  | {line}" for line in lines) or f"  | (nothing in {path})")
+
+    def where(self, rank: int | None) -> str:
+        """The log."""
+        if rank is None:
+            return f"; see {self._log(None)} and scheduler.log beside it"
+        return f"; the worker's log is {self._log(rank)}"
+
+    def _log(self, rank: int | None) -> Path:
+        return self._folder / (_MSRUN_LOG if rank is None else f"worker_{rank}.log")
+
+
+class _Watch:
+    """Looks after a process, the only worker or `msrun`, and its workers until they end."""
+
+    def __init__(
+        self,
+        started: "subprocess.Popen[bytes]",
+        folder: Path,
+        workers: int,
+        run_folder: Path,
+        output: _Output,
+    ) -> None:
+        self._started = started
+        self._folder = folder
+        self._workers = workers
+        self._run_folder = run_folder
+        self._output = output
+        self._reports = {0: Report(pid=started.pid)} if workers == 1 else {}
+
+    def until_the_end(self) -> Ending:
+        """Look until all workers ended well, or one failed."""
+        while True:
+            self._read_reports()
+            self._output.show()
+            # Who was started is asked before the workers are: if it is gone and a worker has not
+            # said how it ended, it is not going to.
+            gone = self._started.poll() is not None
+            self._read_reports()
+            ending = self._bad_ending(gone)
+            if ending is not None:
+                return ending
+            if self._all_have_ended():
+                with suppress(subprocess.TimeoutExpired):
+                    self._started.wait(_ENDING)
+                self._output.show()
+                return Ending(code=0)
+            time.sleep(_LOOK_EVERY)
+
+    def _bad_ending(self, starter_gone: bool) -> Ending | None:
+        """What became of workers that failed, once all have been ended; None while none has."""
+        failed, gone = self._failed(), self._gone()
+        if failed is None and not gone and (not starter_gone or self._all_have_ended()):
+            return None
+        self.end_all()
+        self._output.show()
+        if failed is not None:
+            return self._failure(failed)
+        if gone:
+            return self._death(gone)
+        return Ending(
+            code=1,
+            error="msrun ended before the workers did" + self._output.tail(None),
+            hint="resume with --resume_training" + self._output.where(None),
+        )
+
+    def ask_to_end(self) -> None:
+        """SIGTERM to the workers, and a moment for them to end in good order."""
+        for known in self._reports.values():
+            if known.code is None:
+                with suppress(ProcessLookupError):
+                    os.kill(known.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline and self._some_live():
+            time.sleep(_LOOK_EVERY)
+        self._output.show()
+
+    def end_all(self) -> None:
+        """SIGKILL to whatever still runs: workers (each leads a group), scheduler and `msrun`.
+
+        When it returns they are gone, so the run's folder is free.
+        """
+        self._read_reports()
+        for known in self._reports.values():
+            if alive(known.pid):
+                _kill_group(known.pid, signal.SIGKILL)
+        _kill_group(self._started.pid, signal.SIGKILL)
+        self._started.wait()
+        while self._some_live():
+            time.sleep(_LOOK_EVERY)
+
+    def _some_live(self) -> bool:
+        return any(alive(known.pid) for known in self._reports.values())
+
+    def _all_have_ended(self) -> bool:
+        return len(self._reports) == self._workers and all(
+            known.code is not None for known in self._reports.values()
+        )
+
+    def _read_reports(self) -> None:
+        for rank in range(self._workers):
+            found = reports.read(self._folder, rank)
+            if found is not None:
+                self._reports[rank] = found
+
+    def _failed(self) -> int | None:
+        """A worker that said that it failed."""
+        return next((rank for rank, known in self._reports.items() if known.code), None)
+
+    def _gone(self) -> list[int]:
+        """Workers that ended without a word. More than one where the others did not survive the first."""
+        gone = [rank for rank, known in self._reports.items() if known.code is None and not alive(known.pid)]
+        self._read_reports()
+        return [rank for rank in gone if self._reports[rank].code is None]
+
+    def _failure(self, rank: int) -> Ending:
+        """By a worker's own words."""
+        known = self._reports[rank]
+        who = f"worker {rank} (process {known.pid})"
+        error = known.error or f"{who} {self._how(known)}"
+        if known.kind == stopping.Stopped.__name__:
+            error = f"{who} was told to end, and not from here: {error}"
+        return Ending(
+            code=known.code or 1,
+            error=error,
+            kind=known.kind,
+            shown=self._output.shown,
+            position=_position(self._pulse(rank)),
+        )
+
+    def _death(self, gone: Sequence[int]) -> Ending:
+        """By what is seen from outside."""
+        told = []
+        for rank in gone:
+            known, pulse = self._reports[rank], self._pulse(rank)
+            doing = f" in phase {pulse.phase} of step {pulse.position}" if pulse else ""
+            told.append(f"worker {rank} (process {known.pid}) {self._how(known)}{doing}")
+        others = "; the other workers were ended" if len(gone) < self._workers else ""
+        return Ending(
+            code=1,
+            error=", ".join(told) + others + self._output.tail(gone[-1]),
+            hint="resume with --resume_training; where nobody killed it, the kernel may have, for want of "
+            "memory (dmesg)" + self._output.where(gone[-1]),
+            position=_position(self._pulse(gone[0])),
+        )
+
+    def _pulse(self, rank: int) -> heartbeat.Pulse | None:
+        """A worker's heartbeat; None when it has given none since it was started."""
+        pulse = heartbeat.read(self._run_folder, rank)
+        return pulse if pulse is not None and pulse.pid == self._reports[rank].pid else None
+
+    def _how(self, known: Report) -> str:
+        code = known.code
+        if code is None and self._workers == 1:
+            code = self._started.returncode
+        if code is None:
+            return "was killed"
+        return f"ended with code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _position(pulse: heartbeat.Pulse | None) -> Position | None:
+    return None if pulse is None else Position.parse(pulse.position)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of those without a name
+        return f"signal {number}"
+
+
+def _kill_group(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)

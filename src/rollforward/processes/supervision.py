@@ -1,0 +1,122 @@
+"""A run that is started again when it fails: `rollforward train --max_restarts N`.
+
+The supervisor is a process of its own, small and idle, so that whatever ends a worker (an error, a
+SIGKILL, the kernel for want of memory) leaves it alive. `launch` starts and watches the workers,
+`restarts` decides, and here it is said and done.
+
+A restart is the command that was given, with the run's own folder to resume from, once that
+folder has a checkpoint; until then the command is simply given again, which takes it from the model, or
+from the run that it was to go on from. Nobody has to do anything by hand, and what the journal
+has is not done again.
+
+The other way round too: a supervisor that is gone, however it went, leaves no worker behind.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rollforward.errors import WorkerFailed
+from rollforward.processes.launch import Ending
+from rollforward.processes.restarts import Again, Failure, GiveUp, decide
+from rollforward.storage import LocalStorage
+from rollforward.store import list_checkpoints
+from rollforward.store.layout import ROLE_FOLDERS
+
+Start = Callable[[Sequence[str]], Ending]
+"""Run with these arguments until all is done or something fails."""
+
+
+def supervise(
+    start: Start,
+    arguments: Sequence[str],
+    *,
+    run: Path,
+    max_restarts: int,
+    say: Callable[[str], None],
+    wait: Callable[[float], None] = time.sleep,
+) -> Ending:
+    """Start the run until it is done, and return how it ended.
+
+    `arguments` are those of the first start; `run` is the folder that it writes to. Raises
+    WorkerFailed, with the errors, when starting again has not helped.
+    """
+    failures: list[Failure] = []
+    given = unsupervised(arguments)
+    while True:
+        ending = start(given)
+        if ending.code == 0:
+            return ending
+        _restore_terminal()
+        failures.append(
+            Failure(code=ending.code, kind=ending.kind, error=ending.error, position=ending.position)
+        )
+        decision = decide(failures, max_restarts=max_restarts)
+        if isinstance(decision, GiveUp):
+            return _give_up(decision, ending, say)
+        given, source = next_start(arguments, run)
+        say(_told(decision, max_restarts, ending, source))
+        wait(decision.seconds)
+
+
+def next_start(arguments: Sequence[str], run: Path) -> tuple[list[str], str]:
+    """The arguments of a restart, and where it goes on from, in words.
+
+    `arguments` are those of the first start.
+    """
+    checkpoints = list_checkpoints(LocalStorage(run))
+    if not checkpoints:
+        return unsupervised(arguments), "as at first, since there is no checkpoint yet"
+    found = next((info for info in checkpoints if info.valid), checkpoints[0])
+    # A branch was taken when its folder's first checkpoint was made.
+    given = _without(unsupervised(arguments), "resume_position")
+    given += ["--resume_training", "--actor_checkpoint_path", str(run / ROLE_FOLDERS["policy_model"])]
+    given += ["--ref_checkpoint_path", str(run / ROLE_FOLDERS["ref"])]
+    return given, f"from checkpoint {found.position} and the journal"
+
+
+def unsupervised(arguments: Sequence[str]) -> list[str]:
+    """The arguments, for a process that is to be supervised and not to supervise."""
+    return _without(arguments, "max_restarts")
+
+
+def _without(arguments: Sequence[str], option: str) -> list[str]:
+    """The arguments without an option, which has one value, in either of its spellings."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        name, equals, _value = argument.partition("=")
+        if skip:
+            skip = False
+        elif name.startswith("--") and name[2:].replace("-", "_") == option:
+            skip = not equals
+        else:
+            kept.append(argument)
+    return kept
+
+
+def _told(decision: Again, max_restarts: int, ending: Ending, source: str) -> str:
+    what = ending.error if ending.kind is None else f"{ending.kind}: {ending.error}"
+    at = "" if ending.position is None or ending.kind is None else f" (at step {ending.position})"
+    return (
+        f"restart {decision.number} of {max_restarts}, {source}, in {decision.seconds:.0f} s, "
+        f"because {what.splitlines()[0]}{at}"
+    )
+
+
+def _give_up(decision: GiveUp, ending: Ending, say: Callable[[str], None]) -> Ending:
+    """Say why; an error that comes again is returned as it is."""
+    say(f"not restarted: {decision.reason}")
+    if ending.kind is not None and len(decision.failures) == 1:
+        return ending
+    lines = [f"the run failed, and was not restarted: {decision.reason}"]
+    lines += [f"{number}. {failure.error}" for number, failure in enumerate(decision.failures, start=1)]
+    raise WorkerFailed("\n".join(lines), hint=ending.hint or "mend that, then resume with --resume_training")
+
+
+def _restore_terminal() -> None:
+    """Show the cursor, which a display that was killed had hidden."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h\n")
+        sys.stdout.flush()

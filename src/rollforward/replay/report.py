@@ -1,0 +1,252 @@
+"""What a resumed run went on from, what that took, and what it could not have back.
+
+A start of the run that resumes makes one report and keeps it twice: when training goes on, with
+what is going to be replayed, and when the replay is over, with what was. People read it in
+the log. Programs read `recoveries.jsonl` in the run's folder, beside the metrics: one JSON object
+a start, the newest last, made of the fields of `RecoveryReport`; the file is replaced as a whole, durably.
+`rollforward history` tells it too.
+
+Numbers are of all ranks together, seconds are the first rank's.
+
+Left out: resuming from another trainer's folder, which has no journal and no digests to report on.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from rollforward.grpo.ports import Group
+from rollforward.position import Position
+from rollforward.replay.recovery import Restored
+from rollforward.replay.rollout_log import JournaledRollouts, JournalReport
+from rollforward.storage import Storage, read_small
+from rollforward.store.journal.writing import utc_now
+from rollforward.wording import counted, in_bytes
+
+FILE = "recoveries.jsonl"
+_MAX_BYTES = 64 << 20
+_KEPT = 1000
+"""Reports, the newest; a supervised run may start often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryReport:
+    """One recovery."""
+
+    incarnation: int
+    """Which start of the run."""
+    time: str
+    """When training went on, UTC."""
+    checkpoint: Position
+    """The one that was loaded."""
+    saved_by: int
+    """The incarnation that saved it."""
+    saved: str
+    """When, UTC."""
+    rejected: Mapping[str, str]
+    """Newer checkpoints that did not prove intact: position -> the reason, one line."""
+    bytes: int
+    """Read and verified."""
+    replayed_until: Position
+    """The steps from `checkpoint` up to this one, not including it, are replayed."""
+    next: Position
+    """The first step that is new: neither replayed nor finished by an earlier start."""
+    steps_replayed: int
+    chunks_reused: int
+    """Taken from the journal: those of the steps replayed, and those that step `next` had finished."""
+    chunks_generated_again: int
+    """Finished before, but not taken from the journal."""
+    steps_lost: int
+    """Finished before, and not to be replayed: from `replayed_until` up to, not including, `next`."""
+    lost: tuple[str, ...]
+    """In words, what could not be had back, and why; empty when nothing is lost."""
+    over: bool = False
+    """Whether the replay is over. Until then what is said of it is what is going to be done."""
+    updates_replayed: int = 0
+    """Replayed updates whose outcome was held against the recorded one."""
+    updates_repeated: int = 0
+    """Those of them that gave the same bits."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """`prepare`: from the start of the process until configuration and data are read; `framework`: loading
+    it and meeting the other workers; `engine`: model and graphs; `find` and `load` the checkpoint, where
+    verifying is part of loading; `journal`: reading it; and once it is over `replay`, and `total`: from the
+    start of the process until step `next` begins."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON can hold it; positions as text."""
+        value = asdict(self)
+        for name in ("checkpoint", "replayed_until", "next"):
+            value[name] = str(value[name])
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any) -> "RecoveryReport":
+        """The report that `as_json` gave; ValueError for anything else."""
+        try:
+            known = {item.name for item in fields(cls)}
+            given = {name: found for name, found in value.items() if name in known}
+            for name in ("checkpoint", "replayed_until", "next"):
+                given[name] = Position(*Position.parse(given[name]))
+            given["incarnation"] = int(given["incarnation"])
+            given["lost"] = tuple(str(line) for line in given["lost"])
+            return cls(**given)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a report of a recovery: {error}") from None
+
+    def lines(self) -> list[str]:
+        """For the log, when training goes on; the damage itself has been told by then."""
+        rejected = f"{counted(len(self.rejected), 'newer one')} rejected; " if self.rejected else ""
+        until = f", up to {self.replayed_until}" if self.steps_replayed else ""
+        again = self.chunks_generated_again
+        more = f"; {counted(again, 'chunk')} to generate again" if again else ""
+        return [
+            f"from checkpoint {self.checkpoint} of start {self.saved_by}, saved {self.saved}; {rejected}"
+            f"{in_bytes(self.bytes)} found in {self.seconds['find']:.2f} s, loaded and verified in "
+            f"{self.seconds['load']:.2f} s",
+            f"{counted(self.steps_replayed, 'step')} to replay{until}, with "
+            f"{counted(self.chunks_reused, 'chunk')} from the journal, read in "
+            f"{self.seconds['journal']:.2f} s{more}",
+            f"lost: {self.lost[0] if self.lost else 'nothing'}",
+        ]
+
+    def last_line(self) -> str:
+        """For the log, when the replay is over."""
+        proof = ""
+        if self.updates_replayed:
+            proof = f", {self.updates_repeated} of {self.updates_replayed} updates equal to the last bit"
+        return (
+            f"over {self.seconds['total']:.2f} s after the process started, {self.seconds['replay']:.2f} s "
+            f"of it for replaying {counted(self.steps_replayed, 'step')}{proof}; "
+            f"{counted(self.chunks_reused, 'chunk')} from the journal, "
+            f"{counted(self.chunks_generated_again, 'chunk')} generated again; next is step {self.next}"
+        )
+
+
+def make_report(
+    restored: Restored,
+    journal: JournalReport,
+    *,
+    incarnation: int,
+    end: Position,
+    bytes_restored: int,
+    seconds: Mapping[str, float],
+) -> RecoveryReport:
+    """What is known when training goes on. `end`: of the run. `bytes_restored`: of all ranks."""
+    manifest = restored.manifest
+    return RecoveryReport(
+        incarnation=incarnation,
+        time=utc_now(),
+        checkpoint=manifest.position,
+        saved_by=manifest.incarnation,
+        saved=manifest.created,
+        rejected={str(position): reason for position, reason in restored.rejected},
+        bytes=bytes_restored,
+        replayed_until=journal.until,
+        next=min(journal.finished, end),
+        steps_replayed=journal.replayed_steps,
+        chunks_reused=journal.replayed_chunks + journal.reused_chunks,
+        chunks_generated_again=journal.lost_chunks,
+        steps_lost=journal.lost_steps,
+        lost=_lost(journal),
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+    )
+
+
+class Recovering:
+    """Watches a resumed run until its replay is over; an `Observer`, on every rank.
+
+    `say` and `keep` get the report: once when this is made, and once when step `next` begins. `age` gives the
+    seconds since the process started.
+    """
+
+    def __init__(
+        self,
+        report: RecoveryReport,
+        log: JournaledRollouts,
+        group: Group,
+        *,
+        steps_per_epoch: int,
+        say: Callable[[str], None],
+        keep: Callable[[RecoveryReport], None],
+        age: Callable[[], float],
+    ) -> None:
+        self.report = report
+        self._log = log
+        self._group = group
+        self._steps_per_epoch = steps_per_epoch
+        self._say = say
+        self._keep = keep
+        self._age = age
+        self._began = self._age()
+        for line in report.lines():
+            say(f"recovery: {line}")
+        keep(report)
+        if report.next == report.checkpoint:
+            self._finish()
+
+    def phase(self, position: Position, name: str) -> None:
+        """Nothing: ranks enter phases at different moments, and the counts are of all."""
+
+    def step(self, position: Position, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 (an Observer's)
+        """The replay is over with the last step that had been finished before. Collective."""
+        if not self.report.over and position.following(self._steps_per_epoch) == self.report.next:
+            self._finish()
+
+    def _finish(self) -> None:
+        log, now = self._log, self._age()
+        own = [log.replayed_updates, log.repeated_updates, log.unreadable_chunks]
+        replayed, repeated, unreadable = zip(*self._group.all_gather(own), strict=True)
+        report = self.report
+        self.report = replace(
+            report,
+            over=True,
+            # Outcomes are of all ranks together: each rank compares the same ones.
+            updates_replayed=min(replayed),
+            updates_repeated=min(repeated),
+            chunks_reused=report.chunks_reused - sum(unreadable),
+            chunks_generated_again=report.chunks_generated_again + sum(unreadable),
+            seconds={**report.seconds, "replay": round(now - self._began, 3), "total": round(now, 3)},
+        )
+        self._say(f"recovery: {self.report.last_line()}")
+        self._keep(self.report)
+
+
+def keep(storage: Storage, report: RecoveryReport) -> None:
+    """Put the report, durably, behind those that are there; it replaces an earlier one of the same start."""
+    others = [other for other in read(storage) if other.incarnation != report.incarnation]
+    lines = [json.dumps(each.as_json()) + "\n" for each in [*others, report][-_KEPT:]]
+    storage.write(FILE, ["".join(lines).encode()])
+
+
+def read(storage: Storage) -> list[RecoveryReport]:
+    """The reports in a run's folder, the newest last; what is none is passed over."""
+    if storage.stat(FILE) is None:
+        return []
+    found = []
+    for line in read_small(storage, FILE, limit=_MAX_BYTES).splitlines():
+        try:
+            found.append(RecoveryReport.from_json(json.loads(line)))
+        except ValueError:
+            continue
+    return found
+
+
+def _lost(journal: JournalReport) -> tuple[str, ...]:
+    """What of earlier starts is not taken over, and why."""
+    if journal.lost_chunks:
+        which = (
+            f"{counted(journal.lost_steps, 'finished step')} from {journal.until} on, "
+            f"{counted(journal.lost_chunks, 'finished chunk')} in all: "
+        )
+        if not journal.compatible:
+            return (f"{which}made with another configuration, generated anew with that of now",)
+        why = "the journal is damaged" if journal.problems else "the journal does not have them"
+        return (f"{which}{why}, generated again", *journal.problems)
+    if journal.problems:
+        return (
+            f"no finished step; chunks of {journal.until} that were finished may be generated again, since "
+            "the journal is damaged",
+            *journal.problems,
+        )
+    return ()
