@@ -81,7 +81,7 @@ def random_task(folder: Path, shape: Shape) -> Task:
     """A Qwen2 model with random weights and prompts of eight random words; written to `folder`."""
     from safetensors.numpy import save_file
 
-    from rollforward.run.engine import MindSpore
+    from rollforward.engines.mindspore.package import MindSpore
 
     config = {
         "model_type": "qwen2",

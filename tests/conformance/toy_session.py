@@ -1,7 +1,7 @@
 """A whole run with the NumPy engine of the conformance suite: little work, every file as in a real one."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from tokenizer_folder import VOCAB, write_tokenizer
 from toy_run import Ranks
 
 from rollforward.config import loading as config
+from rollforward.engines.base import Finding, Launch, Process
 from rollforward.errors import EngineError, ModelError
 from rollforward.grpo.ports import Engine, Group, Meeting, Tensors
 from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
 from rollforward.position import Position
-from rollforward.run.plan import Asked, Plan, prepare
+from rollforward.run.plan import Plan, prepare
+from rollforward.run.request import Request
 from rollforward.run.session import train
 from rollforward.storage import LocalStorage
 from rollforward.store import ShadowCheckpoints, find
@@ -30,11 +32,17 @@ class Killed(BaseException):
 
 @dataclass
 class ToyPackage:
-    """`run.engine.EnginePackage` over the toy engine; an update may be the last thing it does."""
+    """`engines.base.EnginePackage` over the toy engine: the engine `toy`, by `rollforward_toy-1.dist-info`.
+
+    An update may be the last thing that it does.
+    """
 
     dies_at_update: int | None = None
     group: Callable[[], Group] = toy_engine.OneWorker
     updates: list[float] = field(default_factory=list)
+
+    def missing(self) -> str | None:
+        return None
 
     def vocab_size(self, model_config: Mapping[str, Any]) -> int:
         if model_config.get("model_type") != "toy":
@@ -43,6 +51,27 @@ class ToyPackage:
 
     def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
         return toy_engine.create(settings_of(model_config)).tensors()
+
+    def versions(self) -> Mapping[str, str]:
+        return {"toy": "1"}
+
+    def sources(self) -> Sequence[Path]:
+        return [Path(toy_engine.__file__)]
+
+    def this_process(self, environment: Mapping[str, str]) -> Process:  # noqa: ARG002 - as the protocol has it
+        return Process(role="alone", rank=0, world_size=1)
+
+    def launched(self, environment: Mapping[str, str]) -> str:  # noqa: ARG002 - as the protocol has it
+        return ""
+
+    def launch(self, workers: int, log_folder: Path, environment: Mapping[str, str]) -> Launch:  # noqa: ARG002
+        raise EngineError(f"the toy engine has no launcher for {workers} workers")
+
+    def prepare(self, environment: MutableMapping[str, str], *, patience: float) -> None:
+        """NumPy reads nothing."""
+
+    def examine(self, environment: Mapping[str, str]) -> list[Finding]:  # noqa: ARG002 - as the protocol has it
+        return []
 
     def connect(self, device_target: str, meeting: Meeting) -> Group:  # noqa: ARG002 - as the protocol has it
         return self.group()
@@ -124,7 +153,7 @@ class Place:
     ) -> Plan:
         """What `rollforward train` would do; `asked` is what more the command line asks for."""
         actor = str(self.root / source / "train") if source else ""
-        wanted = Asked(resume=resume, **{"actor_checkpoint_path": actor, **(asked or {})})
+        wanted = Request(resume=resume, **{"actor_checkpoint_path": actor, **(asked or {})})
         loaded = config.load(None, self.overrides(run, **changes))
         return prepare(loaded, wanted, ToyPackage(), world_size=world_size, rank=rank)
 

@@ -1,9 +1,9 @@
 """The command `rollforward` with the toy engine, as a program of its own: for tests that kill it.
 
-`toy_trainer.py train ...` is `rollforward train ...`; what it starts is this program again. When
-`$TOY_FATES` names a file, each start of a trainer takes a line from it, says there who it is, and
-meets that end: `3 killed` after three updates, `-1 killed` before its first step. Starts for which
-there is no line live.
+`toy_trainer.py train ...` is `rollforward train ...` with the engine `fated`, which is installed where
+this file is. `$TOY_FATES` names a file: each start of a trainer takes a line from it, says beside it who it
+is, and meets that end: `3 killed` after three updates, `-1 killed` before its first step. Starts for
+which there is no line live.
 """
 
 import os
@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 from toy_session import Place, ToyPackage
 
-from rollforward.cli import main, train, worker
+from rollforward.cli import main
 from rollforward.errors import EngineError, ReplayDiverged
 from rollforward.grpo.ports import Engine, Group
 from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
@@ -30,11 +30,12 @@ FATES = "TOY_FATES"
 
 def arguments(place: Place, run: str, **changes: Any) -> list[str]:
     """The command line of a run of the place."""
+    changes = {"context__engine": "fated", **changes}
     return ["train", *(f"--set={key}={value}" for key, value in place.overrides(run, **changes))]
 
 
 class Fated(ToyPackage):
-    """The toy engine, until its end."""
+    """The toy engine, until its end: the engine `fated`."""
 
     def create(self, settings: EngineSettings, group: Group) -> Engine:
         updates, how = _fate()
@@ -76,6 +77,6 @@ def _meet(how: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    train.MindSpore = Fated  # type: ignore[misc,assignment]
-    worker.__file__ = __file__
+    # What it starts finds the engine too.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     stopping.leave(main.main())

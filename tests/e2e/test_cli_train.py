@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from command import ARITHMETIC, PROGRAM, ROOT, Command
 
+from rollforward.engines.mindspore.package import free_port
 from rollforward.inspection.doctor import rank_folders
 from rollforward.processes import heartbeat
-from rollforward.processes.launch import free_port
-from rollforward.processes.reports import alive
+from rollforward.processes.environment import is_alive
 from rollforward.store import RunLock
 
 
@@ -202,9 +202,9 @@ def test_a_worker_that_stops_answering_is_named_and_the_run_goes_on(tmp_path: Pa
     assert other is not None
     os.kill(pulse.pid, signal.SIGSTOP)
     deadline = time.monotonic() + 120
-    while alive(other.pid) and time.monotonic() < deadline:
+    while is_alive(other.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not alive(other.pid)
+    assert not is_alive(other.pid)
     os.kill(pulse.pid, signal.SIGKILL)
     assert process.wait(timeout=300) != 0
     said = (tmp_path / "outer_logs" / "worker_1.log").read_text()

@@ -18,7 +18,7 @@ import pytest
 from command import ARITHMETIC, SETTINGS, Command
 
 from rollforward.processes import heartbeat
-from rollforward.processes.launch import alive
+from rollforward.processes.environment import is_alive
 from rollforward.replay import report as recovery_report
 from rollforward.storage import LocalStorage
 from rollforward.store import find
@@ -97,7 +97,7 @@ def workers_of(command: Command) -> list[int]:
     pulses = [heartbeat.read(command.run, rank) for rank in range(command.workers)]
     found = []
     for pulse in pulses:
-        if pulse is not None and alive(pulse.pid):
+        if pulse is not None and is_alive(pulse.pid):
             said = Path(f"/proc/{pulse.pid}/cmdline").read_bytes()
             found += [pulse.pid] if str(command.run).encode() in said else []
     return found

@@ -1,32 +1,39 @@
 """What the command line makes of `rebuild` and `--resume_position`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_session import Place, ToyPackage
+from toy_session import Place
 
-from rollforward.cli import train
+from rollforward.cli import computing
 from rollforward.cli.main import build_parser, main
 from rollforward.position import Position
-from rollforward.run.plan import Asked
+from rollforward.run.request import Request
+
+Computed = list[tuple[Request, dict[str, Any]]]
 
 
 @pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Asked, dict[str, Any]]]:
+def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
     """What would have been computed, instead of computing it: MindSpore takes seconds to load."""
-    found: list[tuple[Asked, dict[str, Any]]] = []
+    found: Computed = []
 
-    def note(_options: object, _arguments: object, asked: Asked, given: list[tuple[str, Any]]) -> int:
-        found.append((asked, dict(given)))
-        return 0
+    class Noted:
+        def __init__(self, given: Sequence[tuple[str, Any]]) -> None:
+            self.given = dict(given)
 
-    monkeypatch.setattr(train, "compute", note)
+        def compute(self, request: Request) -> int:
+            found.append((request, self.given))
+            return 0
+
+    monkeypatch.setattr(computing, "start_of", lambda _options, given, _arguments: Noted(given))
     return found
 
 
 def test_a_rebuild_resumes_from_the_run_at_the_position_into_a_new_folder(
-    tmp_path: Path, computed: list[tuple[Asked, dict[str, Any]]]
+    tmp_path: Path, computed: Computed
 ) -> None:
     run = tmp_path / "run"
     (run / "commits").mkdir(parents=True)
@@ -34,7 +41,7 @@ def test_a_rebuild_resumes_from_the_run_at_the_position_into_a_new_folder(
     given = ["--set", "actor_config.save=elsewhere", "--verifier-function", "accuracy_reward"]
     assert main(["rebuild", str(run), "--to", "0_137", "--out", str(out), *given]) == 0
     ((asked, settings),) = computed
-    assert asked == Asked(
+    assert asked == Request(
         resume=True,
         actor_checkpoint_path=str(run / "train"),
         ref_checkpoint_path=str(run / "ref"),
@@ -47,10 +54,12 @@ def test_a_rebuild_resumes_from_the_run_at_the_position_into_a_new_folder(
     assert Path(settings["rl_config.save_strategy_dir"]).parent == out
 
 
-def test_a_branch_names_its_position(computed: list[tuple[Asked, dict[str, Any]]]) -> None:
+def test_a_branch_names_its_position(computed: Computed) -> None:
     arguments = ["--resume_training", "--resume-position", "0_137", "--actor_checkpoint_path", "run/train"]
     assert main(["train", *arguments]) == 0
-    assert computed[0][0] == Asked(resume=True, actor_checkpoint_path="run/train", position=Position(0, 137))
+    assert computed[0][0] == Request(
+        resume=True, actor_checkpoint_path="run/train", position=Position(0, 137)
+    )
 
 
 def test_a_rebuild_takes_what_the_run_was_trained_with() -> None:
@@ -71,9 +80,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
 def test_a_rebuild_with_the_verb_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the command line to the checkpoint, with the engine of the tests in MindSpore's place."""
+    """From the command line to the checkpoint, with the engine of the tests."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "MindSpore", ToyPackage)
     place = Place(tmp_path)
     place.train("run")
     settings = [
@@ -81,7 +89,7 @@ def test_a_rebuild_with_the_verb_itself(
         for key, value in place.overrides("run")
         if not isinstance(value, list) and key not in ("actor_config.load", "rl_config.save_strategy_dir")
     ]
-    settings += ["--verifier_function", "toy_session:shortness"]
+    settings += ["--verifier_function", "toy_session:shortness", "--set", "context.engine=toy"]
     capsys.readouterr()
     assert main(["rebuild", "run", "--to", "0_4", "--out", "new", *settings]) == 0
     said = capsys.readouterr().out

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from rollforward.engines.base import find_engine
 from rollforward.errors import WorkerFailed
 from rollforward.position import Position
-from rollforward.processes.environment import LAUNCHED, prepare, this_process, wait_for_others
-from rollforward.processes.launch import exit_code, free_port, launch
-from rollforward.processes.reports import alive, tell_ending
+from rollforward.processes import reports
+from rollforward.processes.environment import LAUNCHED, is_alive, start_time
+from rollforward.processes.launch import Ending, exit_code, launch
 
 SCRIPT = """\
 import os, signal, sys, time
@@ -21,10 +22,9 @@ from pathlib import Path
 if os.environ["MS_ROLE"] == "MS_SCHED":
     time.sleep(100)
 from rollforward.processes.environment import LAUNCHED
-from rollforward.processes.reports import die_with_parent, report
-die_with_parent()
+from rollforward.processes.reports import join, report
+join()
 rank, folder = int(os.environ["RANK_ID"]), Path(os.environ[LAUNCHED])
-report(folder, rank)
 print("[INFO] DISTRIBUTED(1,2): chatter", flush=True)
 print(f"worker {rank} of {os.environ['MS_WORKER_NUM']} got {sys.argv[1:]}", flush=True)
 Path(sys.argv[1], f"pid_{rank}").write_text(str(os.getpid()))
@@ -61,12 +61,22 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def started(script: Path, fate: str) -> int:
+def ending_of(script: Path, fate: str) -> Ending:
+    """Of two workers that `msrun` starts."""
     folder = script.parent
-    ending = launch(
-        script, [str(folder), fate], workers=2, log_folder=folder / "log", run_folder=folder / "run"
+    return launch(
+        script,
+        [str(folder), fate],
+        package=find_engine("mindspore"),
+        engine="mindspore",
+        workers=2,
+        log_folder=folder / "log",
+        run_folder=folder / "run",
     )
-    return exit_code(ending)
+
+
+def started(script: Path, fate: str) -> int:
+    return exit_code(ending_of(script, fate))
 
 
 def pids(folder: Path) -> list[int]:
@@ -76,9 +86,9 @@ def pids(folder: Path) -> list[int]:
 def all_gone(folder: Path) -> bool:
     """Whether both workers have ended; the kernel may take a moment to tear them down."""
     deadline = time.monotonic() + 5
-    while any(alive(pid) for pid in pids(folder)) and time.monotonic() < deadline:
+    while any(is_alive(pid) for pid in pids(folder)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return len(pids(folder)) == 2 and not any(alive(pid) for pid in pids(folder))
+    return len(pids(folder)) == 2 and not any(is_alive(pid) for pid in pids(folder))
 
 
 def test_a_killed_worker_ends_the_others_and_is_named(
@@ -103,10 +113,7 @@ def test_a_workers_own_error_is_shown_and_its_code_returned(
 
 
 def test_a_worker_that_does_not_come_is_named_and_ends_all(script: Path) -> None:
-    folder = script.parent
-    ending = launch(
-        script, [str(folder), "stopped"], workers=2, log_folder=folder / "log", run_folder=folder / "run"
-    )
+    ending = ending_of(script, "stopped")
     assert (ending.code, ending.kind, ending.position) == (1, "CollectiveTimeout", Position(0, 7))
     assert re.search(
         r"waited 1 s for the other workers, since .*: worker 1 \(process \d+\) is late, in phase generate "
@@ -114,52 +121,60 @@ def test_a_worker_that_does_not_come_is_named_and_ends_all(script: Path) -> None
         r"worker 0 waits in phase update of step 0_7",
         ending.error,
     )
-    assert all_gone(folder)
-
-
-def test_a_process_knows_what_msrun_made_it() -> None:
-    assert this_process({}).role == "alone"
-    assert this_process({"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2"}).role == "scheduler"
-    worker = this_process({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4", "RANK_ID": "3"})
-    assert (worker.role, worker.rank, worker.world_size) == ("worker", 3, 4)
-
-
-def test_mindspores_own_compile_cache_is_never_on() -> None:
-    """It takes graphs for one another when they are compiled in another order."""
-    environment = {"MS_COMPILER_CACHE_ENABLE": "1", "GLOG_v": "1"}
-    prepare(environment)
-    assert environment == {"GLOG_v": "1"}
-
-
-def test_the_framework_waits_in_a_collective_for_longer_than_we_do_unless_it_is_told_otherwise() -> None:
-    for seconds in (1800, 0):
-        environment: dict[str, str] = {}
-        wait_for_others(seconds, environment)
-        assert int(environment["MS_CPU_COMM_OP_TIMEOUT"]) > 1800 + 60
-    environment["MS_CPU_COMM_OP_TIMEOUT"] = "7"
-    wait_for_others(1800, environment)
-    assert environment["MS_CPU_COMM_OP_TIMEOUT"] == "7"
+    assert all_gone(script.parent)
 
 
 def test_a_process_that_nobody_waited_for_is_not_alive() -> None:
     process = subprocess.Popen([sys.executable, "-c", "pass"])
-    assert alive(os.getpid())
+    assert is_alive(os.getpid())
     deadline = time.monotonic() + 20
-    while alive(process.pid) and time.monotonic() < deadline:
+    while is_alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not alive(process.pid)
+    assert not is_alive(process.pid)
     process.wait()
-    assert not alive(process.pid)
+    assert not is_alive(process.pid)
 
 
-def test_a_free_port_is_one_that_msrun_takes() -> None:
-    assert 1024 <= free_port() <= 65535
+def test_another_process_that_got_the_number_is_not_taken_for_the_first() -> None:
+    started = start_time(os.getpid())
+    assert started is not None
+    assert is_alive(os.getpid(), started)
+    assert not is_alive(os.getpid(), started - 1)
+
+
+def test_who_was_started_keeps_its_number_until_all_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it waited for earlier, its number could be another process group's when all are ended."""
+    script = tmp_path / "short.py"
+    script.write_text("")
+    signalled: list[bool] = []
+    kill = os.killpg
+
+    def note(group: int, number: int) -> None:
+        signalled.append(Path(f"/proc/{group}").exists())
+        kill(group, number)
+
+    monkeypatch.setattr(os, "killpg", note)
+    ending = launch(
+        script,
+        [],
+        package=find_engine("mindspore"),
+        engine="mindspore",
+        workers=1,
+        log_folder=tmp_path / "log",
+        run_folder=tmp_path / "run",
+    )
+    assert "ended with code 0" in ending.error
+    assert ending.code == 1, "a process that has not reported its end has not come to it"
+    assert signalled == [True], "the number was still its own, and was used once"
 
 
 def test_an_ending_that_the_disk_does_not_take_is_said_and_hides_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(LAUNCHED, str(tmp_path))
+    monkeypatch.setattr(reports, "_own_rank", 0)
     (tmp_path / "rank_0.json").mkdir()
-    tell_ending(7, error="the reason", kind="DataError")
-    assert "ended with code 7, which could not be told: " in capsys.readouterr().err
+    reports.tell_ending(7, error="the reason", kind="DataError")
+    assert "ended with code 7, which could not be reported: " in capsys.readouterr().err

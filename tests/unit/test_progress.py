@@ -11,9 +11,9 @@ from rollforward.position import Position
 from rollforward.processes import heartbeat
 from rollforward.run.progress import (
     LiveDisplay,
+    ObserverList,
     Pace,
     PlainLines,
-    Several,
     Silent,
     open_display,
     tokens_per_second,
@@ -74,7 +74,7 @@ def test_the_time_left_is_unknown_until_two_steps_are_done() -> None:
 
 def test_everyone_who_watches_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     displays = [PlainLines(steps_per_epoch=10, total_steps=20) for _ in range(2)]
-    Several(displays).step(Position(0, 0), FIGURES)
+    ObserverList(displays).step(Position(0, 0), FIGURES)
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 

@@ -24,6 +24,7 @@ from rollforward.errors import (
 from rollforward.interop.restoring import take
 from rollforward.interop.resuming import FromForeign, next_position
 from rollforward.position import Position
+from rollforward.run.sources import FromOthers
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, find, load_manifest, read_tensors
 
@@ -119,7 +120,7 @@ class TestGoesOn:
         said = capsys.readouterr().out
         assert f"checkpoint: 1_1 in {theirs} is the newest complete one; it has no manifest" in said
         assert "no manifest, so nothing can be verified by digest" in said
-        assert "computed anew: epoch_num, kl_loss, learning_rate, step_num" in said
+        assert "computed again: epoch_num, kl_loss, learning_rate, step_num" in said
         assert "training: goes on at step 1_1 (7 of 10)" in said
         assert content(theirs) == before
         assert same_end(place, "new", ours)
@@ -197,8 +198,8 @@ class TestGoesOn:
             path.unlink()
         (theirs / "ref/rank_0").rmdir()
         plan = place.plan("new", resume=True, source="theirs", ref_config__sync_ref_model=True)
-        assert isinstance(plan.source, FromForeign)
-        assert plan.source.reference_model == place.model
+        assert isinstance(plan.source, FromOthers)
+        assert plan.source.theirs.reference_model == place.model
         place.train("new", resume=True, source="theirs")
         assert f"the reference model is that of {place.model}" in capsys.readouterr().out
         assert same_end(place, "new", ours), "here the reference is the first model"

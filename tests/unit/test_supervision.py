@@ -13,11 +13,12 @@ import toy_trainer
 from toy_session import Place
 
 from rollforward.cli.main import main
+from rollforward.engines.base import find_engine
 from rollforward.errors import WorkerFailed
 from rollforward.inspection.history import timeline
 from rollforward.position import Position
+from rollforward.processes.environment import is_alive
 from rollforward.processes.launch import Ending, launch
-from rollforward.processes.reports import alive
 from rollforward.processes.supervision import next_start, supervise, unsupervised
 from rollforward.storage import LocalStorage
 from rollforward.store import RunLock
@@ -52,7 +53,15 @@ class Supervised:
 
     def start(self, arguments: Sequence[str]) -> Ending:
         self.given.append(list(arguments))
-        return launch(TRAINER, arguments, workers=1, log_folder=self.place.root / "log", run_folder=self.run)
+        return launch(
+            TRAINER,
+            arguments,
+            package=find_engine("fated"),
+            engine="fated",
+            workers=1,
+            log_folder=self.place.root / "log",
+            run_folder=self.run,
+        )
 
     def __call__(self, arguments: Sequence[str], max_restarts: int = 5) -> Ending:
         return supervise(
@@ -196,7 +205,7 @@ def test_a_signal_to_the_supervisor_ends_both_in_good_order(place: Place) -> Non
     trainer = trainer_that_hangs(place, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143, said(place)
-    assert not alive(trainer)
+    assert not is_alive(trainer)
     with RunLock.acquire(place.root / "run") as lock:
         assert lock.taken_over is None
     kept = (place.root / "log" / "train.log").read_text()
@@ -210,9 +219,9 @@ def test_a_supervisor_that_is_killed_leaves_no_trainer_behind(place: Place) -> N
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30
-    while alive(trainer) and time.monotonic() < deadline:
+    while is_alive(trainer) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not alive(trainer)
+    assert not is_alive(trainer)
 
 
 @pytest.mark.parametrize("role", ["MS_WORKER", "MS_SCHED"])
@@ -221,7 +230,10 @@ def test_under_the_users_own_msrun_it_is_refused(
 ) -> None:
     monkeypatch.setenv("MS_ROLE", role)
     monkeypatch.setenv("MS_WORKER_NUM", "2")
-    assert main([*toy_trainer.arguments(place, "run"), "--max_restarts", "3"]) == 2
+    assert (
+        main([*toy_trainer.arguments(place, "run"), "--set=context.engine=mindspore", "--max_restarts", "3"])
+        == 2
+    )
     told = capsys.readouterr().err
     assert "--max_restarts 3 under msrun" in told
     assert "rollforward train --workers N --max_restarts N" in told

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
-from rollforward.config import loading as config
+from rollforward.config.keys import ActorConfig, Config
 from rollforward.config.places import outputs
+from rollforward.engines.base import Finding, find_engine, names
 from rollforward.inspection import doctor
 from rollforward.interop.role_folders import name_checkpoint_folders
 
@@ -22,7 +23,7 @@ SUMMARY = "find out why a run does not resume"
 DESCRIPTION = """\
 Look at the folders that a run is to be resumed from, and at the machine: meta.json of every rank,
 files that do not open, parameter names that do not match, unequal steps, every byte of every
-checkpoint, time-outs of the communication library, the scheduler's port, disk space.
+checkpoint, timeouts of the communication library, the scheduler's port, disk space.
 
 Nothing is changed. The exit code is 0 when there is no problem, 1 when there is one."""
 
@@ -39,12 +40,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Print the findings."""
-    given = [("actor_config.save", options.save_checkpoint_dir)] if options.save_checkpoint_dir else []
-    save = outputs(config.load(None, given).config).run
+    save = outputs(Config(actor_config=ActorConfig(save=options.save_checkpoint_dir or ""))).run
     source = name_checkpoint_folders(options.actor_checkpoint_path, options.ref_checkpoint_path, save)
     target = Path(options.save_checkpoint_dir) if options.save_checkpoint_dir else source.run
     found = doctor.examine(source)
-    found += doctor.examine_environment(target, doctor.next_checkpoint_bytes(source.run), os.environ)
+    found += doctor.examine_environment(
+        target, doctor.next_checkpoint_bytes(source.run), map(find_engine, names()), os.environ
+    )
     problems = sum(finding.level == "problem" for finding in found)
     if options.json:
         sys.stdout.write(
@@ -55,7 +57,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _print(found: Sequence[doctor.Finding]) -> None:
+def _print(found: Sequence[Finding]) -> None:
     console = Console()
     for finding in found:
         word, style = _MARKS[finding.level]

@@ -44,7 +44,8 @@ def verb_modules() -> list[ModuleType]:
 def build_parser() -> Parser:
     """The whole command line."""
     parser = Parser(
-        prog="rollforward", description="GRPO post-training on MindSpore that recovers like a database."
+        prog="rollforward",
+        description="Exact crash recovery for reinforcement-learning post-training of language models.",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for verb in verb_modules():
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     code, message, kind, debug = 0, None, None, "--debug" in given
     try:
+        reports.join()
         options, unknown = build_parser().parse_known_args(given)
         if unknown:
             options.verb_parser.unknown(unknown)

@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rollforward.cli import train
+from rollforward.cli import computing
 from rollforward.cli.arguments import Parser, position
 from rollforward.inspection.folder import open_run
-from rollforward.run.plan import Asked
+from rollforward.run.request import Request
 from rollforward.store.layout import ROLE_FOLDERS
 
 NAME = "rebuild"
@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_option("--out", metavar="NEW", required=True, help="the folder of the new checkpoint")
     parser.add_option("--config", metavar="FILE", help="the YAML that the run was trained with")
-    train.add_configuration(parser)
+    computing.add_configuration(parser)
 
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -39,17 +39,17 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     folder, out = Path(options.folder), Path(options.out)
     open_run(folder)
     given = [
-        *train.overrides(options),
+        *computing.overrides(options),
         ("actor_config.save", str(out)),
         # What the run itself writes outside its folder stays as it is.
         ("rl_config.save_strategy_dir", str(out / "strategy")),
         ("rl_config.tensorboard", False),
     ]
-    asked = Asked(
+    request = Request(
         resume=True,
         actor_checkpoint_path=str(folder / ROLE_FOLDERS["policy_model"]),
         ref_checkpoint_path=str(folder / ROLE_FOLDERS["ref"]),
         position=options.to,
         rebuild=True,
     )
-    return train.compute(options, arguments, asked, given)
+    return computing.start_of(options, given, arguments).compute(request)

@@ -224,7 +224,13 @@ class GenerateConfig:
 class ContextConfig:
     """The device."""
 
-    device_target: str = key("CPU", "What MindSpore computes on.", choices=("CPU", "Ascend"))
+    device_target: str = key("CPU", "What the engine computes on.", choices=("CPU", "Ascend"))
+    engine: str = key(
+        "mindspore",
+        "What computes: the name of an installed engine (an entry point of `rollforward.engines`).",
+        # Another engine has other versions, which a resume and a replay compare.
+        affects_numbers=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

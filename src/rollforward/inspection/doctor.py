@@ -6,18 +6,17 @@ when it finds nothing to resume, what is said about the folders here is the end 
     folders       rank folders, meta.json, files, steps: of a run of ours, and of MindRLHF's folders
     names         do policy and reference have the parameters of one model
     evidence      of starts that a number that was not finite has ended
-    environment   time-outs of the communication library, the scheduler's port, disk space
+    environment   what the engine's framework needs (its package checks that), disk space
 """
 
 import difflib
 import os
 import shutil
-import socket
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from rollforward.engines.base import EnginePackage, Finding
 from rollforward.errors import RollforwardError
 from rollforward.interop.files import read_layout
 from rollforward.interop.names import is_bookkeeping, is_moment, plain_name
@@ -29,22 +28,7 @@ from rollforward.store.layout import COMMITS, EVIDENCE, META, parse_rank
 from rollforward.store.meta import Meta, parse_meta
 from rollforward.wording import in_bytes
 
-TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
-"""Environment variable -> seconds that are recommended."""
-MSRUN_PORT = 8118
-"""Where `msrun` puts its scheduler unless it is told otherwise."""
 _SHOWN = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What one check found."""
-
-    check: str
-    level: Literal["ok", "note", "problem"]
-    """A note is worth knowing and fails nothing."""
-    text: str
-    hint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,56 +281,12 @@ def _evidence_of(run: Path) -> list[Path]:
         return []
 
 
-def examine_environment(save: Path, needed: int, environment: Mapping[str, str]) -> list[Finding]:
-    """Time-outs, port, and whether `needed` bytes fit where the next checkpoint goes."""
-    found = [_check_timeout(name, value, environment.get(name)) for name, value in TIMEOUTS.items()]
-    found.append(_check_port(int(environment.get("MS_SCHED_PORT") or MSRUN_PORT)))
-    found.append(_check_disk(save, needed))
-    return found
-
-
-def _check_timeout(name: str, recommended: int, value: str | None) -> Finding:
-    hint = f"export {name}={recommended}"
-    if value is None:
-        return Finding(
-            check="time-outs",
-            level="note",
-            text=f"{name} is not set; {recommended} s are recommended for several Ascend devices",
-            hint=hint,
-        )
-    if not value.isdigit():
-        return Finding(
-            check="time-outs",
-            level="problem",
-            text=f"{name} is {value!r}, not a number of seconds",
-            hint=hint,
-        )
-    if int(value) < recommended:
-        return Finding(
-            check="time-outs",
-            level="problem",
-            text=f"{name} is {value} s, less than the recommended {recommended} s: a worker that loads or "
-            "compiles longer than that breaks the others' collectives",
-            hint=hint,
-        )
-    return Finding(check="time-outs", level="ok", text=f"{name} is {value} s")
-
-
-def _check_port(port: int) -> Finding:
-    with socket.socket() as probe:
-        # As the scheduler itself binds it: a port that only waits for old packets counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            return Finding(
-                check="port",
-                level="problem",
-                text=f"port {port}, where msrun puts its scheduler, cannot be used: {error.strerror}",
-                hint="end what listens there, or use msrun --master_port; rollforward train --workers "
-                "finds a free one by itself",
-            )
-    return Finding(check="port", level="ok", text=f"port {port} is free for msrun's scheduler")
+def examine_environment(
+    save: Path, needed: int, engines: Iterable[EnginePackage], environment: Mapping[str, str]
+) -> list[Finding]:
+    """What each engine checks of its own, and whether `needed` bytes fit where the next checkpoint goes."""
+    found = [finding for engine in engines for finding in engine.examine(environment)]
+    return [*found, _check_disk(save, needed)]
 
 
 def _check_disk(save: Path, needed: int) -> Finding:

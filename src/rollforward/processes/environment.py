@@ -1,71 +1,53 @@
-"""Which process this is, and the environment that MindSpore wants before it is imported.
-
-`msrun` starts one script several times: once as the scheduler, which brings the workers
-together, and once for each worker. Environment variables say which is which.
-"""
+"""What this process knows of itself: how old it is, and whether a launcher of ours started it."""
 
 import os
 import time
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 LAUNCHED = "ROLLFORWARD_WORKER_FILES"
-"""Set for workers that `run.launch` started: the folder where they say that they live, and how they ended."""
-
-
-_FOR_EVER = 10**9
-"""Seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Process:
-    """This process among those of a run."""
-
-    role: Literal["alone", "worker", "scheduler"]
-    rank: int
-    world_size: int
-
-
-def this_process(environment: Mapping[str, str] = os.environ) -> Process:
-    """What `msrun`'s variables say of this process; alone when it was not started by `msrun`."""
-    workers = int(environment.get("MS_WORKER_NUM", "1"))
-    role = environment.get("MS_ROLE")
-    if role == "MS_SCHED":
-        return Process(role="scheduler", rank=-1, world_size=workers)
-    if role == "MS_WORKER" and workers > 1:
-        return Process(role="worker", rank=int(environment.get("RANK_ID", "0")), world_size=workers)
-    return Process(role="alone", rank=0, world_size=1)
+"""Set for workers that `launch` started: the folder where they report that they live, and how they ended."""
+ENGINE = "ROLLFORWARD_ENGINE"
+"""Set with it: the name of the engine, whose package knows which of the workers a process is."""
 
 
 def age() -> float:
     """Seconds since this process was started, imports included. Of computing only where there is no /proc."""
-    try:
-        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
+    started = start_time(os.getpid())
+    if started is None:
         return time.process_time()
-    # Field 22 of proc(5), clock ticks since the machine was started; the first one here is field 3.
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
-def started_by_msrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the user's own `msrun` started this process, be it one worker or one of several."""
-    return "MS_ROLE" in environment and LAUNCHED not in environment
+def start_time(pid: int) -> int | None:
+    """When a process was started, in clock ticks since the machine was; None when that cannot be told.
 
-
-def prepare(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what MindSpore reads when it is imported."""
-    # MindSpore logs warnings of its own to standard error, many at each start.
-    environment.setdefault("GLOG_v", "3")
-    # Its compile cache hands out wrong graphs unless the engine says when it is on.
-    environment.pop("MS_COMPILER_CACHE_ENABLE", None)
-
-
-def wait_for_others(seconds: float, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let the framework wait longer in a collective than we do ourselves; 0: for ever.
-
-    MindSpore's own limit on the CPU is 30 s, after which it names nobody. One worker may well
-    generate for longer than another by that.
+    With its number it names a process for good: numbers are used again.
     """
-    environment.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(round(2 * seconds) + 60 if seconds else _FOR_EVER))
+    fields = _stat(pid)
+    # Field 22 of proc(5); the first one here is field 3.
+    return int(fields[19]) if fields else None
+
+
+def is_alive(pid: int, started: int | None = None) -> bool:
+    """Whether a process runs; one that ended and was not yet waited for does not.
+
+    `started`: its `start_time`; another process that was given the number later does not count.
+    """
+    try:
+        fields = _stat(pid, missing_ok=False)
+    except FileNotFoundError:
+        return False
+    if not fields:
+        return True
+    if started is not None and int(fields[19]) != started:
+        return False
+    return fields[0] not in (b"Z", b"X")
+
+
+def _stat(pid: int, *, missing_ok: bool = True) -> list[bytes]:
+    """The fields of /proc/<pid>/stat from the third on; empty when they cannot be read."""
+    expected = (OSError,) if missing_ok else (PermissionError,)
+    with suppress(*expected):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return []

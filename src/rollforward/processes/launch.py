@@ -1,19 +1,21 @@
 """Workers on this machine: started, watched, and ended together.
 
-One worker is a child process of its own. Several are started through `msrun`, which starts a
-scheduler and the workers and sets the variables by which they find each other. It is slow to notice
-a death (a worker killed during a collective leaves the others waiting, and the scheduler takes some
-25 s to give up), so workers are watched from here: each says in a file that it lives and, when it
-can, how it ended. The first that fails, or is gone without a word, ends all: within two seconds, by
-SIGKILL, which a run survives by design.
+One worker is a child process of its own. Several are started through the engine's launcher
+(`engines.base.Launch`), which sets the variables by which they find each other. A launcher may be slow to
+notice a death (a worker killed during a collective leaves the others waiting, for 25 s with `msrun`), so
+workers are watched from here: each reports in a file that it lives and, when it can, how it ended. The
+first that fails, or is gone without a report, ends all: within two seconds, by SIGKILL, which a run
+survives by design.
 
-Left out: several machines. There the user's own `msrun` starts `examples/grpo/main.py`.
+Nothing but these workers is ever signalled. A process number is used again after its process was waited
+for, so the one that was started is waited for last, and a worker is known by its number and the time
+of its start.
+
+Left out: several machines. There the user's own launcher starts `examples/grpo/main.py`.
 """
 
 import os
-import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,26 +25,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollforward.engines.base import EnginePackage, Launch
 from rollforward.errors import WorkerFailed
 from rollforward.position import Position
 from rollforward.processes import heartbeat, reports, stopping
-from rollforward.processes.environment import LAUNCHED
-from rollforward.processes.reports import Report, alive, die_with_parent
+from rollforward.processes.environment import ENGINE, LAUNCHED
+from rollforward.processes.reports import Report, die_with_parent
 
 _LOOK_EVERY = 0.2
 """Seconds between two looks at the workers."""
 _ENDING = 10.0
-"""Seconds that `msrun` has to end after the last worker has."""
+"""Seconds that the launcher has to end after the last worker has."""
 _PATIENCE = stopping.GRACE + 1.0
 """Seconds that workers have to end by themselves after SIGTERM."""
 _ENDING_ALL = _PATIENCE + 1.0
 """Seconds that this process has, after a signal, to end all others and itself."""
-_NO_WORKER = "-2"
-"""For `msrun --tail_worker_log`: the number of no worker, since the log is shown from here."""
-_MSRUN_LOG = "msrun.log"
 _SHOWN_LINES = 15
-_FRAMEWORK_LINE = re.compile(r"\[(?:DEBUG|INFO|WARNING)\] [A-Z_]+\(\d+")
-"""What MindSpore logs of itself; it stays in the worker's log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,24 +70,33 @@ def exit_code(ending: Ending) -> int:
 
 
 def launch(
-    script: Path, arguments: Sequence[str], *, workers: int, log_folder: Path, run_folder: Path
+    script: Path,
+    arguments: Sequence[str],
+    *,
+    package: EnginePackage,
+    engine: str,
+    workers: int,
+    log_folder: Path,
+    run_folder: Path,
 ) -> Ending:
     """Run a script as `workers` workers until all are done or one fails, and none is left.
 
-    One worker writes to this process's output; of several the first one's output is shown there,
-    and each has a log in `log_folder`. Whatever ends this process ends the workers.
+    `package` is that of the engine named `engine`. One worker writes to this process's output; of several
+    the first one's output is shown there, and each has a log in `log_folder`. Whatever ends this process
+    ends the workers.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     stopping.allow(_ENDING_ALL)
     with tempfile.TemporaryDirectory(prefix="rollforward-") as folder:
         reports.prepare(Path(folder))
-        environment = os.environ | {LAUNCHED: folder}
+        environment = os.environ | {LAUNCHED: folder, ENGINE: engine}
         output: _Output
         if workers == 1:
-            output, started = _Output(), _start_one(script, arguments, environment)
+            output, started = _Output(), _start([sys.executable, str(script), *arguments], environment)
         else:
-            output = _Logs(log_folder)
-            started = _start_several(script, arguments, environment, workers, log_folder)
+            how = package.launch(workers, log_folder, environment)
+            output = _Logs(how, log_folder)
+            started = _start_several([*how.command, str(script), *arguments], how, log_folder)
         watch = _Watch(started, Path(folder), workers, run_folder, output)
         try:
             return watch.until_the_end()
@@ -100,51 +107,42 @@ def launch(
             watch.end_all()
 
 
-def _start_one(
-    script: Path, arguments: Sequence[str], environment: Mapping[str, str]
+def _start(
+    command: Sequence[str], environment: Mapping[str, str], output: int | None = None
 ) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, str(script), *arguments]
     # A session of its own: the terminal's Ctrl-C reaches the worker through us, once.
     return subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent
+        command,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
     )
 
 
-def _start_several(
-    script: Path, arguments: Sequence[str], environment: Mapping[str, str], workers: int, log_folder: Path
-) -> "subprocess.Popen[bytes]":
+def _start_several(command: Sequence[str], how: Launch, log_folder: Path) -> "subprocess.Popen[bytes]":
     # A log of an earlier run would be shown as if it were of this one.
-    for stale in log_folder.glob("worker_*.log"):
+    for stale in log_folder.glob(how.worker_log.format(rank="*")):
         stale.unlink()
-    # msrun starts `python`, whichever that is: it must be this one.
-    path = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-    command = [sys.executable, "-m", "mindspore.parallel.cluster.run"]
-    command += [f"--worker_num={workers}", f"--local_worker_num={workers}", "--join=True"]
-    command += [f"--master_port={free_port()}", f"--log_dir={log_folder}"]
-    command += [f"--tail_worker_log={_NO_WORKER}", str(script), *arguments]
-    with (log_folder / _MSRUN_LOG).open("wb") as output:
-        return subprocess.Popen(
-            command,
-            env={**environment, "PATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+    with (log_folder / how.own_log).open("wb") as output:
+        return _start(command, how.environment, output.fileno())
 
 
 class _Output:
     """Where one worker's words go: to this process's own output, by themselves."""
 
     shown = True
-    """Whether an error has been seen by the user when the worker has told it."""
+    """Whether an error has been seen by the user when the worker has reported it."""
+    starter = "the worker"
+    """Who was started, for people."""
 
     def show(self) -> None:
         """Nothing is to be relayed."""
 
     def tail(self, _rank: int | None) -> str:
-        """The last lines of a worker; of `msrun` for None."""
+        """The last lines of a worker; of the launcher for None."""
         return ""
 
     def where(self, _rank: int | None) -> str:
@@ -157,7 +155,9 @@ class _Logs(_Output):
 
     shown = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, how: Launch, folder: Path) -> None:
+        self.starter = how.name
+        self._how = how
         self._folder = folder
         self._shown = 0
 
@@ -169,7 +169,8 @@ class _Logs(_Output):
             text = text[: text.rfind(b"\n") + 1]
             self._shown += len(text)
             lines = text.decode(errors="replace").splitlines(keepends=True)
-            sys.stdout.writelines(line for line in lines if not _FRAMEWORK_LINE.match(line))
+            noise = self._how.noise
+            sys.stdout.writelines(line for line in lines if noise is None or not noise.match(line))
             sys.stdout.flush()
 
     def tail(self, rank: int | None) -> str:
@@ -184,15 +185,16 @@ class _Logs(_Output):
     def where(self, rank: int | None) -> str:
         """The log."""
         if rank is None:
-            return f"; see {self._log(None)} and scheduler.log beside it"
+            also = f" and {self._how.see_also} beside it" if self._how.see_also else ""
+            return f"; see {self._log(None)}{also}"
         return f"; the worker's log is {self._log(rank)}"
 
     def _log(self, rank: int | None) -> Path:
-        return self._folder / (_MSRUN_LOG if rank is None else f"worker_{rank}.log")
+        return self._how.log_of(self._folder, rank)
 
 
 class _Watch:
-    """Looks after a process, the only worker or `msrun`, and its workers until they end."""
+    """Looks after a process, the only worker or a launcher, and its workers until they end."""
 
     def __init__(
         self,
@@ -215,15 +217,16 @@ class _Watch:
             self._read_reports()
             self._output.show()
             # Who was started is asked before the workers are: if it is gone and a worker has not
-            # said how it ended, it is not going to.
-            gone = self._started.poll() is not None
+            # reported how it ended, it is not going to.
+            gone = self._starter_code() is not None
             self._read_reports()
             ending = self._bad_ending(gone)
             if ending is not None:
                 return ending
             if self._all_have_ended():
-                with suppress(subprocess.TimeoutExpired):
-                    self._started.wait(_ENDING)
+                deadline = time.monotonic() + _ENDING
+                while self._starter_code() is None and time.monotonic() < deadline:
+                    time.sleep(_LOOK_EVERY / 4)
                 self._output.show()
                 return Ending(code=0)
             time.sleep(_LOOK_EVERY)
@@ -241,14 +244,14 @@ class _Watch:
             return self._death(gone)
         return Ending(
             code=1,
-            error="msrun ended before the workers did" + self._output.tail(None),
+            error=f"{self._output.starter} ended before the workers did" + self._output.tail(None),
             hint="resume with --resume_training" + self._output.where(None),
         )
 
     def ask_to_end(self) -> None:
         """SIGTERM to the workers, and a moment for them to end in good order."""
         for known in self._reports.values():
-            if known.code is None:
+            if known.code is None and known.lives:
                 with suppress(ProcessLookupError):
                     os.kill(known.pid, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
@@ -257,21 +260,32 @@ class _Watch:
         self._output.show()
 
     def end_all(self) -> None:
-        """SIGKILL to whatever still runs: workers (each leads a group), scheduler and `msrun`.
+        """SIGKILL to whatever still runs: workers (each leads a group), and the launcher with its own.
 
-        When it returns they are gone, so the run's folder is free.
+        When it returns they are gone, so the run's folder is free. Doing it twice does nothing.
         """
         self._read_reports()
         for known in self._reports.values():
-            if alive(known.pid):
+            if known.lives:
                 _kill_group(known.pid, signal.SIGKILL)
-        _kill_group(self._started.pid, signal.SIGKILL)
-        self._started.wait()
+        if self._started.returncode is None:
+            # Not waited for yet, so the number of its group is still its own, whether it runs or not.
+            _kill_group(self._started.pid, signal.SIGKILL)
+            self._started.wait()
         while self._some_live():
             time.sleep(_LOOK_EVERY)
 
+    def _starter_code(self) -> int | None:
+        """How who was started ended, negative for a signal; None while it runs. It is not waited for."""
+        if self._started.returncode is not None:
+            return self._started.returncode
+        ended = os.waitid(os.P_PID, self._started.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
     def _some_live(self) -> bool:
-        return any(alive(known.pid) for known in self._reports.values())
+        return any(known.lives for known in self._reports.values())
 
     def _all_have_ended(self) -> bool:
         return len(self._reports) == self._workers and all(
@@ -290,7 +304,7 @@ class _Watch:
 
     def _gone(self) -> list[int]:
         """Workers that ended without a word. More than one where the others did not survive the first."""
-        gone = [rank for rank, known in self._reports.items() if known.code is None and not alive(known.pid)]
+        gone = [rank for rank, known in self._reports.items() if known.code is None and not known.lives]
         self._read_reports()
         return [rank for rank in gone if self._reports[rank].code is None]
 
@@ -333,18 +347,10 @@ class _Watch:
     def _how(self, known: Report) -> str:
         code = known.code
         if code is None and self._workers == 1:
-            code = self._started.returncode
+            code = self._starter_code()
         if code is None:
             return "was killed"
         return f"ended with code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _position(pulse: heartbeat.Pulse | None) -> Position | None:

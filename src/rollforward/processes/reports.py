@@ -1,7 +1,7 @@
-"""What a process that was launched and the one that launched it tell each other.
+"""What a worker and the process that launched it tell each other.
 
 The launcher makes a folder and names it in `$ROLLFORWARD_WORKER_FILES`. There it leaves its own
-process number, and each worker says in `rank_N.json` that it lives and, when it can, how it ended.
+process number, and each worker reports in `rank_N.json` that it lives and, when it can, how it ended.
 A worker whose launcher is gone ends: the kernel kills it, however the launcher went.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rollforward.errors import RollforwardError, StorageError
-from rollforward.processes.environment import LAUNCHED, this_process
+from rollforward.processes.environment import ENGINE, LAUNCHED, is_alive, start_time
 from rollforward.storage.failures import storage_error
 from rollforward.storage.local import LocalStorage
 
@@ -25,54 +25,71 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a worker says of itself."""
+    """What a worker reports of itself."""
 
     pid: int
+    started: int | None = None
+    """See `environment.start_time`."""
     code: int | None = None
     """How it ended; None while it runs, or when it was killed."""
     error: str | None = None
-    """Its last words."""
+    """The message of the error that ended it."""
     kind: str | None = None
-    """The class of the error that ended it."""
+    """The class of that error."""
+
+    @property
+    def lives(self) -> bool:
+        """Whether this very process runs."""
+        return is_alive(self.pid, self.started)
 
 
 def prepare(folder: Path) -> None:
-    """As the launcher: say in the folder who we are."""
+    """As the launcher: leave our process number in the folder."""
     (folder / _LAUNCHER).write_text(str(os.getpid()))
 
 
+_own_rank: int | None = None
+"""Of this process, once it has joined as a worker."""
+
+
 def join() -> None:
-    """As a process that was launched: end when the launcher does; as a worker, say that we live."""
+    """As a process that was launched: end when the launcher does; as a worker, report that we live."""
+    global _own_rank
     folder = os.environ.get(LAUNCHED)
     if not folder:
         return
+    # Imported here: it imports NumPy, and signals have to be taken before.
+    from rollforward.engines.base import find_engine
+
     die_with_parent()
-    if not alive(int((Path(folder) / _LAUNCHER).read_text())):
+    if not is_alive(int((Path(folder) / _LAUNCHER).read_text())):
         # It went before the kernel knew that this process is to follow.
         os.kill(os.getpid(), signal.SIGKILL)
-    process = this_process()
+    process = find_engine(os.environ[ENGINE]).this_process(os.environ)
     if process.role != "scheduler":
+        _own_rank = process.rank
         report(Path(folder), process.rank)
 
 
 def tell_ending(code: int, *, error: str | None = None, kind: str | None = None) -> None:
-    """As a worker that was launched, say how it ends; nothing in any other process.
+    """As a worker that was launched, report how it ends; nothing in any other process.
 
-    When the disk does not take it, it is said in the worker's output only.
+    When the disk does not take it, standard error has it.
     """
-    folder, process = os.environ.get(LAUNCHED), this_process()
-    if folder and process.role != "scheduler":
+    folder = os.environ.get(LAUNCHED)
+    if folder and _own_rank is not None:
         try:
-            report(Path(folder), process.rank, code=code, error=error, kind=kind)
+            report(Path(folder), _own_rank, code=code, error=error, kind=kind)
         except StorageError as problem:
-            sys.stderr.write(f"ended with code {code}, which could not be told: {problem}\n")
+            sys.stderr.write(f"ended with code {code}, which could not be reported: {problem}\n")
 
 
 def report(
     folder: Path, rank: int, *, code: int | None = None, error: str | None = None, kind: str | None = None
 ) -> None:
     """Say, as worker `rank`, that this process lives or how it ends."""
-    value = {"pid": os.getpid(), "code": code, "error": error, "kind": kind}
+    pid = os.getpid()
+    value = {"pid": pid, "started": start_time(pid), "code": code, "error": error, "kind": kind}
     LocalStorage(folder).write(f"rank_{rank}.json", [json.dumps(value).encode()])
 
 
@@ -88,17 +105,6 @@ def die_with_parent() -> None:
     """Let the kernel kill this process when its parent is gone, however it went. Linux only."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and was not yet waited for does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return state not in (b"Z", b"X")
 
 
 def as_ours(error: Exception) -> Exception:

@@ -6,18 +6,19 @@
     GRACE later         whatever still hangs in a long call is cut off: the process ends
     a second signal     the same, at once
 
-A trainer is not unwound: an exception that passes through MindSpore while it compiles leaves litter
-and is taken for an error of the model, and a process that goes on to Python's own end after that is
-aborted (seen in MindSpore 2.10). Being cut off is safe: a run survives SIGKILL at any instant.
+A trainer is not unwound: an exception that passes through a framework while it compiles may leave litter
+and be taken for an error of the model, and a process that runs into Python's own exit after that may be
+aborted (an engine's package says what was seen of its framework). Being cut off is safe: a run survives
+SIGKILL at any instant.
 
 Python runs a signal's handler in the main thread, between two of its bytecodes, so never during a
 call into the framework. A thread therefore watches the time; it hears of a signal through
 `signal.set_wakeup_fd`, which is written to where the signal arrives.
 
-A framework that gives its group up may send this process SIGTERM too (MindSpore does when a worker
-has not answered for 30 s, MS_NODE_TIMEOUT). Then `ending` is given the error that is behind it.
+A framework that gives its group up may send this process SIGTERM too. Then `ending` is given the error that
+is behind it.
 
-Left out: a call that keeps the interpreter lock for longer than GRACE, as MindSpore does while the
+Left out: a call that keeps the interpreter lock for longer than GRACE, as a framework may while the
 workers find each other (seconds) and, in pieces, while it compiles (up to 2.5 s at a time for 12
 layers of 512 columns). Nothing in the process runs then. A supervisor or launcher ends its
 workers from outside in any case.
@@ -87,7 +88,7 @@ _state = _State()
 def take_signals() -> None:
     """From now on SIGTERM and SIGINT stop this process. To be called before NumPy is imported.
 
-    MindSpore (2.10) takes SIGINT over while it compiles or runs a graph, and turns it into
+    A framework may take SIGINT over while it compiles or runs a graph, and turn it into
     SIGTERM, so Ctrl-C could not be told from a termination. Here the signal is blocked in every
     thread but one, which waits for it; libraries that start threads of their own must therefore
     be imported later. A process that ignores SIGINT (under nohup) goes on to.
@@ -150,7 +151,7 @@ def end_at_once(reason: Stopped | RollforwardError) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process without Python's own end, in which MindSpore's threads may abort it."""
+    """End the process without Python's own exit, in which a framework's threads may abort it."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, RuntimeError):
             stream.flush()

@@ -3,21 +3,15 @@
 from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import TrainerSettings
 from rollforward.grpo.types import EngineSettings, ObjectiveSettings, OptimizerSettings, SamplingSettings
-from rollforward.interop.resuming import FromForeign
 from rollforward.run.plan import Plan, decay_steps
-from rollforward.run.sources import FromModel
 from rollforward.store import Retention
 
 
 def engine_settings(plan: Plan) -> EngineSettings:
     """What the engine is built from."""
-    config, source = plan.config, plan.source
+    config = plan.config
     sampling, optimizer = config.generate_config.sampling_config, config.actor_config.optimizer
-    policy = reference = None
-    if isinstance(source, FromModel):
-        policy, reference = source.policy, source.reference
-    elif isinstance(source, FromForeign):
-        reference = source.reference_model
+    policy, reference = plan.source.weights()
     return EngineSettings(
         model_config=plan.model_config,
         policy_folder=None if policy is None else str(policy),

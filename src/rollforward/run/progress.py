@@ -2,16 +2,14 @@
 
 On a terminal: the log above, and below it a live display of step, reward, KL, tokens per
 second, time left and last checkpoint. Anywhere else: one plain line a step, made to be searched.
-Both say the same things. `Several` lets more than one watch.
+Both say the same things. `ObserverList` lets more than one watch.
 """
 
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Protocol, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -40,7 +38,7 @@ class Display(Observer, Protocol):
         ...
 
 
-class Several:
+class ObserverList:
     """An `Observer` that hands everything on, in order."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
@@ -184,29 +182,6 @@ class LiveDisplay:
     def close(self) -> None:
         """Leave the last state on the screen."""
         self._progress.stop()
-
-
-class LogFile:
-    """Lines for people, also kept in a file, each with its time (UTC), from when the file is known."""
-
-    def __init__(self, show: Callable[[str], None]) -> None:
-        self._show = show
-        self._file: TextIO | None = None
-
-    def keep(self, path: Path) -> None:
-        """Append to this file from now on; its folder exists."""
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-
-    def line(self, text: str) -> None:
-        """A line of the log."""
-        self._show(text)
-        if self._file is not None:
-            self._file.write(f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}\n")
-
-    def close(self) -> None:
-        """Give the file back."""
-        if self._file is not None:
-            self._file.close()
 
 
 def open_display(*, rank: int, steps_per_epoch: int, total_steps: int) -> Display:

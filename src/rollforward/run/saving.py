@@ -39,6 +39,7 @@ class RunCheckpoints:
         *,
         run: Path,
         say: Callable[[str], None],
+        warn: Callable[[str], None],
         committed: Callable[[Position], None],
         trouble: SaveTrouble,
         prove_unchanged: bool = False,
@@ -53,6 +54,7 @@ class RunCheckpoints:
         self._about = about
         self._run = run
         self._say = say
+        self._warn_here = warn
         self._committed = committed
         self._trouble = trouble
         self._rewards: list[dict[str, float]] = []
@@ -116,7 +118,7 @@ class RunCheckpoints:
             self._warn(warning)
         if result.suspicion is not None:
             self._trouble.suspicious += 1
-            self._warn(result.suspicion)
+            self._say(f"warning: {result.suspicion}")
         try:
             self._journal.prune(min(positions(self._store.storage)))
         except StorageError as error:
@@ -124,7 +126,11 @@ class RunCheckpoints:
 
     def _failed(self, error: StorageError) -> None:
         self._trouble.failed += 1
-        self._warn(f"{error.message}. Try: {error.hint}" if error.hint else error.message)
+        # All ranks fail together, so the first one speaks for all.
+        self._say(
+            f"warning: {error.message}. Try: {error.hint}" if error.hint else f"warning: {error.message}"
+        )
 
     def _warn(self, text: str) -> None:
-        self._say(f"warning: {text}")
+        """Of this rank alone."""
+        self._warn_here(f"warning: {text}")

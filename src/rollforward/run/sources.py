@@ -1,10 +1,28 @@
-"""Where a new run takes its first weights from: Hugging Face folders."""
+"""Where a run takes its state from: a model, its own checkpoints, or another trainer's folder.
 
-from dataclasses import dataclass
+    FromModel       a new run, from Hugging Face folders
+    FromRun         a run of ours goes on, in its own folder or in a new one
+    FromOthers      a run of MindRLHF or MindFormers goes on here
+
+What a start needs of them is the same (`Source`), so the session asks nobody what it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from rollforward.errors import ConfigError, ModelError
+from rollforward.errors import CheckpointMismatch, ConfigError, ModelError
+from rollforward.grpo.ports import Engine, Tensors
+from rollforward.interop.restoring import take
+from rollforward.interop.resuming import FromForeign, check_headers, next_position
+from rollforward.interop.role_folders import CheckpointFolders
+from rollforward.position import Position
+from rollforward.replay.recovery import Restored, restore
+from rollforward.storage import LocalStorage, Storage
+from rollforward.store import Found, Manifest, check_layout, newest_incarnation
 from rollforward.store.layout import COMMITS
+from rollforward.wording import in_bytes
 
 MODEL_FILES = (
     "config.json",
@@ -16,13 +34,252 @@ MODEL_FILES = (
 )
 """What of a Hugging Face folder a run keeps beside its checkpoints, so that a resume needs no such folder."""
 
+_ROLE_WORDS = {"policy_model": "policy", "optimizer": "optimizer", "ref": "reference"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What a start goes on from, once it is in the engine."""
+
+    position: Position
+    """The next step to run."""
+    lines: Sequence[str]
+    """What was done, for the log."""
+    checkpoint: Restored | None = None
+    """Of ours; None where there was none."""
+
+
+class Source(Protocol):
+    """Where a run takes its state from."""
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the run that is resumed; None for a new run."""
+        ...
+
+    @property
+    def checkpoint(self) -> Manifest | None:
+        """The newest valid one of ours, as far as a look at manifest and sizes tells; None without one."""
+        ...
+
+    @property
+    def needs_lock(self) -> bool:
+        """Whether it is restored under the lock of the run's folder; else before anything is written."""
+        ...
+
+    def expected(self, steps_per_epoch: int) -> Position:
+        """The next step to run, if everything proves to be as it seems."""
+        ...
+
+    def weights(self) -> tuple[Path | None, Path | None]:
+        """Hugging Face folders that the engine reads policy and reference from; None: they are restored."""
+        ...
+
+    def newest_incarnation(self) -> int:
+        """Of the run that is resumed, so that this start can be told from all before; 0 without one."""
+        ...
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether it is a run of ours in this very folder."""
+        ...
+
+    def journals(self, own: Storage) -> list[Storage]:
+        """The folders whose journals count, the oldest first. `own`: where this run writes."""
+        ...
+
+    def check(self, layout: Tensors, *, world_size: int, steps_per_epoch: int) -> None:
+        """CheckpointMismatch when it does not fit this model, these workers or this data; reads no tensor."""
+        ...
+
+    def restore(self, engine: Engine, *, steps_per_epoch: int, until: Position | None) -> Beginning:
+        """Put everything in place that the engine has not read by itself. Collective.
+
+        `until`: not from a later position. CheckpointMismatch or NothingToResume when it cannot be.
+        """
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class FromModel:
-    """A new run, from Hugging Face folders."""
+    """A new run."""
 
     policy: Path
     reference: Path
+    run: None = field(default=None, init=False)
+    checkpoint: None = field(default=None, init=False)
+    needs_lock: bool = field(default=False, init=False)
+
+    def expected(self, steps_per_epoch: int) -> Position:  # noqa: ARG002 - as the protocol has it
+        """The first step."""
+        return Position(0, 0)
+
+    def weights(self) -> tuple[Path | None, Path | None]:
+        """Both."""
+        return self.policy, self.reference
+
+    def newest_incarnation(self) -> int:
+        """There is no earlier start."""
+        return 0
+
+    def is_in(self, folder: Path) -> bool:  # noqa: ARG002 - as the protocol has it
+        """A model is no run."""
+        return False
+
+    def journals(self, own: Storage) -> list[Storage]:  # noqa: ARG002 - as the protocol has it
+        """There is none."""
+        return []
+
+    def check(self, layout: Tensors, *, world_size: int, steps_per_epoch: int) -> None:
+        """The engine checks weights against the model as it reads them."""
+
+    def restore(
+        self,
+        engine: Engine,  # noqa: ARG002 - as the protocol has it
+        *,
+        steps_per_epoch: int,
+        until: Position | None,  # noqa: ARG002 - as the protocol has it
+    ) -> Beginning:
+        """The engine has read all."""
+        line = f"model: policy from {self.policy}, reference from {self.reference}"
+        return Beginning(position=self.expected(steps_per_epoch), lines=[line])
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromRun:
+    """A run of ours that goes on."""
+
+    folders: CheckpointFolders
+    found: Found
+    """What the plan found; the checkpoint that is restored is looked for again, under the lock."""
+    needs_lock: bool = field(default=True, init=False)
+
+    @property
+    def run(self) -> Path:
+        """Its folder."""
+        return self.folders.run
+
+    @property
+    def checkpoint(self) -> Manifest:
+        """As the plan found it."""
+        return self.found.manifest
+
+    def expected(self, steps_per_epoch: int) -> Position:  # noqa: ARG002 - as the protocol has it
+        """That of the newest checkpoint."""
+        return self.found.manifest.position
+
+    def weights(self) -> tuple[Path | None, Path | None]:
+        """Neither."""
+        return None, None
+
+    def newest_incarnation(self) -> int:
+        """As its lock, manifests and journal have it."""
+        return newest_incarnation(self.run)
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether it goes on where it was."""
+        return self.run.resolve() == folder.resolve()
+
+    def journals(self, own: Storage) -> list[Storage]:
+        """Its own, and that of the new folder, should it have begun one already."""
+        return [own] if self.is_in(Path(str(own))) else [LocalStorage(self.run), own]
+
+    def check(self, layout: Tensors, *, world_size: int, steps_per_epoch: int) -> None:
+        """Names, shapes and dtypes, the number of workers, and the steps of an epoch."""
+        check_layout(self.checkpoint, layout, world_size=world_size)
+        saved = self.checkpoint.state.get("steps_per_epoch")
+        if saved != steps_per_epoch:
+            raise CheckpointMismatch(
+                f"an epoch had {saved} steps when checkpoint {self.checkpoint.position} was saved and has "
+                f"{steps_per_epoch} now, so the position means another place in the data",
+                hint="resume with the same dataset_file, chunk_size and num_rollouts",
+            )
+
+    def restore(
+        self,
+        engine: Engine,
+        *,
+        steps_per_epoch: int,  # noqa: ARG002 - as the protocol has it
+        until: Position | None,
+    ) -> Beginning:
+        """The newest checkpoint that proves intact on every worker."""
+        restored = restore(LocalStorage(self.run), engine, until=until)
+        manifest = restored.manifest
+        lines = _rejected(restored.rejected)
+        lines.append(
+            f"checkpoint: {manifest.position} in {self.run} is the newest valid one, "
+            f"saved {manifest.created}, every byte verified"
+        )
+        lines.append(
+            f"restored: {_by_role(restored.role_bytes)}, progress {manifest.global_step} steps, "
+            f"in {restored.seconds:.2f} s"
+        )
+        return Beginning(position=manifest.position, lines=lines, checkpoint=restored)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromOthers:
+    """A run of another trainer that goes on here."""
+
+    theirs: FromForeign
+    checkpoint: None = field(default=None, init=False)
+    needs_lock: bool = field(default=False, init=False)
+
+    @property
+    def run(self) -> Path:
+        """Its folder."""
+        return self.theirs.run
+
+    def expected(self, steps_per_epoch: int) -> Position:
+        """That of the newest complete files."""
+        return next_position(self.theirs.position, self.theirs.first_epoch, steps_per_epoch)
+
+    def weights(self) -> tuple[Path | None, Path | None]:
+        """The reference, where none was saved."""
+        return None, self.theirs.reference_model
+
+    def newest_incarnation(self) -> int:
+        """No start of ours."""
+        return 0
+
+    def is_in(self, folder: Path) -> bool:  # noqa: ARG002 - as the protocol has it
+        """Their folder is not ours, until our first checkpoint is in it."""
+        return False
+
+    def journals(self, own: Storage) -> list[Storage]:  # noqa: ARG002 - as the protocol has it
+        """There is none."""
+        return []
+
+    def check(self, layout: Tensors, *, world_size: int, steps_per_epoch: int) -> None:  # noqa: ARG002
+        """The headers of all files against the model."""
+        check_headers(self.theirs, layout)
+
+    def restore(
+        self,
+        engine: Engine,
+        *,
+        steps_per_epoch: int,
+        until: Position | None,  # noqa: ARG002 - as the protocol has it
+    ) -> Beginning:
+        """The newest position that can be read on every worker."""
+        found = take(self.theirs, engine)
+        lines = _rejected(found.rejected)
+        lines.append(
+            f"checkpoint: {found.position} in {self.run} is the newest complete one; it has no manifest"
+        )
+        lines += [f"warning: {warning}" for warning in found.warnings]
+        if found.left_out:
+            lines.append(f"left out, since it is computed again: {', '.join(found.left_out)}")
+        lines.append(f"restored: {_by_role(found.role_bytes)}, in {found.seconds:.2f} s")
+        position = next_position(found.position, self.theirs.first_epoch, steps_per_epoch)
+        return Beginning(position=position, lines=lines)
+
+
+def _rejected(rejected: Sequence[tuple[Position, str]]) -> list[str]:
+    return [f"checkpoint: {position} rejected: {reason}" for position, reason in rejected]
+
+
+def _by_role(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{_ROLE_WORDS.get(role, role)} {in_bytes(size)}" for role, size in sizes.items())
 
 
 def model_folders(actor: str, reference: str) -> FromModel:

@@ -1,6 +1,6 @@
 """Strategy files in `--save_strategy_dir`: old ones cleared, one written for each rank.
 
-Cleared are regular files with the names that MindSpore and MindFormers give to strategy files,
+Cleared are regular files with the names that the contract's trainers give to strategy files,
 and nothing else: the folder may be anybody's.
 """
 

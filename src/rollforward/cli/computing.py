@@ -1,0 +1,101 @@
+"""What the verbs that compute share, `train` and `rebuild`: options of the configuration, and starting a run.
+
+What trains needs more than the verbs that look at runs, so it is imported when it is asked for.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rollforward.cli.arguments import Parser, count, split_list
+from rollforward.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rollforward.run.starting import Start
+
+INSTALL = "pip install 'rollforward[mindspore]'"
+WORKER = Path(__file__).with_name("worker.py")
+"""The script that each worker runs."""
+
+_CONFIGURATION = (
+    ("--dataset_file", "FILE", "rl_config.dataset_file", "JSON Lines, or reasoning_gym:NAME?parameter=value"),
+    ("--tokenizer_dir", "DIR", "rl_config.tokenizer_dir", "folder of the tokenizer (default: the actor's)"),
+    (
+        "--on_divergence",
+        "stop|accept",
+        "rl_config.on_divergence",
+        "what to do when a replayed step gives other bits than were recorded (default: stop)",
+    ),
+)
+
+
+def add_configuration(parser: Parser) -> None:
+    """The options of all verbs that compute: what the configuration says, and how many processes."""
+    for name, metavar, path, text in _CONFIGURATION:
+        parser.add_option(name, metavar=metavar, dest=path, help=text)
+    parser.add_option(
+        "--verifier_function", metavar="A,B", type=split_list, help="reward functions, with commas between"
+    )
+    parser.add_option("--verifier_weight", metavar="X,Y", type=_numbers, help="a weight for each of them")
+    parser.add_option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="any key of the configuration; may be given many times",
+    )
+    parser.add_option("--workers", metavar="N", type=count, default=1, help="processes on this machine")
+
+
+@contextmanager
+def needing_the_trainer() -> Iterator[None]:
+    """Imports within it may fail because only the core is installed: then it is said what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "rollforward":
+            raise
+        raise ConfigError(f"training needs {error.name}, which is not installed: {INSTALL}") from None
+
+
+def start_of(
+    options: argparse.Namespace, given: Sequence[tuple[str, Any]], arguments: Sequence[str]
+) -> "Start":
+    """The start that the command line asks for. `given`: what it says of the configuration."""
+    with needing_the_trainer():
+        from rollforward.config.loading import load
+        from rollforward.run.starting import Start
+    loaded = load(options.config, given)
+    return Start(loaded, script=WORKER, arguments=arguments, workers=options.workers)
+
+
+def overrides(options: argparse.Namespace) -> list[tuple[str, Any]]:
+    """What options say, as (dotted key, value) for `config.loading.load`; `--set` goes first."""
+    with needing_the_trainer():
+        from rollforward.config.loading import parse_override
+    found = [parse_override(text) for text in options.overrides]
+    # An option that stands for a key is parsed under the key's dotted name.
+    found += [(name, value) for name, value in vars(options).items() if "." in name and value is not None]
+    if options.verifier_function is not None:
+        found.append(("reward_config.verifier_function", options.verifier_function))
+        if options.verifier_weight is None:
+            # Weights of the file belong to the functions of the file.
+            found.append(("reward_config.verifier_weight", []))
+    if options.verifier_weight is not None:
+        found.append(("reward_config.verifier_weight", options.verifier_weight))
+    tensorboard = getattr(options, "tensorboard", None)
+    if tensorboard is not None:
+        found.append(("rl_config.tensorboard", True))
+        if tensorboard:
+            found.append(("rl_config.tensorboard_dir", tensorboard))
+    return found
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in split_list(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None

@@ -1,0 +1,175 @@
+"""The door between a run and a framework: what an engine's package offers, and how it is found.
+
+A package is an entry point of the group `rollforward.engines`, so engines can be installed beside this
+program. In the `pyproject.toml` of one:
+
+    [project.entry-points."rollforward.engines"]
+    mine = "my_engine.package:MyPackage"
+
+`context.engine: mine` in a run's configuration then chooses it. The class is called without arguments.
+What computes is `grpo.ports.Engine`; here is everything else that differs between frameworks. Importing a
+package loads no framework: only `connect`, `create` and `serve_scheduler` may.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rollforward.errors import ConfigError
+from rollforward.grpo.ports import Engine, Group, Meeting, Tensors
+from rollforward.grpo.types import EngineSettings
+
+GROUP = "rollforward.engines"
+DEFAULT = "mindspore"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """This process among those of a run."""
+
+    role: Literal["alone", "worker", "scheduler"]
+    rank: int
+    """-1 for a scheduler."""
+    world_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How several workers are started on this machine, by a launcher that is a process of its own.
+
+    The launcher writes a log for each worker into the log folder that `EnginePackage.launch` was given.
+    """
+
+    name: str
+    """Of the launcher, for people."""
+    command: Sequence[str]
+    """What to run; the script that each worker runs and its arguments are appended."""
+    environment: Mapping[str, str]
+    """The launcher's."""
+    own_log: str
+    """File name for the launcher's own output."""
+    worker_log: str
+    """File name of a worker's log; `{rank}` stands for its rank, in `glob` patterns for any."""
+    see_also: str = ""
+    """Another log of the launcher that may say why it ended."""
+    noise: re.Pattern[str] | None = None
+    """Matches the beginning of lines that the framework logs of itself: not shown, kept in the logs."""
+
+    def log_of(self, folder: Path, rank: int | None) -> Path:
+        """Where a worker's output is; the launcher's own for None."""
+        return folder / (self.own_log if rank is None else self.worker_log.format(rank=rank))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check of `rollforward doctor` found."""
+
+    check: str
+    level: Literal["ok", "note", "problem"]
+    """A note is worth knowing and fails nothing."""
+    text: str
+    hint: str = ""
+
+
+class EnginePackage(Protocol):
+    """What a run needs of a framework besides the engine itself."""
+
+    def missing(self) -> str | None:
+        """What to install before this engine can compute here, as pip would be told; None: it can."""
+        ...
+
+    # Of a model, before anything slow is loaded.
+
+    def vocab_size(self, model_config: Mapping[str, Any]) -> int:
+        """Ids that the model has; ModelError when the engine cannot be this model."""
+        ...
+
+    def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
+        """`Engine.tensors()` of such a model in dtype and shape, without its memory."""
+        ...
+
+    def versions(self) -> Mapping[str, str]:
+        """Package -> version of what computes: exact repetition is promised on the same versions only."""
+        ...
+
+    def sources(self) -> Sequence[Path]:
+        """The engine's own source files: changed code is another version, whatever its number says."""
+        ...
+
+    # Of the processes of a run.
+
+    def this_process(self, environment: Mapping[str, str]) -> Process:
+        """What the launcher's variables say of this process; alone when no launcher started it."""
+        ...
+
+    def launched(self, environment: Mapping[str, str]) -> str:
+        """The name of the launcher that started this process, be it one worker or many; "" for none."""
+        ...
+
+    def launch(self, workers: int, log_folder: Path, environment: Mapping[str, str]) -> Launch:
+        """How to start so many workers on this machine."""
+        ...
+
+    def prepare(self, environment: MutableMapping[str, str], *, patience: float) -> None:
+        """Set what the framework reads when it is imported.
+
+        `patience`: seconds after which a run gives up a collective by itself, naming who is late; the
+        framework has to wait longer. 0: for ever.
+        """
+        ...
+
+    def examine(self, environment: Mapping[str, str]) -> list[Finding]:
+        """The checks that `rollforward doctor` makes of this framework's environment."""
+        ...
+
+    # Of computing: these load the framework.
+
+    def connect(self, device_target: str, meeting: Meeting) -> Group:
+        """The workers that this process belongs to. Collective; so is all within `meeting`."""
+        ...
+
+    def lost_contact(self) -> bool:
+        """Whether the framework has given the group up, as it may when a worker does not answer."""
+        ...
+
+    def create(self, settings: EngineSettings, group: Group) -> Engine:
+        """The engine, with the weights of the folders that the settings name."""
+        ...
+
+    def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
+        """`strategy_<rank>.ckpt` for tensors that every worker holds whole; None: the framework has none."""
+        ...
+
+    def serve_scheduler(self, device_target: str) -> None:
+        """Bring the workers together, as the process that a launcher starts for it, until they are done."""
+        ...
+
+
+def names() -> list[str]:
+    """The engines that are installed."""
+    return sorted(entry_points(group=GROUP).names)
+
+
+def find_engine(name: str) -> EnginePackage:
+    """The package of an engine; ConfigError, naming the nearest, when there is none of that name."""
+    for entry in entry_points(group=GROUP, name=name):
+        package: EnginePackage = entry.load()()
+        return package
+    there = names()
+    near = difflib.get_close_matches(name, there, n=1)
+    raise ConfigError(
+        f"context.engine: no engine {name!r} is installed; there is {', '.join(there) or 'none'}",
+        hint=f"did you mean {near[0]}?" if near else f"install the package that provides it ({GROUP})",
+    )
+
+
+def require(package: EnginePackage) -> EnginePackage:
+    """The package, when it can compute here; else ConfigError, which says what to install."""
+    missing = package.missing()
+    if missing is not None:
+        raise ConfigError(f"training needs more than is installed: {missing}")
+    return package

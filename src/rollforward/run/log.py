@@ -1,0 +1,107 @@
+"""What a run tells people: on the screen, in `train.log`, and from every worker.
+
+A *line* is about the run; all workers have the same to say, so the first one says it. A *warning* is about
+one worker, and is heard whichever worker it is: it is printed there, for that worker's own log, and
+travels to the first worker with the next value that the workers exchange, which shows it and keeps it.
+Nothing is exchanged for its sake.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TextIO
+
+from rollforward.grpo.ports import Group
+
+
+class LogFile:
+    """Lines for people, also kept in a file, each with its time (UTC), from when the file is known."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._file: TextIO | None = None
+
+    def keep(self, path: Path) -> None:
+        """Append to this file from now on; its folder exists."""
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def line(self, text: str) -> None:
+        """Show a line, and keep it."""
+        self._show(text)
+        if self._file is not None:
+            self._file.write(f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._file is not None:
+            self._file.close()
+
+
+class WorkerLog:
+    """What one worker of a run has to say."""
+
+    def __init__(self, show: Callable[[str], None], rank: int) -> None:
+        self._file = LogFile(show)
+        self._rank = rank
+        self._unheard: list[str] = []
+        """What the first worker has not heard yet."""
+
+    def line(self, text: str) -> None:
+        """About the run: the same on every worker."""
+        self._file.line(text)
+
+    def warn(self, text: str) -> None:
+        """About this worker: reaches the screen and the file from every one."""
+        if self._rank == 0:
+            self._file.line(text)
+            return
+        sys.stdout.write(f"rank {self._rank}: {text}\n")
+        sys.stdout.flush()
+        self._unheard.append(text)
+
+    def keep(self, path: Path) -> None:
+        """Append to this file from now on; for the first worker."""
+        self._file.keep(path)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+    def heard_over(self, group: Group) -> Group:
+        """The group, whose exchanges from now on carry the warnings of the other workers to the first."""
+        return group if group.world_size == 1 else _Carrying(group, self)
+
+    def take_unheard(self) -> list[str]:
+        """What is to travel with the next exchange."""
+        taken, self._unheard = self._unheard, []
+        return taken
+
+    def hear(self, rank: int, texts: list[str]) -> None:
+        """As the first worker: show and keep what another one has to say."""
+        for text in texts:
+            self._file.line(f"rank {rank}: {text}")
+
+
+class _Carrying:
+    """`Group` whose exchanges carry warnings."""
+
+    def __init__(self, group: Group, log: WorkerLog) -> None:
+        self.rank = group.rank
+        self.world_size = group.world_size
+        self._group = group
+        self._log = log
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Each rank's value; its warnings go along."""
+        answers = self._group.all_gather([value, self._log.take_unheard()])
+        if self.rank == 0:
+            for rank, (_, texts) in enumerate(answers):
+                self._log.hear(rank, texts)
+        return [value for value, _ in answers]
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Around collectives that are not ours."""
+        sharing: AbstractContextManager[None] = self._group.sharing()  # type: ignore[attr-defined]
+        return sharing

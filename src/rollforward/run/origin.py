@@ -1,0 +1,140 @@
+"""From what the command line asks for to where the run takes its state from, before anything is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollforward.config.keys import Config
+from rollforward.config.places import Outputs
+from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume, RunExists
+from rollforward.inspection import doctor
+from rollforward.interop import resuming
+from rollforward.interop.role_folders import CheckpointFolders, checkpoint_folders, name_checkpoint_folders
+from rollforward.models.config import CONFIG_FILE
+from rollforward.run.request import Request
+from rollforward.run.sources import FromOthers, FromRun, Source, model_files, model_folders
+from rollforward.storage import LocalStorage
+from rollforward.store import find, list_checkpoints, read_attachments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a run takes its state from, and the small files that go with it."""
+
+    source: Source
+    model: Path
+    """The folder that these files lie in."""
+    files: Mapping[str, bytes]
+    """Of model and tokenizer: name -> content."""
+
+
+def find_origin(config: Config, request: Request, places: Outputs, world_size: int) -> Origin:
+    """Where the run takes its state from; every InputError about folders and checkpoints comes from here."""
+    named = name_checkpoint_folders(request.actor_checkpoint_path, request.ref_checkpoint_path, places.run)
+    if request.position is not None:
+        _check_branch(request, places, named)
+    if not request.resume:
+        return _new(config, request, places)
+    if resuming.is_foreign(named):
+        return _resumed_foreign(config, request, places, named, world_size)
+    return _resumed(request, places)
+
+
+def _new(config: Config, request: Request, places: Outputs) -> Origin:
+    source = model_folders(
+        request.actor_checkpoint_path or config.actor_config.load,
+        request.ref_checkpoint_path or config.ref_config.load,
+    )
+    _refuse_used_folder(places.run, "to go on with it add --resume_training")
+    tokenizer = Path(config.rl_config.tokenizer_dir or source.policy)
+    return Origin(source=source, model=source.policy, files=model_files(source.policy, tokenizer))
+
+
+def _resumed(request: Request, places: Outputs) -> Origin:
+    source = checkpoint_folders(request.actor_checkpoint_path, request.ref_checkpoint_path, places.run)
+    if source.reference.parent.resolve() != source.run.resolve():
+        raise CheckpointMismatch(
+            f"the policy is to come from {source.run} and the reference from {source.reference.parent}: "
+            "a checkpoint holds both, from the same step",
+            hint="name train/ and ref/ of one run",
+        )
+    storage = LocalStorage(source.run)
+    try:
+        found = find(storage, until=request.position)
+    except NothingToResume as error:
+        raise NothingToResume(_with_findings(error.message, source), hint=error.hint) from None
+    if places.run.resolve() != source.run.resolve():
+        _refuse_used_folder(
+            places.run,
+            f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}",
+            option="--out" if request.rebuild else "--save_checkpoint_dir",
+        )
+    files = read_attachments(storage, found.manifest)
+    if CONFIG_FILE not in files:
+        raise NothingToResume(
+            f"checkpoint {found.manifest.position} in {source.run} carries no {CONFIG_FILE}"
+        )
+    first = next(item for item in found.manifest.attachments if item.name == CONFIG_FILE)
+    return Origin(
+        source=FromRun(folders=source, found=found), model=(source.run / first.path).parent, files=files
+    )
+
+
+def _resumed_foreign(
+    config: Config, request: Request, places: Outputs, named: CheckpointFolders, world_size: int
+) -> Origin:
+    """From a folder without manifests; it may become this run's own, at its first checkpoint."""
+    actor = config.actor_config
+    source = resuming.look(
+        named,
+        reference_named=request.ref_checkpoint_path,
+        reference_model=config.ref_config.load or actor.load,
+        reference_is_synced=config.ref_config.sync_ref_model,
+        model_folders=(actor.model_config, actor.load, config.rl_config.tokenizer_dir),
+        own_strategies=places.strategy,
+        world_size=world_size,
+    )
+    _refuse_used_folder(
+        places.run, f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}"
+    )
+    folder = source.model.parent
+    files = model_files(folder, Path(config.rl_config.tokenizer_dir or folder))
+    files[CONFIG_FILE] = source.model.read_bytes()
+    return Origin(source=FromOthers(theirs=source), model=folder, files=files)
+
+
+def _check_branch(request: Request, places: Outputs, named: CheckpointFolders) -> None:
+    """ConfigError unless the position is one of an earlier run of ours and the folder is a new one."""
+    if not request.resume:
+        raise ConfigError(
+            "--resume_position says where to go on from, so it needs --resume_training",
+            hint="add --resume_training and name the run with --actor_checkpoint_path",
+        )
+    if resuming.is_foreign(named):
+        raise ConfigError(
+            f"{named.run} has no journal to go to step {request.position} with: another trainer wrote it",
+            hint="without --resume_position it is resumed from its newest checkpoint",
+        )
+    if places.run.resolve() == named.run.resolve():
+        raise ConfigError(
+            f"going on from step {request.position} leaves what {named.run} did from there on behind, "
+            "so it needs a folder of its own",
+            hint=f"name a new one with {'--out' if request.rebuild else '--save_checkpoint_dir'}",
+        )
+
+
+def _with_findings(message: str, source: CheckpointFolders) -> str:
+    """The message, and what the doctor says about the folders."""
+    problems = [finding.text for finding in doctor.examine(source) if finding.level == "problem"]
+    # Why a checkpoint does not count is in the message already.
+    new = [text for text in problems if text.partition(": ")[2] not in message]
+    return "\n".join([message, *(f"  {text}" for text in new)])
+
+
+def _refuse_used_folder(run: Path, hint: str, *, option: str = "--save_checkpoint_dir") -> None:
+    held = list_checkpoints(LocalStorage(run))
+    if held:
+        raise RunExists(
+            f"{run} already holds a run: {len(held)} checkpoints, the newest {held[0].position}",
+            hint=f"{hint}; for a new run name another folder with {option}",
+        )

@@ -1,0 +1,81 @@
+"""This process as one worker of a run: connected to the others, watched, and heard.
+
+What is opened while it is at work is closed in the opposite order when it leaves, and also when a signal
+ends the process: then nothing is unwound, but everything is closed (`processes.stopping.ending`).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+
+from rollforward.engines.base import EnginePackage
+from rollforward.errors import RollforwardError
+from rollforward.grpo.ports import Group
+from rollforward.processes import stopping
+from rollforward.processes.heartbeat import Heartbeat
+from rollforward.processes.stalls import CollectiveWatch
+from rollforward.run.log import WorkerLog
+from rollforward.run.plan import Plan
+from rollforward.run.progress import Display, open_display
+from rollforward.run.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One worker at work."""
+
+    group: Group
+    log: WorkerLog
+    display: Display
+    clock: Stopwatch
+    watch: CollectiveWatch
+    closing: ExitStack
+    """What is closed when the worker leaves."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the one that speaks for all."""
+        return self.group.rank == 0
+
+    def heartbeat(self, plan: Plan, incarnation: int) -> Heartbeat:
+        """From now on the others can tell what this worker is at."""
+        run, group = plan.outputs.run, self.group
+        heart = Heartbeat(run, rank=group.rank, incarnation=incarnation, start=plan.start)
+        self.closing.enter_context(closing(heart))
+        self.watch.follow(heart, run, rank=group.rank, world_size=group.world_size, incarnation=incarnation)
+        return heart
+
+
+@contextmanager
+def at_work(plan: Plan, package: EnginePackage) -> Iterator[Worker]:
+    """Meet the other workers and get ready to be told to end. Collective when there are several."""
+    clock = Stopwatch()
+    patience = plan.config.rl_config.collective_timeout
+    package.prepare(os.environ, patience=patience)
+    watch = CollectiveWatch(patience, end=stopping.end_at_once)
+
+    def behind_a_signal() -> RollforwardError | None:
+        """The error that made the framework send it, if it was the framework."""
+        return watch.lost() if package.lost_contact() else None
+
+    with ExitStack() as stack, stopping.ending(stack.close, cause=behind_a_signal):
+        stack.callback(watch.close)
+        with clock.timing("framework"):
+            group = package.connect(plan.config.context.device_target, watch.meeting)
+        display = stack.enter_context(
+            closing(
+                open_display(
+                    rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
+                )
+            )
+        )
+        log = stack.enter_context(closing(WorkerLog(display.line, group.rank)))
+        yield Worker(
+            group=log.heard_over(group),
+            log=log,
+            display=display,
+            clock=clock,
+            watch=watch,
+            closing=stack,
+        )
