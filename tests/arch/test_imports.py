@@ -4,6 +4,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Collection
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,32 @@ def test_nothing_is_ever_unpickled() -> None:
     for path in modules():
         loaded = {name.split(".")[0] for name in imported(path)}
         assert not loaded & {"pickle", "cPickle", "dill", "shelve", "marshal"}, path
+
+
+def module_of(path: Path) -> str:
+    """As it is imported: dotted below the package, by its bare name elsewhere."""
+    if path.is_relative_to(ROOT):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return path.stem
+
+
+def imports_of(path: Path, known: Collection[str]) -> set[str]:
+    """The files of the repository that a file imports, wherever in it the import stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = {f"{node.module}.{alias.name}" for alias in node.names} & set(known)
+            found |= names or {node.module}
+    return (found & set(known)) - {module_of(path)}
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    repository = ROOT.parents[1]
+    folders = (ROOT, *(repository / name for name in ("tests", "benchmarks", "examples")))
+    files = {module_of(path): path for folder in folders for path in folder.rglob("*.py")}
+    graph = {name: imports_of(path, files) for name, path in files.items()}
+    assert len(graph["rollforward.run.session"]) > 10, "the graph is not that of the repository"
+    tuple(TopologicalSorter(graph).static_order())  # CycleError names the circle

@@ -41,7 +41,7 @@ def test_killed_inside_generation_and_inside_an_update_it_ends_with_the_same_bit
     said = killed.finish(resume=True)
 
     assert "restored: policy 1.2 MB, optimizer 2.4 MB, reference 1.2 MB" in said
-    assert "lock: taken over, its owner ended without letting go: process" in said
+    assert "lock: taken over, its owner ended without releasing it: process" in said
     assert "recovery: lost: nothing" in said
     assert "recovery: over" in said
     assert killed.newest()["digests"] == whole.newest()["digests"]

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def _write(error: NonFinite, evidence: Evidence, rank: int, folder: str, about: 
         "iteration": evidence.iteration,
         "incarnation": about.incarnation,
         "rank": rank,
-        "time": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "facts": evidence.facts,
         "weights_not_finite": dict(_not_finite(about.tensors)),
         "arrays": name,

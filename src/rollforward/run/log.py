@@ -9,7 +9,7 @@ Nothing is exchanged for its sake.
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,7 +31,7 @@ class LogFile:
         """Show a line, and keep it."""
         self._show(text)
         if self._file is not None:
-            self._file.write(f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+            self._file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
 
     def close(self) -> None:
         """Give the file back."""

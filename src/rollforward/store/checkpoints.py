@@ -15,7 +15,7 @@ Left out: threads, and when to save. `exchange` is an all-gather of small JSON v
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class CheckpointStore:
         retention: Retention = Retention(),  # noqa: B008 - frozen
         previous: Manifest | None = None,
         fence: Callable[[], None] = lambda: None,
-        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.storage: Storage = LocalStorage(root) if isinstance(root, str | Path) else root
         self.previous = previous
@@ -143,7 +143,7 @@ class CheckpointStore:
             if self._inventory is None:
                 self._inventory = cleaning.Inventory(self.storage)
             number = self._inventory.free_attempt(sources, description.position)
-            created = self._now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            created = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
             return {"number": number, "created": created}
 
         planned = self._together(description.position, "planning", agree)[0]

@@ -15,7 +15,7 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rollforward.errors import RunLocked, StorageError
@@ -65,7 +65,7 @@ class RunLock:
         root: str | Path,
         *,
         after: int = 0,
-        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> "RunLock":
         """Hold the folder, making it when it is missing. RunLocked says who holds it already.
 
@@ -82,7 +82,7 @@ class RunLock:
                 incarnation=max(next_incarnation(storage, before), after + 1),
                 host=socket.gethostname()[:64],
                 pid=os.getpid(),
-                since=now().astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                since=now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
             file.write(json.dumps(asdict(owner)).encode())
         except BaseException:

@@ -4,7 +4,7 @@ They are committed. A later version of the store must go on reading them; when t
 changes, its version goes up and a folder is added here, and this one stays as it is.
 """
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def tensors(step: int) -> dict[str, dict[str, np.ndarray]]:
 
 def main() -> None:
     """Two checkpoints; the reference of the second is that of the first."""
-    store = CheckpointStore(FOLDER, now=lambda: datetime(2026, 1, 31, 12, tzinfo=timezone.utc))
+    store = CheckpointStore(FOLDER, now=lambda: datetime(2026, 1, 31, 12, tzinfo=UTC))
     for step in (10, 20):
         store.save(
             Position(0, step),

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -360,7 +360,7 @@ def test_a_damaged_attachment_is_mended_by_the_next_save(storage):
 
 
 def test_the_clock_is_passed_in_and_written_in_utc(storage):
-    store = CheckpointStore(storage, now=lambda: datetime(2026, 1, 31, 12, tzinfo=timezone.utc))
+    store = CheckpointStore(storage, now=lambda: datetime(2026, 1, 31, 12, tzinfo=UTC))
     assert save(store, 1).manifest.created == "2026-01-31T12:00:00.000000Z"
 
 

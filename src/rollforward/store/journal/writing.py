@@ -5,7 +5,7 @@ said in the package's docstring; reading them, and mending a torn end, is in `re
 """
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 def utc_now() -> str:
     """The time as records have it."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Journal:
