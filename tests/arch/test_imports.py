@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 LIBRARIES: dict[str, set[str]] = {
     "storage": set(),
-    "store": {"numpy", "xxhash"},
+    "store": {"numpy", "ml_dtypes", "xxhash"},
     "grpo": {"numpy"},
     "replay": {"numpy"},
     "models": {"numpy"},
