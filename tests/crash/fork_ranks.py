@@ -30,7 +30,7 @@ from rollforward.position import Position
 from rollforward.processes import launch
 from rollforward.replay.rollout_log import JournaledRollouts
 from rollforward.run import session
-from rollforward.run.plan import versions
+from rollforward.run.versions import versions
 
 PATIENCE = 60.0
 """Seconds without a word after which ranks that neither end nor die are a failure of the test."""
@@ -200,7 +200,7 @@ def _keep_diary(note: Any) -> None:
 
 def main() -> None:
     """Starts come in and ends go out, a line of JSON each."""
-    versions()
+    versions(toy_session.ToyPackage())
     gc.freeze()
     for line in sys.stdin:
         start = Start(**json.loads(line))
