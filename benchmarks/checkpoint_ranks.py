@@ -72,7 +72,7 @@ def _rank(
     import time
 
     import numpy as np
-    from checkpoint import forget, sync
+    from page_cache import forget, sync
 
     from rollforward.position import Position
     from rollforward.storage import LocalStorage
