@@ -1,4 +1,4 @@
-"""Files on the disk and out of memory, so that reading them is reading the disk."""
+"""What the operating system keeps of files in memory: synced, counted, and dropped to measure the disk."""
 
 import ctypes
 import gc

@@ -24,7 +24,7 @@ class Op:
     """One operation that changed the disk, or made something durable, or a note of the test's."""
 
     kind: str
-    """create, write, fsync, rename, unlink, mkdir, rmdir, fsync_folder, or mark."""
+    """create, write, fsync, rename, unlink, mkdir, fsync_folder, or mark."""
     path: str = ""
     target: str = ""
     inode: int = 0
@@ -185,17 +185,6 @@ class SimulatedDisk:
         made = _Folder(self._inode())
         folder.names[name] = made
         self._did(Op("mkdir", path, inode=made.inode))
-
-    def rmdir(self, path: str) -> None:
-        self._before("rmdir", path)
-        folder, name = self._parent(path)
-        item = folder.names.get(name)
-        if not isinstance(item, _Folder):
-            raise NotADirectoryError(errno.ENOTDIR, "Not a directory", path)
-        if item.names:
-            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
-        del folder.names[name]
-        self._did(Op("rmdir", path))
 
     def fsync_folder(self, path: str) -> None:
         self._before("fsync_folder", path)

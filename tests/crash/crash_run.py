@@ -37,11 +37,14 @@ def open_storage(disk: SimulatedDisk) -> LocalStorage:
 
 
 def state(incarnation: int, step: int) -> Tensors:
-    """A small state; the reference changes once, at step 5, and every start trains differently."""
+    """A small state; the reference changes once, at step 5, and every start trains differently.
+
+    One of the roles is not of the contract, so that crashes find nothing that treats it differently.
+    """
     base = np.arange(200, dtype=np.float32) + 1000 * step + 100_000 * incarnation
     return {
         "policy_model": {"a": base, "b": base[:3] * 2},
-        "optimizer": {"m": base[:5] / 3, "global_step": np.array(step)},
+        "critic": {"m": base[:5] / 3, "global_step": np.array(step)},
         "ref": {"a": np.full(6, step >= 5, np.float32), "b": np.ones(3, np.float32)},
     }
 

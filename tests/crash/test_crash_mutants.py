@@ -128,7 +128,7 @@ MUTANTS = {
     ),
     "no fsync of one rank's folder": (
         CheckpointStore,
-        mutant_disk("fsync_folder", lambda path: path.endswith("optimizer/rank_1")),
+        mutant_disk("fsync_folder", lambda path: path.endswith("critic/rank_1")),
     ),
     "new folders not synced in their parents": (CheckpointStore, mutant_storage(ForgetsParents)),
     "folders trusted because they exist": (CheckpointStore, mutant_storage(TrustsFolders)),

@@ -100,7 +100,7 @@ def go_on(disk: SimulatedDisk) -> None:
     save(store, 2, 9)
     assert [item.position.step for item in list_checkpoints(open_storage(disk), deep=True)] == [9, 8]
     assert not [path for path in files(disk) if path.endswith(".tmp")]
-    names = [path for path in files(disk) if "optimizer_rank_0-" in path]
+    names = [path for path in files(disk) if "critic_rank_0-" in path]
     assert sorted(path[-len("0_8.safetensors") :] for path in names) == ["0_8.safetensors", "0_9.safetensors"]
 
 

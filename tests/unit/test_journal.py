@@ -1,5 +1,8 @@
 """What was journaled is found again; what was abandoned or is damaged is left out, and damage is reported."""
 
+import threading
+from pathlib import Path
+
 import pytest
 from journal_case import assert_same_chunk, chunk, identity, open_log, outcome, run_step
 from safetensors.numpy import load
@@ -253,6 +256,30 @@ def test_what_is_before_the_oldest_checkpoint_is_removed_and_nothing_else(storag
     _, report = open_log(storage, 3, step(2), (1, step(2)))
     assert report.until == step(5)
     assert not report.problems, "what is missing was removed on purpose"
+
+
+def test_pruning_on_another_thread_takes_no_record_that_is_still_needed(tmp_path: Path) -> None:
+    """As the trainer does it: one thread appends and begins segments, the other removes old ones."""
+    storage = LocalStorage(tmp_path)
+    journal = Journal(storage, identity(1), start=START, inherited=JournalView(), segment_bytes=1)
+    steps, keep = 120, 5
+    done, removed = [0], []
+
+    def prune() -> None:
+        while done[0] < steps:
+            removed.extend(journal.prune(step(max(0, done[0] - keep))))
+
+    thread = threading.Thread(target=prune)
+    thread.start()
+    for number in range(steps):
+        journal.append(step(number), 0, {}, {})
+        done[0] = number + 1
+    thread.join()
+    journal.close()
+    view = read_journal([storage], rank=0, since=step(steps - keep))
+    assert {position.step for position, _ in view.rollouts} >= set(range(steps - keep, steps))
+    assert not view.problems
+    assert len(removed) > steps // 2, "it did prune meanwhile"
 
 
 def test_a_segment_that_is_full_ends_with_its_step(storage: LocalStorage) -> None:

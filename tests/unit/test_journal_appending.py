@@ -120,3 +120,50 @@ def test_closing_twice_is_allowed_and_appending_then_is_not(storage: LocalStorag
     appender.close()
     with pytest.raises(StorageError, match="was closed"):
         appender.append([b"y"])
+
+
+def test_a_file_that_is_rewritten_is_replaced_durably_and_grows(
+    storage: LocalStorage, disk: SimulatedDisk
+) -> None:
+    storage.write("a", [b"a longer first text"])
+    disk.log.clear()
+    appender = storage.rewrite("a", [b"one", b"two"])
+    assert kinds(disk) == ["create", "write", "write", "fsync", "rename", "fsync_folder"]
+    assert (appender.size, disk.tree()["/run/a"]) == (6, b"onetwo")
+    disk.log.clear()
+    appender.append([b"three"])
+    assert kinds(disk) == ["write", "fsync"], "the name is durable already"
+    appender.close()
+    assert (appender.size, disk.tree()["/run/a"]) == (11, b"onetwothree")
+
+
+def test_a_file_is_rewritten_on_a_real_disk(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "run")
+    storage.rewrite("a", []).close()
+    older = storage.rewrite("a", [b"1"])
+    newer = storage.rewrite("a", [b"2"])
+    older.append([b" of a writer that was replaced"])
+    newer.append([b"3"])
+    assert [entry.name for entry in storage.scan("")] == ["a"]
+    assert (tmp_path / "run/a").read_bytes() == b"23"
+    older.close()
+    newer.close()
+
+
+@pytest.mark.parametrize("call", ["create", "write", "fsync", "rename", "fsync_folder"])
+def test_a_rewrite_that_fails_leaves_the_older_file_and_nothing_open(
+    storage: LocalStorage, disk: SimulatedDisk, call: str
+) -> None:
+    storage.write("a", [b"older"])
+
+    def fail(made: str, _: str) -> None:
+        if made == call:
+            raise OSError(errno.EIO, "Input/output error")
+
+    disk.fail = fail
+    with pytest.raises(StorageError, match="Input/output error"):
+        storage.rewrite("a", [b"newer"])
+    disk.fail = lambda _call, _path: None
+    assert disk.tree()["/run/a"] == (b"newer" if call == "fsync_folder" else b"older")
+    assert [entry.name for entry in storage.scan("")] == ["a"]
+    assert not disk._open

@@ -8,9 +8,11 @@ from tensorboardX.proto.event_pb2 import Event
 
 from rollforward.errors import StorageError
 from rollforward.position import Position
-from rollforward.run.metrics import FILE, Metrics, SaveTrouble, TensorBoard, before, read
+from rollforward.run.metrics import FILE, Metrics, SaveTrouble, TensorBoard, before, read, read_from
+from rollforward.storage import LocalStorage
 
 STEPS_PER_EPOCH = 3
+RECORD = {"epoch": 0, "step": 0, "global_step": 0, "incarnation": 1, "time": 1.5, "reward": 0.5}
 FIGURES = {"reward": 0.5, "tokens": 100.0, "seconds/generate": 2.0, "seconds/update": 2.0}
 
 
@@ -24,7 +26,7 @@ def open_metrics(
 ) -> Metrics:
     kept = before(read(folder / FILE), start)
     return Metrics(
-        folder,
+        LocalStorage(folder),
         kept=kept,
         incarnation=incarnation,
         steps_per_epoch=STEPS_PER_EPOCH,
@@ -75,7 +77,7 @@ def test_a_line_that_a_kill_tore_is_cut(tmp_path: Path) -> None:
 
 
 def test_of_two_records_of_one_step_the_later_counts(tmp_path: Path) -> None:
-    lines = [{"epoch": 0, "step": 0, "reward": reward} for reward in (1.0, 2.0)]
+    lines = [RECORD | {"reward": reward} for reward in (1.0, 2.0)]
     (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [record["reward"] for record in read(tmp_path / FILE)] == [2.0]
 
@@ -126,6 +128,67 @@ def test_event_files_of_others_are_left_alone(tmp_path: Path) -> None:
     other.write_bytes(b"")
     run_steps(open_metrics(tmp_path, start=Position(0, 0), incarnation=1, board=True), 0, 1)
     assert other.exists()
+
+
+NO_RECORDS = {
+    "an epoch that is null": {"epoch": None},
+    "a step that is true": {"step": True},
+    "a step that is a float": {"step": 1.0},
+    "a step that is a text": {"step": "1"},
+    "a step that is a list": {"step": [1]},
+    "a negative step": {"step": -1},
+    "a step beyond all bounds": {"step": 10**18},
+    "a global step that is null": {"global_step": None},
+    "an incarnation that is a text": {"incarnation": "1"},
+    "a time that is NaN": {"time": float("nan")},
+    "a time that is missing": {"time": None},
+    "a figure that is a text": {"reward": "good"},
+    "a figure that is null": {"reward": None},
+    "a figure of 400 digits": {"reward": 10**400},
+    "a figure that is true": {"reward": True},
+}
+
+
+@pytest.mark.parametrize("why", NO_RECORDS)
+def test_what_is_no_record_is_passed_over(tmp_path: Path, why: str) -> None:
+    good = RECORD | {"step": 2, "global_step": 2}
+    lines = [json.dumps(line) for line in (RECORD | NO_RECORDS[why], good)]
+    (tmp_path / FILE).write_text("\n".join(lines))
+    assert read(tmp_path / FILE) == [good]
+    # And a run that is resumed goes on, curves included.
+    run_steps(open_metrics(tmp_path, start=Position(1, 0), incarnation=2, board=True), 3, 4)
+    assert steps_in(tmp_path) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[1]",
+        b"7",
+        b"null",
+        b'"epoch"',
+        b"{}",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"\0" * 99,
+        b'{"epoch":' + b"9" * 5000,
+    ],
+    ids=["list", "number", "null", "text", "empty", "nesting", "bytes", "zeros", "digits"],
+)
+def test_a_line_of_anything_else_is_passed_over(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / FILE).write_bytes(line + b"\n" + json.dumps(RECORD).encode() + b"\n" + line)
+    assert read(tmp_path / FILE) == [RECORD]
+
+
+def test_without_a_file_there_are_no_records(tmp_path: Path) -> None:
+    assert read(tmp_path / FILE) == []
+    assert read_from(LocalStorage(tmp_path / "nowhere")) == []
+
+
+def test_a_folder_in_the_files_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(StorageError, match=r"metrics\.jsonl"):
+        read(tmp_path / FILE)
 
 
 def test_a_disk_that_refuses_a_line_is_not_passed_over(tmp_path: Path) -> None:

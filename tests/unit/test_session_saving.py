@@ -1,7 +1,9 @@
 """What a run says of its own checkpoints: in the log, in the metrics, and by how it ends."""
 
 import json
+import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +16,14 @@ from rollforward.errors import ConfigError, EngineError, StorageError
 from rollforward.grpo.ports import Engine, Group
 from rollforward.grpo.types import EngineSettings
 from rollforward.inspection.folder import checkpoints_of
+from rollforward.position import Position
 from rollforward.run.metrics import FILE, read
+from rollforward.run.saving import RunCheckpoints
+from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore
 from rollforward.store.attempt import Attempt, Committed
+from rollforward.store.catalog import oldest_position
+from rollforward.store.journal.writing import Journal
 
 
 @pytest.fixture
@@ -197,6 +204,75 @@ class TestBest:
     def test_a_metric_that_there_will_not_be_is_refused(self, place: Place) -> None:
         with pytest.raises(ConfigError, match="must be one of reward, reward/toy_session:shortness"):
             place.train("run", rl_config__best_ckpt_metric="revard")
+
+
+class TestWaiting:
+    """The log says for how long training waited, all of it, and removing old files is no part of that."""
+
+    def test_what_the_log_says_is_what_training_waited(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        waited, pruning = [], []
+
+        def timed(method: Callable[..., None]) -> Callable[..., None]:
+            def run(*arguments: Any) -> None:
+                began = time.perf_counter()
+                method(*arguments)
+                waited.append(time.perf_counter() - began)
+
+            return run
+
+        def slow(journal: Journal, oldest: Position) -> list[str]:
+            pruning.append(threading.current_thread())
+            time.sleep(0.5)
+            return prune(journal, oldest)
+
+        prune = Journal.prune
+        monkeypatch.setattr(Journal, "prune", slow)
+        for name in ("begin", "before_update", "boundary"):
+            monkeypatch.setattr(RunCheckpoints, name, timed(getattr(RunCheckpoints, name)))
+        # Steps that take as long as pruning does.
+        place.train("run", SlowUpdates(), rl_config__save_max_ckpt_num=1)
+        lines = [line for line in capsys.readouterr().out.splitlines() if "training waited" in line]
+        logged = [float(re.search(r"training waited ([\d.]+) s", line)[1]) for line in lines]  # type: ignore[index]
+        assert len(lines) == len(pruning) == 5
+        # The first is saved, and its journal pruned, before there is a step to hold up.
+        assert threading.main_thread() not in pruning[1:]
+        assert sum(waited) < 0.4
+        assert sum(logged[1:]) >= sum(waited) - 0.1
+        segments = sorted((place.root / "run/journal/rank_0").glob("*.journal"))
+        assert [segment.name for segment in segments] == ["1-1_4.journal", "1-2_0.journal"]
+
+    def test_pruning_the_journal_opens_no_manifest(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The names in commits/ say which is the oldest."""
+        place.train("run")
+        storage = LocalStorage(place.root / "run")
+        monkeypatch.setattr(LocalStorage, "open", None)
+        assert oldest_position(storage) == Position(0, 0)
+
+    def test_a_folder_that_was_emptied_under_the_trainer_is_reported_in_words(self, tmp_path: Path) -> None:
+        with pytest.raises(StorageError, match=r"there is no manifest in .*/commits") as caught:
+            oldest_position(LocalStorage(tmp_path))
+        assert caught.value.hint is not None
+        assert "moved" in caught.value.hint
+
+
+@dataclass
+class SlowUpdates(ToyPackage):
+    """Its engine takes a quarter of a second for an update."""
+
+    def create(self, settings: EngineSettings, group: Group) -> Engine:
+        engine = super().create(settings, group)
+        update = engine.update
+
+        def late(*arguments: Any) -> Any:
+            time.sleep(0.25)
+            return update(*arguments)
+
+        engine.update = late  # type: ignore[method-assign]
+        return engine
 
 
 def last_files(run: Path) -> set[str]:

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
+from rollforward.inspection.comparing import TensorDifference, diff
 from rollforward.inspection.folder import checkpoint_at, open_run
-from rollforward.inspection.looking import TensorDifference, diff
 from rollforward.store import Manifest
 
 NAME = "diff"

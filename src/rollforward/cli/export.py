@@ -9,8 +9,7 @@ from pathlib import Path
 
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
-from rollforward.inspection.folder import checkpoint_at, new_folder, open_run
-from rollforward.inspection.looking import telling_where
+from rollforward.inspection.folder import checkpoint_at, new_folder, open_run, telling_where
 from rollforward.interop.exporting import EXPORTS
 
 NAME = "export"

@@ -15,10 +15,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
-from rollforward.inspection import checking
-from rollforward.inspection.checking import JournalVerdict
+from rollforward.inspection import verifying
 from rollforward.inspection.folder import open_run
-from rollforward.inspection.looking import Verdict, verify_checkpoints
+from rollforward.inspection.verifying import JournalVerdict, Verdict
 from rollforward.wording import in_bytes
 
 NAME = "verify"
@@ -47,11 +46,11 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     began = time.perf_counter()
     journals: list[JournalVerdict] = []
     if options.deep:
-        with _bar(checking.bytes_to_check(storage)) as advance:
-            checkpoints = list(verify_checkpoints(storage, progress=advance))
-            journals = list(checking.check_journals(storage, advance))
+        with _bar(verifying.bytes_to_check(storage)) as advance:
+            checkpoints = list(verifying.verify_checkpoints(storage, progress=advance))
+            journals = list(verifying.check_journals(storage, advance))
     else:
-        checkpoints = list(checking.check_checkpoints(storage))
+        checkpoints = list(verifying.check_checkpoints(storage))
     seconds = time.perf_counter() - began
     wrong = sum(bool(found.reason) for found in checkpoints) + sum(len(found.problems) for found in journals)
     if options.json:

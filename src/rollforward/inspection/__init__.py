@@ -1,5 +1,5 @@
 """What the verbs show of a run, read from its folder: nothing here changes anything on disk.
 
-Checks (`doctor`), listings (`folder`), every byte verified and two checkpoints compared (`looking`,
-`checking`), the timeline (`history`), the rollouts of a step (`steps`, `rollouts`).
+Checks (`doctor`), listings (`folder`), every byte verified (`verifying`), two checkpoints compared
+(`comparing`), the timeline (`history`), the rollouts of a step (`steps`, `rollouts`).
 """

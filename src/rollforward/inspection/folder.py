@@ -1,13 +1,14 @@
 """What a run's folder holds, for whoever looks at it from outside."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rollforward.errors import ConfigError, NothingToResume
-from rollforward.inspection.looking import telling_where
+from rollforward.errors import CheckpointInvalid, ConfigError, NothingToResume
 from rollforward.interop.role_folders import what_is_near
 from rollforward.position import Position
-from rollforward.storage import LocalStorage
+from rollforward.storage import LocalStorage, Storage
 from rollforward.storage.failures import storage_error
 from rollforward.store import CheckpointInfo, Found, find, list_checkpoints, load_manifest
 from rollforward.store.catalog import positions
@@ -49,6 +50,18 @@ def new_folder(folder: Path) -> LocalStorage:
     except OSError as error:
         raise storage_error("looking at", str(folder), error) from error
     return LocalStorage(folder)
+
+
+@contextmanager
+def telling_where(storage: Storage) -> Iterator[None]:
+    """A CheckpointInvalid from within names the run's folder too, and says what to try."""
+    try:
+        yield
+    except CheckpointInvalid as error:
+        raise CheckpointInvalid(
+            f"{storage}: {error.message}",
+            hint="rollforward verify --deep tells which checkpoints are whole: name one, as in RUN:0_20",
+        ) from error
 
 
 def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:

@@ -89,5 +89,5 @@ def _opened(path: Path) -> Iterator[ReadHandle]:
 def _widened(tensor: ForeignTensor, bits: NDArray[Any]) -> NDArray[Any]:
     if not tensor.bfloat16:
         return bits
-    flat = bits.reshape(-1).astype(np.uint32) << 16
+    flat = bits.reshape(-1).view(np.uint16).astype(np.uint32) << 16
     return flat.view(np.float32).reshape(bits.shape)

@@ -3,7 +3,9 @@
 Promise: after any number of kills and resumes there is exactly one line for each step that the
 run's state went through. A resumed run first cuts the file back to the steps before the position
 that it starts at; whatever a lost incarnation wrote after that is gone, and is written again by
-the steps that are run again. A line that a kill tore is cut with the rest.
+the steps that are run again. A line that a kill tore is cut with the rest. The same holds after a
+power loss: the file is replaced as a whole, durably, before the first step, and each line is durable
+before the step's checkpoint can be committed.
 
 What became of checkpoints stands in the record of the step at whose end it was learnt. What is
 learnt after the last step makes that step's line be written once more; the later one counts.
@@ -18,7 +20,7 @@ gathered them already.
 
 import contextlib
 import json
-import os
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +32,16 @@ from tensorboardX import SummaryWriter
 from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.run.progress import tokens_per_second
-from rollforward.storage.local import LocalStorage, storage_error
+from rollforward.storage import LocalStorage, Storage, read_small
 
 FILE = "metrics.jsonl"
 _SUFFIX = ".rollforward"
 """Ends the names of our event files, so that other people's are left alone."""
 _PLACE = ("epoch", "step", "global_step", "incarnation", "time")
 """Keys of a record that say where and when, and are no curves."""
+_COUNTS = ("epoch", "step", "global_step", "incarnation")
+_MAX_COUNT = 10**18
+_MAX_BYTES = 1 << 30
 
 Record = dict[str, Any]
 """One line of the file."""
@@ -64,26 +69,43 @@ def place_of(record: Mapping[str, Any]) -> Position:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file, one for each step, in order; empty when there is no file.
+    """`read_from` the folder of a `metrics.jsonl`."""
+    return read_from(LocalStorage(path.parent), path.name)
 
-    Lines that are not records (torn by a kill) are passed over. Of two records of one step,
-    the later counts: the earlier belongs to an incarnation that was lost.
+
+def read_from(storage: Storage, name: str = FILE) -> list[Record]:
+    """The records of a file, one for each step, in order; empty when there is no file. StorageError.
+
+    Lines that are not records (torn by a kill, damaged, somebody else's) are passed over. Of two records
+    of one step, the later counts: the earlier belongs to an incarnation that was lost.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    if storage.stat(name) is None:
         return []
-    except OSError as error:
-        raise storage_error("reading", str(path), error) from error
     records: dict[Position, Record] = {}
-    for line in lines:
-        try:
-            record = json.loads(line)
-            position = place_of(record)
-        except (ValueError, TypeError, KeyError):
-            continue
-        records[position] = record
+    for line in read_small(storage, name, limit=_MAX_BYTES).split(b"\n"):
+        record = _parse(line)
+        if record is not None:
+            records[place_of(record)] = record
     return [records[position] for position in sorted(records)]
+
+
+def _parse(line: bytes) -> Record | None:
+    """The record that a line holds; None when it holds none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not all(_is_figure(value) for value in record.values()):
+        return None
+    counts = [record.get(name) for name in _COUNTS]
+    if not all(type(count) is int and 0 <= count < _MAX_COUNT for count in counts):
+        return None
+    return record if math.isfinite(record.get("time", math.nan)) else None
+
+
+def _is_figure(value: object) -> bool:
+    """A number, and no integer that is too large for a float; not a truth value either."""
+    return type(value) is float or (type(value) is int and abs(value) < _MAX_COUNT)
 
 
 def before(records: Iterable[Record], position: Position) -> list[Record]:
@@ -129,7 +151,7 @@ class Metrics:
 
     def __init__(
         self,
-        run_folder: Path,
+        storage: Storage,
         *,
         kept: Sequence[Record],
         incarnation: int,
@@ -137,19 +159,16 @@ class Metrics:
         tensorboard: TensorBoard | None,
         trouble: SaveTrouble,
     ) -> None:
-        """Replace `metrics.jsonl`, in one step, by the `kept` records, and open it for appending.
+        """Replace `metrics.jsonl` of the run's folder, in one step, by the `kept` records, and go on there.
 
         `trouble` is asked at each record.
         """
-        self.path = run_folder / FILE
         self._incarnation = incarnation
         self._steps_per_epoch = steps_per_epoch
         self._tensorboard = tensorboard
         self._trouble = trouble
         self._last: Record | None = None
-        LocalStorage(run_folder).write(FILE, [b"".join(_line(record) for record in kept)])
-        # O_DSYNC: a write returns when its bytes, and the file's new length, are on stable storage.
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_DSYNC | os.O_CLOEXEC)
+        self._appender = storage.rewrite(FILE, [b"".join(_line(record) for record in kept)])
 
     def phase(self, position: Position, name: str) -> None:
         """Phases are timed by the trainer."""
@@ -185,20 +204,12 @@ class Metrics:
                 self._append(_line(self._last | late))
             if self._tensorboard is not None:
                 self._tensorboard.add({name: self._last[name] for name in _PLACE} | late)
-        os.close(self._descriptor)
+        self._appender.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
     def _append(self, line: bytes) -> None:
-        try:
-            written = os.write(self._descriptor, line)
-        except OSError as error:
-            raise storage_error("appending to", str(self.path), error) from error
-        if written != len(line):
-            raise StorageError(
-                f"appending to {self.path}: {written} of {len(line)} bytes were taken",
-                hint="the disk is nearly full: free some space, then resume",
-            )
+        self._appender.append([line])
 
 
 def _line(record: Record) -> bytes:

@@ -5,8 +5,9 @@ best can be told and kept. The completions of a step are those of the policy bef
 the figures are about policies that lie shortly before the one that is saved.
 
 A checkpoint that begins begins a journal segment too, so that old segments can go when old
-checkpoints do. What comes of a checkpoint is told at the next step boundary, a line each; one
-that fails does not end the run, unless nothing newer succeeds until the run is over.
+checkpoints do: on the thread that writes checkpoints, while the one that trains appends to the
+newest segment, which always stays. What comes of a checkpoint is told at the next step boundary, a
+line each; one that fails does not end the run, unless nothing newer succeeds until the run is over.
 """
 
 import math
@@ -19,7 +20,7 @@ from rollforward.grpo.ports import Engine
 from rollforward.position import Position
 from rollforward.run.metrics import SaveTrouble
 from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
-from rollforward.store.catalog import positions
+from rollforward.store.catalog import oldest_position
 from rollforward.store.journal.writing import Journal
 from rollforward.wording import in_bytes
 
@@ -66,6 +67,7 @@ class RunCheckpoints:
             saved=self._saved,
             failed=self._failed,
             warned=self._warn,
+            tidied=self._prune_journal,
             prove_unchanged=prove_unchanged,
         )
 
@@ -75,6 +77,8 @@ class RunCheckpoints:
         self._saved(
             self._store.save(position, self._engine.tensors(), global_step=global_step, **self._about)
         )
+        for warning in self._prune_journal():
+            self._warn(warning)
 
     def begin(self, position: Position, global_step: int) -> None:
         """See `grpo.ports.Checkpoints.begin`."""
@@ -119,10 +123,14 @@ class RunCheckpoints:
         if result.suspicion is not None:
             self._trouble.suspicious += 1
             self._say(f"warning: {result.suspicion}")
+
+    def _prune_journal(self) -> list[str]:
+        """Remove what no replay from a checkpoint that is left can need; returns warnings."""
         try:
-            self._journal.prune(min(positions(self._store.storage)))
+            self._journal.prune(oldest_position(self._store.storage))
         except StorageError as error:
-            self._warn(f"an old journal segment could not be removed: {error.message}")
+            return [f"an old journal segment could not be removed: {error.message}"]
+        return []
 
     def _failed(self, error: StorageError) -> None:
         self._trouble.failed += 1

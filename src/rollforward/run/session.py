@@ -192,7 +192,7 @@ def open_figures(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker)
     kept = metrics.before(told, beginning.position)
     board = TensorBoard(plan.outputs.tensorboard, kept=kept) if plan.outputs.tensorboard else None
     recorder = Metrics(
-        plan.outputs.run,
+        LocalStorage(plan.outputs.run),
         kept=kept,
         incarnation=claim.incarnation,
         steps_per_epoch=plan.steps_per_epoch,

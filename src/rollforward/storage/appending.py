@@ -1,9 +1,10 @@
-"""Files that grow: the second way in which bytes become durable, for the journal alone.
+"""Files that grow: the second way in which bytes become durable, for the journal and the metrics.
 
-An `Appender` makes a new file and adds to its end. When `append` returns, what it was given is
-on stable storage, and so are the file's name and the folders above it. Nothing that was appended
-is ever changed, so a crash can only cost bytes whose `append` had not returned: they may be
-there, partly there, or not, and whoever reads the file must be able to tell.
+An `Appender` adds to the end of a file that it alone writes: a new one, or one that has just replaced
+what had the name. When `append` returns, what it was given is on stable storage, and so are the file's
+name and the folders above it. Nothing that was appended is ever changed, so a crash can only cost
+bytes whose `append` had not returned: they may be there, partly there, or not, and whoever reads the
+file must be able to tell.
 
 An append that fails ends the appender. The file may then hold a part of the bytes, and after a
 failed fsync nobody knows which: going on behind them on the same descriptor could report bytes
@@ -19,17 +20,17 @@ from rollforward.storage.failures import storage_error
 
 
 class FileAppender:
-    """`Appender` on a new file of a file system. The folder must exist and be durable."""
+    """`Appender` on a descriptor at the end of a file. The file's folder is durable.
 
-    def __init__(self, ops: FileOps, path: str) -> None:
-        self.size = 0
+    `size`: bytes that are durable already. `named`: whether the file's name is.
+    """
+
+    def __init__(self, ops: FileOps, path: str, fd: int, *, size: int = 0, named: bool = False) -> None:
+        self.size = size
         self._ops = ops
         self._path = path
-        self._named = False
-        try:
-            self._fd = ops.create(path)
-        except OSError as error:
-            raise storage_error("creating", path, error) from error
+        self._fd = fd
+        self._named = named
 
     def append(self, buffers: Iterable[Buffer]) -> None:
         """See `Appender.append`."""

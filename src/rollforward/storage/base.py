@@ -55,7 +55,7 @@ class ReadHandle(Protocol):
 
 
 class Appender(Protocol):
-    """A new file that grows at its end."""
+    """A file that grows at its end, and that nobody else writes."""
 
     size: int
     """Bytes that are known to be durable."""
@@ -96,6 +96,14 @@ class Storage(Protocol):
         """
         ...
 
+    def rewrite(self, path: str, buffers: Iterable[Buffer]) -> Appender:
+        """Replace a file as `write` does, and go on at its end.
+
+        When this returns, the new content is durable under the name; what is appended follows it.
+        Whoever still appends to the file that had the name before no longer writes to this one.
+        """
+        ...
+
     def stat(self, path: str) -> Entry | None:
         """What has this name; None when nothing has."""
         ...
@@ -106,10 +114,6 @@ class Storage(Protocol):
 
     def remove(self, path: str) -> None:
         """Remove a file; no error when it is gone already. Durable after `sync_folder`."""
-        ...
-
-    def remove_folder(self, path: str) -> None:
-        """Remove an empty folder."""
         ...
 
     def sync_folder(self, path: str) -> None:
@@ -162,10 +166,6 @@ class FileOps(Protocol):
 
     def mkdir(self, path: str) -> None:
         """Make one folder."""
-        ...
-
-    def rmdir(self, path: str) -> None:
-        """Remove one empty folder."""
         ...
 
     def fsync_folder(self, path: str) -> None:

@@ -1,6 +1,6 @@
 """Files of a POSIX file system, and the one durable-write primitive.
 
-`LocalStorage.write` is the only place of the product that makes a file durable, and the
+`LocalStorage._replace` is the only place of the product that makes a whole file durable, and the
 order of its calls is the promise: make a temporary file in the same folder, write, fsync
 it, rename it to its name, fsync the folder. The folders above are synced in their parents
 the first time that this process uses them, even where they exist already: an earlier
@@ -83,10 +83,6 @@ class OsFiles:
         """Make one folder."""
         os.mkdir(path, 0o777)  # noqa: PTH102 - one system call a method
 
-    def rmdir(self, path: str) -> None:
-        """Remove one empty folder."""
-        os.rmdir(path)  # noqa: PTH106 - one system call a method
-
     def fsync_folder(self, path: str) -> None:
         """A folder has a descriptor like a file."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -135,29 +131,8 @@ class LocalStorage:
         return str(self.root)
 
     def write(self, path: str, buffers: Iterable[Buffer]) -> int:
-        """See `Storage.write`; the order of the calls below is the promise."""
-        target = self._full(path)
-        folder, _, name = target.rpartition("/")
-        self._make_durable_folder(folder)
-        temporary = f"{folder}/.{name[:200]}.{self._temporary}.tmp"
-        operation = "creating"
-        try:
-            fd = self._create(temporary)
-            try:
-                operation = "writing"
-                size = self._write_early(fd, buffers)
-                operation = "syncing"
-                self._ops.fsync(fd)
-            finally:
-                self._ops.close(fd)
-            operation = "renaming"
-            self._ops.rename(temporary, target)
-        except BaseException as error:
-            self._discard(temporary)
-            if isinstance(error, OSError):
-                raise storage_error(operation, target, error) from error
-            raise
-        self._sync(folder)
+        """See `Storage.write`."""
+        _, size = self._replace(self._full(path), buffers)
         return size
 
     def make_root(self) -> None:
@@ -173,16 +148,24 @@ class LocalStorage:
             fd = self._ops.open_read(target)
             return _LocalHandle(self._ops, fd, self._ops.size(fd), target)
         except OSError as error:
-            if fd >= 0:
-                with contextlib.suppress(OSError):
-                    self._ops.close(fd)
+            self._close_quietly(fd)
             raise storage_error("opening", target, error) from error
 
     def appender(self, path: str) -> Appender:
         """See `Storage.appender`."""
         target = self._full(path)
         self._make_durable_folder(target.rpartition("/")[0])
-        return FileAppender(self._ops, target)
+        try:
+            fd = self._ops.create(target)
+        except OSError as error:
+            raise storage_error("creating", target, error) from error
+        return FileAppender(self._ops, target, fd)
+
+    def rewrite(self, path: str, buffers: Iterable[Buffer]) -> Appender:
+        """See `Storage.rewrite`."""
+        target = self._full(path)
+        fd, size = self._replace(target, buffers, stays_open=True)
+        return FileAppender(self._ops, target, fd, size=size, named=True)
 
     def stat(self, path: str) -> Entry | None:
         """See `Storage.stat`."""
@@ -215,20 +198,50 @@ class LocalStorage:
         except OSError as error:
             raise storage_error("removing", target, error) from error
 
-    def remove_folder(self, path: str) -> None:
-        """See `Storage.remove_folder`."""
-        target = self._full(path)
-        self._durable_folders = {
-            known for known in self._durable_folders if known != target and not known.startswith(target + "/")
-        }
-        try:
-            self._ops.rmdir(target)
-        except OSError as error:
-            raise storage_error("removing folder", target, error) from error
-
     def sync_folder(self, path: str) -> None:
         """See `Storage.sync_folder`."""
         self._sync(self._full(path) if path else self.root)
+
+    def _replace(
+        self, target: str, buffers: Iterable[Buffer], *, stays_open: bool = False
+    ) -> tuple[int, int]:
+        """The durable write: the order of the calls below is the promise.
+
+        Returns the file's descriptor, when it stays open, and its size.
+        """
+        folder, _, name = target.rpartition("/")
+        self._make_durable_folder(folder)
+        temporary = f"{folder}/.{name[:200]}.{self._temporary}.tmp"
+        operation, fd = "creating", -1
+        try:
+            fd = self._create(temporary)
+            operation = "writing"
+            size = self._write_early(fd, buffers)
+            operation = "syncing"
+            self._ops.fsync(fd)
+            if not stays_open:
+                written, fd = fd, -1
+                self._ops.close(written)
+            operation = "renaming"
+            self._ops.rename(temporary, target)
+        except BaseException as error:
+            self._close_quietly(fd)
+            self._discard(temporary)
+            if isinstance(error, OSError):
+                raise storage_error(operation, target, error) from error
+            raise
+        try:
+            self._sync(folder)
+        except BaseException:
+            self._close_quietly(fd)
+            raise
+        return fd, size
+
+    def _close_quietly(self, fd: int) -> None:
+        """After an error that says more than one from here could."""
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                self._ops.close(fd)
 
     def _full(self, path: str) -> str:
         try:

@@ -1,14 +1,20 @@
-"""What survives: checkpoints on disk, format version 1.
+"""What survives: checkpoints on disk, format versions 1 and 2.
 
     save_ckpt/                                     the run's folder
     ├── train/rank_0/policy_model_rank_0-0_20.safetensors, meta.json
     ├── optimizer/rank_0/optimizer_rank_0-0_20.safetensors, meta.json
     ├── ref/rank_0/ref_rank_0-0_20.safetensors, meta.json
+    ├── critic/rank_0/critic_rank_0-0_20.safetensors, meta.json      any other role, in a folder of its name
     ├── model/config.json, tokenizer.json ...      small files the run needs to start: attachments
     ├── commits/0_20.json                          the manifest: the checkpoint exists when this does
     ├── journal/rank_0/...                         the redo log
     ├── guests.json                                files of another trainer that lay here before (see guests)
     └── run.lock                                   who trains here: 512 bytes, JSON padded with spaces
+
+A **role** is a named group of tensors. `policy_model`, `optimizer` and `ref` have the folders that
+the contract gives them; a user of the library may have others. The name of a role is a small
+letter and up to 39 more small letters, digits and underscores; its folder and the prefix of its
+files are its name. What `layout.RESERVED` lists are folders of a run and cannot be roles.
 
 A **tensor file** is plain safetensors: eight bytes with the header's length (little-endian),
 the header (JSON, padded with spaces so that the data begins on a multiple of 4,096), the data
@@ -24,15 +30,18 @@ committed file of that role. It is derived from the manifest; the manifest is th
 
 A **manifest** is JSON, one entry a line; its last 46 bytes are `,"digest":"` + 32 hexadecimal
 digits + `"}` + newline, and the digits are XXH3-128 of every byte before. It begins with
-`{"format":"rollforward checkpoint","version":1,"incarnation":N,` so that checkpoints can be
-put in order without reading whole manifests. Checkpoints are ordered by (incarnation,
+`{"format":"rollforward checkpoint","version":V,"incarnation":N,` so that checkpoints can be
+put in order without reading whole manifests. V is 1 when all roles are the three of the contract,
+and 2 when there are others: nothing else differs, and a program that knows version 1 alone says
+so instead of passing over a role. Checkpoints are ordered by (incarnation,
 position): a later start of the run that went on from an earlier position is newer.
 
 **Rules.** A file that any manifest names is never replaced: a second checkpoint of the same
 position puts `.1` behind the prefix (`policy_model.1_rank_0-0_20.safetensors`). A manifest is
 published after every file it names is durable, by rename. Removing goes the other way round:
 the manifest first, the folder synced, then the files that no other manifest names. What has
-none of our names is never touched.
+none of our names is never touched, and of free roles only the folders of those that a readable
+manifest names or that this process saves are looked into: any other folder is somebody else's.
 
 Nothing here imports a framework, and nothing here is pickled.
 """

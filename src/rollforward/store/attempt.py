@@ -72,9 +72,9 @@ class Saved:
     bytes_written: int
     """Tensor bytes written by this rank; what did not change was not written."""
     seconds: float
-    """From the beginning until it was committed."""
+    """Spent on writing and publishing; waiting for a step boundary is not among them."""
     blocked: float
-    """Seconds of these for which the caller had to wait."""
+    """Seconds for which the caller had to wait."""
     warnings: tuple[str, ...]
     """What went wrong after it was committed; one line each."""
     suspicion: str | None

@@ -2,8 +2,8 @@
 
 Nothing is changed on disk and no rank is needed. A checkpoint is looked at in two depths:
 `check_files` sees that every file is there with its size (a thousand ranks take milliseconds),
-`verify` reads and digests every byte. Restoring verifies every byte anyway, so `find` does
-the first only.
+`restoring.verify` reads and digests every byte. Whoever restores verifies every byte anyway, so
+`find` does the first only.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,8 +13,19 @@ from rollforward.errors import CheckpointInvalid, NothingToResume, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage, read_small
 from rollforward.store import manifest as manifests
-from rollforward.store.layout import COMMITS, ROLE_FOLDERS, manifest_path, parse_manifest_name, parse_rank
+from rollforward.store.layout import (
+    COMMITS,
+    ROLE_FOLDERS,
+    TensorFileName,
+    in_order,
+    manifest_path,
+    parse_manifest_name,
+    parse_rank,
+    role_folder,
+    role_of_folder,
+)
 from rollforward.store.manifest import Manifest
+from rollforward.store.restoring import verify
 from rollforward.store.summary import Summary, listed_files, summarise
 
 _PEEK_BYTES = 512
@@ -60,6 +71,21 @@ def positions(storage: Storage) -> list[Position]:
     return sorted(found, key=lambda position: (found[position] or latest, position), reverse=True)
 
 
+def oldest_position(storage: Storage) -> Position:
+    """The least position of all manifests, whole or not; by their names, nothing is opened.
+
+    For whoever has just committed one: StorageError when there is none.
+    """
+    named = [parse_manifest_name(entry.name) for entry in storage.scan(COMMITS)]
+    found = [position for position in named if position is not None]
+    if not found:
+        raise StorageError(
+            f"looking for the oldest checkpoint: there is no manifest in {storage}/{COMMITS}",
+            hint="the run's folder was moved, emptied or replaced while the run was training: put it back",
+        )
+    return min(found)
+
+
 def peek_incarnations(storage: Storage) -> dict[Position, int]:
     """The incarnation that each manifest claims to be of, 0 when it cannot be read; nothing is verified."""
     named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
@@ -97,9 +123,6 @@ def is_valid(storage: Storage, position: Position) -> bool:
 
 def is_intact(storage: Storage, position: Position) -> bool:
     """`is_valid`, and every byte has its digest."""
-    # Imported here: restoring is built on this module.
-    from rollforward.store.restoring import verify
-
     try:
         manifest = load_manifest(storage, position)
         check_files(storage, manifest)
@@ -205,9 +228,6 @@ def _what_to_try(*, rejected: bool, later: bool) -> str:
 
 def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[CheckpointInfo]:
     """Every checkpoint, newest first; `deep` reads and digests every byte of each."""
-    # Imported here: restoring is built on this module.
-    from rollforward.store.restoring import verify
-
     found = []
     for position in positions(storage):
         manifest = None
@@ -225,10 +245,31 @@ def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[Checkpoint
     return found
 
 
+def tensor_files(storage: Storage, folder: str) -> Iterator[TensorFileName]:
+    """What in the folder of a role has the name of a tensor file of ours."""
+    for rank in storage.scan(folder):
+        if parse_rank(rank.name) is not None and rank.kind == "folder":
+            for entry in storage.scan(f"{folder}/{rank.name}"):
+                name = TensorFileName.parse(f"{folder}/{rank.name}/{entry.name}")
+                if name is not None:
+                    yield name
+
+
+def roles_on_disk(storage: Storage) -> list[str]:
+    """The roles of which the folder seems to hold something, by names alone, and those of the contract.
+
+    For listings, and for what must not be touched. A folder that looks like a role's may be anybody's.
+    """
+    folders = [entry.name for entry in storage.scan("") if entry.kind == "folder"]
+    others = ((role_of_folder(folder), folder) for folder in folders)
+    found = [role for role, folder in others if role and any(True for _ in tensor_files(storage, folder))]
+    return in_order([*ROLE_FOLDERS, *found])
+
+
 def describe(storage: Storage) -> list[str]:
     """What lies in the role folders, a line for each rank, for error messages."""
     lines = []
-    for folder in ROLE_FOLDERS.values():
+    for folder in map(role_folder, roles_on_disk(storage)):
         ranks = sorted(
             rank
             for entry in storage.scan(folder)

@@ -28,7 +28,7 @@ from rollforward.store import cleaning, strictjson
 from rollforward.store import manifest as manifests
 from rollforward.store.attachments import write_attachments
 from rollforward.store.attempt import Attempt, Committed, Description, Saved
-from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, manifest_path, meta_path
+from rollforward.store.layout import TensorFileName, check_roles, in_order, manifest_path, meta_path
 from rollforward.store.manifest import Attachment, FileRecord, Manifest, StoredTensor, tensors_of
 from rollforward.store.meta import write_meta
 from rollforward.store.parts import (
@@ -129,9 +129,7 @@ class CheckpointStore:
     def plan(self, description: Description, sources: Sources) -> Attempt:
         """Agree on the names of the files. Collective; nothing is written. The first part of `save`."""
         started = time.perf_counter()
-        unknown = sources.keys() - ROLE_FOLDERS.keys()
-        if unknown:
-            raise ValueError(f"unknown roles {sorted(unknown)}; there are {', '.join(ROLE_FOLDERS)}")
+        check_roles(sources)
         sizes = {
             role: {name: nbytes(source) for name, source in named.items()} for role, named in sources.items()
         }
@@ -151,7 +149,7 @@ class CheckpointStore:
             description=description,
             number=planned["number"],
             created=planned["created"],
-            roles=[role for role in ROLE_FOLDERS if role in sources],
+            roles=in_order(sources),
             shares=assign(sizes, self._world_size),
             sources=sources,
             started=started,
@@ -222,6 +220,7 @@ class CheckpointStore:
             frozenset((role, Position.parse(text), number) for role, text, number in verdict["generations"]),
             frozenset(Position.parse(text) for text in verdict["unreadable"]),
             verdict["world_size"],
+            frozenset(verdict["roles"]),
         )
         warnings = tuple(verdict["warnings"] if self._rank == 0 else ())
         suspicion = _suspicion(self.previous, manifest)
@@ -341,6 +340,7 @@ class CheckpointStore:
             ],
             "unreadable": [str(position) for position in sorted(kept.unreadable)],
             "world_size": kept.world_size,
+            "roles": sorted(kept.roles),
             "warnings": warnings,
         }
 

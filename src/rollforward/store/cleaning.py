@@ -1,8 +1,10 @@
 """Removing what no longer counts, in the order that a crash cannot turn into a loss.
 
 Manifests go first and their folder is synced; only then the files that no other manifest
-names. What a name of ours does not fit is never touched. Every function returns warnings
-instead of raising: by then the new checkpoint is committed, and a file too many harms nobody.
+names. What a name of ours does not fit is never touched, and the only folders that are looked into
+are those of roles that a manifest has named or this process saves (`Kept.roles`). Every function
+returns warnings instead of raising: by then the new checkpoint is committed, and a file too many
+harms nobody.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,11 +23,13 @@ from rollforward.store.layout import (
     MODEL,
     ROLE_FOLDERS,
     TensorFileName,
+    in_order,
     is_temporary,
     manifest_path,
     parse_manifest_name,
     parse_rank,
     rank_folder,
+    role_folder,
 )
 from rollforward.store.manifest import Generation, Manifest
 from rollforward.store.retention import Candidate, Retention, keep_mask
@@ -44,6 +48,8 @@ class Kept:
     """Positions whose manifest cannot be read: their own files stay as long as it does."""
     world_size: int
     """The greatest number of ranks that any of the readable manifests is of."""
+    roles: frozenset[str]
+    """In whose folders files of ours may lie: those of the contract, and all that a manifest has named."""
 
     def keeps(self, name: TensorFileName) -> bool:
         """Whether a tensor file must stay."""
@@ -71,18 +77,24 @@ class Inventory:
         """None for a manifest that cannot be read."""
         self._valid: dict[Position, bool] = {}
         """As far as it was asked."""
+        self._roles = set(ROLE_FOLDERS)
+        """Also those of checkpoints that were removed since: their files go after their manifest."""
         self._guests = read_guests(storage)
         named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
         for position in (position for position in named if position is not None):
             try:
-                self._summaries[position] = load_summary(storage, position)
+                self._note(position, load_summary(storage, position))
             except CheckpointInvalid:
                 self._summaries[position], self._valid[position] = None, False
 
     def add(self, manifest: Manifest) -> None:
         """A checkpoint was committed."""
-        self._summaries[manifest.position] = Summary.of(manifest)
+        self._note(manifest.position, Summary.of(manifest))
         self._valid[manifest.position] = True
+
+    def _note(self, position: Position, summary: Summary) -> None:
+        self._summaries[position] = summary
+        self._roles |= {role for role, _, _ in summary.generations}
 
     def remove(self, position: Position) -> None:
         """A checkpoint's manifest was removed."""
@@ -94,7 +106,7 @@ class Inventory:
         unreadable = frozenset(position for position, summary in self._summaries.items() if summary is None)
         named = frozenset(name for summary in self._readable() for name in summary.generations)
         world_size = max((summary.world_size for summary in self._readable()), default=0)
-        return Kept(named | self._guests, unreadable, world_size)
+        return Kept(named | self._guests, unreadable, world_size, frozenset(self._roles))
 
     def attachments(self) -> dict[str, str]:
         """Path -> digest of every attachment that a manifest names."""
@@ -171,7 +183,7 @@ def remove_manifests(storage: Storage, inventory: Inventory, retention: Retentio
 def remove_files(storage: Storage, kept: Kept, rank: int) -> list[str]:
     """Remove a rank's tensor files that no manifest names, and what unfinished writes left."""
     warnings: list[str] = []
-    for role in ROLE_FOLDERS:
+    for role in in_order(kept.roles):
         try:
             for path, _ in unneeded_files(storage, kept, role, rank):
                 storage.remove(path)
@@ -194,7 +206,7 @@ def unneeded_files(storage: Storage, kept: Kept, role: str, rank: int) -> list[t
 def remove_files_of_stray_ranks(storage: Storage, kept: Kept, world_size: int) -> list[str]:
     """The same for ranks that have folders but no worker any more: an earlier start had more workers."""
     try:
-        strays = [rank for rank in ranks_with_files(storage) if rank >= world_size]
+        strays = [rank for rank in ranks_with_files(storage, kept.roles) if rank >= world_size]
     except StorageError as error:
         return [f"an old file could not be removed: {error.message}"]
     return [warning for rank in strays for warning in remove_files(storage, kept, rank)]
@@ -218,9 +230,9 @@ def remove_journals_of_stray_ranks(
     return []
 
 
-def ranks_with_files(storage: Storage) -> list[int]:
-    """The ranks that have a folder of some role."""
-    names = (entry.name for folder in ROLE_FOLDERS.values() for entry in storage.scan(folder))
+def ranks_with_files(storage: Storage, roles: Iterable[str]) -> list[int]:
+    """The ranks that have a folder of one of the roles."""
+    names = (entry.name for role in roles for entry in storage.scan(role_folder(role)))
     return sorted({rank for name in names if (rank := parse_rank(name)) is not None})
 
 

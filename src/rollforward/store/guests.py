@@ -13,7 +13,8 @@ from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage, read_small
 from rollforward.store import strictjson
-from rollforward.store.layout import GUESTS, META, ROLE_FOLDERS, TensorFileName, parse_rank
+from rollforward.store.catalog import roles_on_disk, tensor_files
+from rollforward.store.layout import GUESTS, meta_path, role_folder
 from rollforward.store.manifest import Generation
 
 _MAX_BYTES = 1 << 24
@@ -30,11 +31,9 @@ def adopt(storage: Storage) -> int:
         return len(read_guests(storage))
     found = {
         (name.role, name.position)
-        for folder in ROLE_FOLDERS.values()
-        for rank in storage.scan(folder)
-        if parse_rank(rank.name) is not None and storage.stat(f"{folder}/{rank.name}/{META}") is not None
-        for entry in storage.scan(f"{folder}/{rank.name}")
-        if (name := TensorFileName.parse(f"{folder}/{rank.name}/{entry.name}")) is not None
+        for role in roles_on_disk(storage)
+        for name in tensor_files(storage, role_folder(role))
+        if storage.stat(meta_path(role, name.rank)) is not None
     }
     if found:
         listed = [[role, str(position)] for role, position in sorted(found)]

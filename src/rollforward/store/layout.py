@@ -4,12 +4,19 @@ What cannot be read back by the functions here is not ours, and is never removed
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rollforward.position import Position
 
 ROLE_FOLDERS = {"policy_model": "train", "optimizer": "optimizer", "ref": "ref"}
-"""role -> folder; the roles are the file prefixes too."""
+"""role -> folder, for the three roles of the contract. Any other role has a folder of its own name."""
+
+RESERVED = frozenset(
+    {"commits", "journal", "model", "train", "heartbeat", "evidence", "strategy", "log", "tensorboard"}
+    | {"compile_cache", "attachments", "metrics", "pieces", "recoveries", "tables", "tmp"}
+)
+"""Folders that a run has or may have one day, and so no names of roles; `rank_<n>` is none either."""
 
 COMMITS = "commits"
 EVIDENCE = "evidence"
@@ -20,8 +27,9 @@ META = "meta.json"
 MODEL = "model"
 
 _NUMBER = r"(?:0|[1-9]\d{0,17})"
-_TENSOR_FILE = re.compile(
-    rf"(?P<prefix>[a-z_]+?)(?:\.(?P<attempt>[1-9]\d{{0,5}}))?_rank_(?P<rank>{_NUMBER})"
+_ROLE = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
+_BEHIND_ROLE = re.compile(
+    rf"(?:\.(?P<attempt>[1-9]\d{{0,5}}))?_rank_(?P<rank>{_NUMBER})"
     rf"-(?P<position>{_NUMBER}_{_NUMBER})\.safetensors",
     re.ASCII,
 )
@@ -57,12 +65,12 @@ class TensorFileName:
     def parse(cls, path: str) -> "TensorFileName | None":
         """Read a path relative to the run's folder; None when it is not a tensor file of ours."""
         parts = path.split("/")
-        if len(parts) != 3 or parts[0] not in _FOLDER_ROLES:
+        role = role_of_folder(parts[0])
+        if len(parts) != 3 or role is None or not parts[2].startswith(role):
             return None
-        match = _TENSOR_FILE.fullmatch(parts[2])
+        match = _BEHIND_ROLE.fullmatch(parts[2], len(role))
         if match is None:
             return None
-        role = _FOLDER_ROLES[parts[0]]
         position = Position.parse(match["position"])
         parsed = cls(role, int(match["rank"]), position, int(match["attempt"] or 0))
         return parsed if parsed.path == path else None
@@ -94,6 +102,42 @@ class SegmentName:
         return cls(rank, int(match[1]), Position.parse(match[2])) if match else None
 
 
+def is_role(name: str) -> bool:
+    """Whether a group of tensors can be named like this."""
+    return _ROLE.fullmatch(name) is not None and name not in RESERVED and parse_rank(name) is None
+
+
+def check_roles(names: Iterable[str]) -> None:
+    """ValueError for the first that cannot be the name of a role."""
+    for name in names:
+        if not isinstance(name, str) or not _ROLE.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot be the name of a role: a small letter comes first, then at most 39 small "
+                "letters, digits and underscores, as in critic or reward_model"
+            )
+        if not is_role(name):
+            raise ValueError(
+                f"{name!r} cannot be the name of a role, since a run keeps other things in a folder of this "
+                f"name; reserved are rank_<n> and {', '.join(sorted(RESERVED))}"
+            )
+
+
+def in_order(roles: Iterable[str]) -> list[str]:
+    """Roles as manifests list them: those of the contract first, then the others by name."""
+    given = set(roles)
+    return [role for role in ROLE_FOLDERS if role in given] + sorted(given - ROLE_FOLDERS.keys())
+
+
+def role_folder(role: str) -> str:
+    """`train` for `policy_model`; the role's own name for all that the contract does not know."""
+    return ROLE_FOLDERS.get(role, role)
+
+
+def role_of_folder(folder: str) -> str | None:
+    """The role whose files are in this folder of a run; None when it is of no role."""
+    return _FOLDER_ROLES.get(folder) or (folder if is_role(folder) else None)
+
+
 def journal_folder(rank: int) -> str:
     """`journal/rank_0`."""
     return f"{JOURNAL}/rank_{rank}"
@@ -101,7 +145,7 @@ def journal_folder(rank: int) -> str:
 
 def rank_folder(role: str, rank: int) -> str:
     """`train/rank_0` and the like."""
-    return f"{ROLE_FOLDERS[role]}/rank_{rank}"
+    return f"{role_folder(role)}/rank_{rank}"
 
 
 def meta_path(role: str, rank: int) -> str:

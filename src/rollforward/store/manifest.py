@@ -7,6 +7,7 @@ in proportion to its size on disk and no more. The format is in the docstring of
 `rollforward.store`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from rollforward.position import Position
 from rollforward.storage.base import check_path
 from rollforward.store import strictjson
 from rollforward.store.digests import DIGEST_HEX, digest
-from rollforward.store.layout import MODEL, ROLE_FOLDERS, TensorFileName, parse_manifest_name
+from rollforward.store.layout import MODEL, ROLE_FOLDERS, TensorFileName, is_role, parse_manifest_name
 from rollforward.store.tensorfile import (
     TensorRecord,
     WrittenFile,
@@ -30,8 +31,10 @@ from rollforward.store.tensorfile import (
 )
 
 FORMAT = "rollforward checkpoint"
-VERSION = 1
+VERSIONS = (1, 2)
+"""Version 2 has roles that are not of the contract; nothing else differs."""
 MAX_MANIFEST_BYTES = 1 << 30
+_FRONT = re.compile(rb'{"format":"%b","version":[12],"incarnation":(\d{1,18}),' % FORMAT.encode())
 _TAIL = len(',"digest":""}\n') + DIGEST_HEX
 KEYS = frozenset(
     {"format", "version", "incarnation", "position", "run_id", "global_step", "created", "world_size"}
@@ -99,6 +102,16 @@ class Manifest:
     """Of the manifest itself: set by `parse` and by the store, not by hand."""
 
     @property
+    def roles(self) -> set[str]:
+        """Every role that it has, also one without a tensor."""
+        return {generation[0] for generation in self.generations()} | {item.role for item in self.tensors}
+
+    @property
+    def version(self) -> int:
+        """Of the format."""
+        return version_of(self.roles)
+
+    @property
     def order(self) -> tuple[int, Position]:
         """Newer checkpoints have greater values."""
         return self.incarnation, self.position
@@ -163,7 +176,7 @@ def dump(manifest: Manifest) -> bytes:
         ]
         for tensor in manifest.tensors
     ]
-    head = {"format": FORMAT, "version": VERSION, "incarnation": manifest.incarnation}
+    head = {"format": FORMAT, "version": manifest.version, "incarnation": manifest.incarnation}
     middle = {
         "position": str(manifest.position),
         "run_id": manifest.run_id,
@@ -196,9 +209,8 @@ def own_digest(content: bytes) -> str:
 
 def peek_incarnation(front: bytes) -> int:
     """The incarnation that a manifest's first bytes claim, to put manifests in order; 0 when unreadable."""
-    prefix = f'{{"format":"{FORMAT}","version":{VERSION},"incarnation":'.encode()
-    number = front[len(prefix) : len(prefix) + 20].partition(b",")[0]
-    return int(number) if front.startswith(prefix) and number.isdigit() and len(number) < 19 else 0
+    match = _FRONT.match(front)
+    return int(match[1]) if match else 0
 
 
 def parse(content: bytes, name: str) -> Manifest:
@@ -233,6 +245,7 @@ def _parse(value: Any, name: str, own: str) -> Manifest:
     _check_files(files, attachments, value["world_size"])
     _check_tensors(tensors)
     manifest = Manifest(**head, files=files, tensors=tensors, attachments=attachments, digest=own)
+    check_version(value, manifest.roles)
     _need(value["roles"] == manifest.role_digests(), "the digests of its roles are not those of its tensors")
     return manifest
 
@@ -244,7 +257,10 @@ def parse_head(value: Mapping[str, Any], name: str, *, keys: frozenset[str]) -> 
     """
     _need(value.get("format") == FORMAT, f"its format is not {FORMAT!r}")
     version = value.get("version")
-    _need(version == VERSION, f"its version is {str(version)[:20]}; this program reads version {VERSION}")
+    _need(
+        type(version) is int and version in VERSIONS,
+        f"its version is {str(version)[:20]}; this program reads versions {' and '.join(map(str, VERSIONS))}",
+    )
     _need(value.keys() == keys, f"unexpected or missing keys: {sorted(value.keys() ^ keys)[:5]}")
     position = Position.parse(_text(value["position"], "position"))
     _need(parse_manifest_name(name) == position, f"it is about {position}, not what its file name says")
@@ -264,6 +280,17 @@ def parse_head(value: Mapping[str, Any], name: str, *, keys: frozenset[str]) -> 
         "versions": {str(key): _text(item, "a version") for key, item in versions.items()},
         "state": state,
     }
+
+
+def version_of(roles: Iterable[str]) -> int:
+    """The version that a manifest with these roles is written as: 1 unless the contract lacks one."""
+    return 1 if ROLE_FOLDERS.keys() >= set(roles) else 2
+
+
+def check_version(value: Mapping[str, Any], roles: Iterable[str]) -> None:
+    """ValueError unless a manifest is of just the version that its roles ask for."""
+    given, asked = value["version"], version_of(roles)
+    _need(given == asked, f"it says version {given}, and with its roles it would be version {asked}")
 
 
 def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -313,7 +340,7 @@ def _tensor_entry(entry: Any, files: tuple[FileRecord, ...]) -> StoredTensor:
     _need(isinstance(entry, list) and len(entry) == 9, "an entry of its tensors is malformed")
     role, name, dtype, shape, layout, number, begin, end, found = entry
     name = _text(name, "a tensor's name")
-    _need(isinstance(role, str) and role in ROLE_FOLDERS, f"{name[:60]!r} has an unknown role")
+    _need(isinstance(role, str) and is_role(role), f"{name[:60]!r} has an unknown role")
     _need(layout == "replicated", f"{name[:60]!r} has an unknown layout")
     _need(is_count(number) and number < len(files), f"{name[:60]!r} is in a file that is not listed")
     _need(is_count(begin) and is_count(end) and begin <= end, f"{name[:60]!r} has a malformed byte range")

@@ -30,7 +30,7 @@ from rollforward.store.cleaning import (
 from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import Segment, list_segments, read_journal, remove_segments
 from rollforward.store.journal.timeline import removable
-from rollforward.store.layout import ROLE_FOLDERS, TensorFileName, is_temporary
+from rollforward.store.layout import TensorFileName, is_temporary
 from rollforward.store.retention import Retention
 from rollforward.store.summary import Summary
 
@@ -56,8 +56,8 @@ def plan(storage: Storage, retention: Retention, look: Look | None = None) -> li
         inventory.remove(position)
     kept = inventory.kept()
     unnamed = dict(temporaries(storage))
-    for rank in ranks_with_files(storage):
-        for role in ROLE_FOLDERS:
+    for rank in ranks_with_files(storage, kept.roles):
+        for role in kept.roles:
             unnamed.update(unneeded_files(storage, kept, role, rank))
     removals = []
     for position, summary in doomed:

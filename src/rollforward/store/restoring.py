@@ -42,9 +42,7 @@ def read_tensors(
 ) -> Iterator[tuple[str, str, NDArray[Any]]]:
     """Yield (role, name, array) of every tensor of the roles (None: all), each verified before.
 
-    `only` picks single tensors by (role, name).
-
-    BF16 and FP8 tensors come as their raw bits (uint16, uint8); the manifest names their dtype.
+    `only` picks single tensors by (role, name). BF16 and FP8 tensors have the dtypes of `ml_dtypes`.
     """
     for file, role, records in _by_file(manifest, roles):
         with open_checked(storage, file, records) as handle:
@@ -102,7 +100,8 @@ def _read_into(record: TensorRecord, handle: ReadHandle, path: str, array: NDArr
         return
     found, data = new_array(record)
     read_verified(handle, record, path, data)
-    array[...] = found
+    # Bits, not values: a framework may have a bfloat16 of its own.
+    array[...] = found if array.dtype.byteorder == ">" else found.view(array.dtype)
 
 
 def verify(storage: Storage, manifest: Manifest) -> None:

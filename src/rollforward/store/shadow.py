@@ -6,7 +6,7 @@
     boundary       when every rank's part is durable: gather what was written, collectively
     (generation)   rank 0's thread publishes the manifest
     boundary       every rank learns that the checkpoint exists
-    (generation)   the thread derives meta.json and removes old files
+    (generation)   the thread derives meta.json and removes old files, and what `tidied` removes
 
 Promises: what is saved is the state as it was at `begin`, to the bit, as long as arrays change
 only between `before_update` and the next `begin`. The caller waits for at most one copy of its
@@ -139,19 +139,20 @@ class _Job:
         self.verdict: Any = None
         self.error: Exception | None = None
         self.blocked = 0.0
-        self.ended = 0.0
-        """When the thread had done it, by `time.perf_counter`."""
+        self.seconds = 0.0
+        """How long the thread has worked for it."""
         self.idle = threading.Event()
         """Set when the thread has done what it was given."""
 
     def run(self, work: Callable[[], Any]) -> None:
         """On the thread."""
+        began = time.perf_counter()
         try:
             self.verdict = work()
         except Exception as error:
             self.error = error if isinstance(error, RollforwardError) else _unexpected(error)
         finally:
-            self.ended = time.perf_counter()
+            self.seconds += time.perf_counter() - began
             self.idle.set()
 
 
@@ -161,6 +162,8 @@ class ShadowCheckpoints:
     `tensors` gives the live arrays, role -> name -> array; `about` goes to every checkpoint as to
     `CheckpointStore.save`. `saved` is told of each committed checkpoint, `failed` of each that
     could not be saved, `warned` of what went wrong after a commit; all on the caller's thread.
+    `tidied` is called on the background thread after each commit, for what else can be removed now, and
+    returns warnings: so no removal, however slow the disk, holds up the caller.
     """
 
     def __init__(
@@ -172,6 +175,7 @@ class ShadowCheckpoints:
         saved: Callable[[Saved], None],
         failed: Callable[[StorageError], None],
         warned: Callable[[str], None],
+        tidied: Callable[[], list[str]] = lambda: [],
         prove_unchanged: bool = False,
     ) -> None:
         self.copied_bytes = 0
@@ -182,6 +186,7 @@ class ShadowCheckpoints:
         self._saved = saved
         self._failed = failed
         self._warned = warned
+        self._tidied = tidied
         self._prove_unchanged = prove_unchanged
         self._guard = _Guard()
         self._job: _Job | None = None
@@ -256,8 +261,10 @@ class ShadowCheckpoints:
     def _settle(self) -> None:
         """Wait for what is under way and commit it."""
         while (job := self._job) is not None:
+            started = time.perf_counter()
             job.idle.wait()
             self._store.all_ready(True)
+            job.blocked += time.perf_counter() - started
             self._advance(job)
 
     def _advance(self, job: _Job) -> None:
@@ -285,12 +292,11 @@ class ShadowCheckpoints:
     def _conclude(self, job: _Job, committed: Committed) -> None:
         self._unsaved = None
         self._worker.submit(lambda: self._tidy(committed))
-        seconds = job.ended - job.attempt.started
         self._saved(
             Saved(
                 committed.manifest,
                 job.attempt.bytes_written,
-                seconds,
+                job.seconds,
                 job.blocked,
                 committed.warnings,
                 committed.suspicion,
@@ -314,7 +320,7 @@ class ShadowCheckpoints:
     def _tidy(self, committed: Committed) -> None:
         """On the thread: what a commit leaves to do."""
         try:
-            self._leftover_warnings += self._store.tidy(committed)
+            self._leftover_warnings += [*self._store.tidy(committed), *self._tidied()]
         except Exception as error:
             self._leftover_warnings.append(f"tidying up failed: {type(error).__name__}: {error}")
 

@@ -3,7 +3,7 @@
 A folder may hold a thousand checkpoints, and what makes a manifest large is its tensors. They are
 passed over here: the manifest's own digest is checked over every byte, then only what stands before
 the tensors is parsed, and kept only as far as it is needed. Whether the files are there, and whether
-the rest of the manifest keeps the rules, is another question (`finding`).
+the rest of the manifest keeps the rules, is another question (`catalog`).
 """
 
 from collections.abc import Mapping
@@ -101,6 +101,7 @@ def _front(content: bytes, name: str) -> _Front:
     # A role has a file of every rank, so those of the first rank tell them all.
     first = [TensorFileName.parse(path) for path, _, _ in files if _FIRST_RANK in path]
     generations = frozenset((item.role, item.position, item.attempt) for item in first if item is not None)
+    manifests.check_version(value, (role for role, _, _ in generations))
     if len(files) != head["world_size"] * len(generations):
         raise ValueError("its files are not those of every rank")
     return _Front(head, generations, files, attachments)

@@ -6,7 +6,10 @@ the header's length is bounded by the file's size before memory is taken, and ea
 checked against the data region. Format: the docstring of `rollforward.store`, and
 https://github.com/huggingface/safetensors#format.
 
-Left out: memory mapping, which would hand out bytes before they are verified.
+Element types are those of safetensors. BF16 and the FP8 types are the dtypes of `ml_dtypes`.
+
+Left out: memory mapping, which would hand out bytes before they are verified; and types whose
+elements share bytes (F4, F6_E2M3, F6_E3M2), which are refused.
 """
 
 import math
@@ -15,6 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -38,15 +42,21 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
     "C64": np.dtype("<c8"),
-    # NumPy has no such numbers: the raw bits are handed out, and `TensorRecord.dtype` says what they are.
-    "BF16": np.dtype("<u2"),
-    "F8_E4M3": np.dtype("u1"),
-    "F8_E5M2": np.dtype("u1"),
+    # NumPy has no such numbers of its own: these dtypes are registered with it by ml_dtypes.
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
-"""The names that safetensors gives to element types, and the NumPy type that holds their bits."""
+"""The names that safetensors gives to element types, and the NumPy type of each."""
 
-_RAW = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
-_CODES = {dtype: code for code, dtype in reversed(DTYPES.items())}
+PACKED = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
+"""Types of safetensors whose elements share bytes. NumPy cannot hold them, and they are refused."""
+
+_CODES = {dtype.name: code for code, dtype in DTYPES.items()}
+"""By name: a framework may bring a `bfloat16` of its own, and its bits are the same."""
 
 CHUNK_BYTES = 4 << 20
 """Small enough that a chunk is still in the cache when it is copied after it was digested."""
@@ -141,9 +151,11 @@ class ArraySource:
 
 def dtype_code(dtype: np.dtype[Any]) -> str:
     """The safetensors name of an element type; ValueError where there is none."""
-    code = _RAW.get(dtype.name) or _CODES.get(dtype.newbyteorder("<"))
+    code = _CODES.get(dtype.name)
     if code is None:
-        raise ValueError(f"tensors of dtype {dtype} cannot be stored; safetensors has {', '.join(DTYPES)}")
+        raise ValueError(
+            f"tensors of dtype {dtype} cannot be stored; {', '.join(DTYPES)} can (as safetensors names them)"
+        )
     return code
 
 
@@ -278,6 +290,8 @@ def parse_shape(value: Any, name: str) -> tuple[int, ...]:
 
 def check_span(name: str, dtype: Any, shape: tuple[int, ...], begin: int, end: int) -> None:
     """ValueError unless the byte range has just the size that dtype and shape ask for."""
+    if isinstance(dtype, str) and dtype in PACKED:
+        raise ValueError(f"the dtype of {name[:60]!r} is {dtype}, a packed type, which is not supported")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"the dtype of {name[:60]!r} is {str(dtype)[:20]!r}, which is not known")
     if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-RUN = Path(__file__).parents[2] / "golden" / "store" / "version_1"
-DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "BOOL": "?"}
+GOLDEN = Path(__file__).parents[2] / "golden" / "store"
+RUN = GOLDEN / "version_1"
+DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "BOOL": "?", "I8": "i1", "U8": "u1"}
+DTYPES |= {"BF16": "<u2", "F8_E4M3": "u1"}
+"""The last two as raw bits."""
 
 
 def digest(content: bytes) -> str:
@@ -55,6 +58,18 @@ def test_a_reader_written_from_the_page_reads_the_golden_checkpoint():
     for path, size, expected in manifest["attachments"]:
         content = (RUN / path).read_bytes()
         assert (len(content), digest(content)) == (size, expected)
+
+
+def test_it_reads_roles_that_have_any_name_too():
+    manifest = newest(GOLDEN / "version_2")
+    assert manifest["version"] == 2
+    found = read(GOLDEN / "version_2", manifest)
+    assert {role for role, _ in found} == {"policy_model", "critic", "value_head"}
+    assert found["policy_model", "model.norm.weight"].tolist() == [0x3F80 + 20 + i for i in range(8)]
+    for path, _, _ in manifest["files"]:
+        folder, rank, name = path.split("/")
+        role = "policy_model" if folder == "train" else folder
+        assert name.startswith(f"{role}_{rank}-")
 
 
 def test_meta_json_says_what_the_page_says():

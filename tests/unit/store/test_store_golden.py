@@ -10,6 +10,7 @@ from rollforward.storage import LocalStorage
 from rollforward.store import find, list_checkpoints, read_attachments, read_tensors
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "store"
+VERSIONS = [1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -20,29 +21,37 @@ def make():
     return module
 
 
-def test_version_1_reads_back(make):
-    storage = LocalStorage(GOLDEN / "version_1")
+def files_in(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_there_is_a_golden_folder_for_every_version(make):
+    assert sorted(make.TENSORS) == VERSIONS
+    assert sorted(path.name for path in GOLDEN.iterdir() if path.is_dir() and path.name != "__pycache__") == [
+        f"version_{version}" for version in VERSIONS
+    ]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_it_reads_back(make, version):
+    storage = LocalStorage(GOLDEN / f"version_{version}")
     assert [(item.position.step, item.valid) for item in list_checkpoints(storage, deep=True)] == [
         (20, True),
         (10, True),
     ]
     manifest = find(storage).manifest
+    assert manifest.version == version
     assert manifest.metrics == {}
     assert read_attachments(storage, manifest) == {"config.json": b'{"model_type": "qwen2"}\n'}
-    expected = make.tensors(20)
+    expected = make.TENSORS[version](20)
     for role, name, array in read_tensors(storage, manifest):
         assert array.dtype == expected[role][name].dtype
         assert np.array_equal(array, expected[role].pop(name))
     assert not any(expected.values())
 
 
-def test_version_1_is_written_byte_for_byte_as_before(make, tmp_path, monkeypatch):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_it_is_written_byte_for_byte_as_before(make, tmp_path, monkeypatch, version):
     monkeypatch.setattr(make, "FOLDER", tmp_path)
-    make.main()
-    committed = {
-        path.relative_to(GOLDEN / "version_1"): path.read_bytes()
-        for path in (GOLDEN / "version_1").rglob("*")
-        if path.is_file()
-    }
-    made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert made == committed
+    make.make(version)
+    assert files_in(tmp_path / f"version_{version}") == files_in(GOLDEN / f"version_{version}")

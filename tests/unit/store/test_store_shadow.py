@@ -1,6 +1,7 @@
 """Checkpoints written while the next step generates, from arrays that then change."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -341,3 +342,49 @@ def test_ranks_commit_together_and_only_when_all_have_written(tmp_path):
     for told in tolds:
         assert [saved.manifest.position.step for saved in told.saved] == [0, 1, 2, 3]
     assert_holds(tmp_path, Position(0, 0), 0)
+
+
+def test_the_time_of_writing_leaves_out_the_wait_for_step_boundaries(tmp_path):
+    engine = Engine()
+    checkpoints, told = shadow(tmp_path, engine)
+    checkpoints.begin(Position(0, 1), 1)
+    for _ in range(2):
+        checkpoints._job.idle.wait(30)
+        time.sleep(0.5)
+        step(checkpoints, engine)
+    (saved,) = told.saved
+    assert 0 < saved.seconds < 0.5
+    checkpoints.close()
+
+
+def test_waiting_for_a_checkpoint_that_is_still_under_way_is_counted(tmp_path):
+    engine, gate = Engine(), Gate()
+    checkpoints, told = shadow(tmp_path, engine, ops=gate)
+    gate.open.clear()
+    checkpoints.begin(Position(0, 1), 1)
+    threading.Timer(0.5, gate.open.set).start()
+    checkpoints.close()
+    (saved,) = told.saved
+    assert saved.blocked > 0.4
+
+
+def test_what_is_removed_after_a_commit_holds_up_nobody_and_its_warnings_are_told(tmp_path):
+    engine, go_on = Engine(), threading.Event()
+    threads = []
+
+    def tidied():
+        threads.append(threading.current_thread())
+        assert go_on.wait(30)
+        return ["an old file is still there"]
+
+    checkpoints, told = shadow(tmp_path, engine, tidied=tidied)
+    checkpoints.begin(Position(0, 1), 1)
+    while not told.saved:
+        step(checkpoints, engine)
+    # The thread is held up in removing, and training takes steps.
+    step(checkpoints, engine)
+    assert told.warned == []
+    go_on.set()
+    checkpoints.close()
+    assert told.warned == ["an old file is still there"]
+    assert threads != [threading.current_thread()]

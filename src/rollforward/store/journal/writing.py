@@ -108,7 +108,8 @@ class Journal:
     def prune(self, oldest: Position) -> list[str]:
         """Remove segments that no replay from a position of `oldest` or later needs; returns their paths.
 
-        What a repair left that was killed goes with them.
+        What a repair left that was killed goes with them. It may run on another thread than the one that
+        appends: the newest segment of this start always stays, and nothing here touches an open file.
         """
         rank = self.identity.rank
         for entry in self._storage.scan(journal_folder(rank)):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from simulated_disk import SimulatedDisk
 
-from rollforward.inspection.looking import bytes_to_verify, diff, verify_checkpoints
+from rollforward.inspection.comparing import diff
+from rollforward.inspection.verifying import bytes_to_verify, verify_checkpoints
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, list_checkpoints, load_manifest
