@@ -9,7 +9,7 @@
 An error is one message, what to try after it, and no traceback unless `--debug` is given.
 """
 
-import os
+import argparse
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from rollforward.errors import RollforwardError
 from rollforward.processes import reports, stopping
 from rollforward.processes.reports import error_text
 from rollforward.processes.stopping import Stopped
+from rollforward.processes.streams import Forgiven, guard_descriptors, reason
 
 
 def verb_modules() -> list[ModuleType]:
@@ -59,22 +60,36 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with Forgiven() as streams:
+        code = _main(given)
+        streams.output.flush()
+        lost = streams.output.lost
+        if lost is not None and not code and not _computes(given) and not isinstance(lost, BrokenPipeError):
+            # A reader who has left wanted no more; anyone else takes what is there for all there is.
+            sys.stderr.write(f"standard output: {reason(lost)}: what was printed is not complete\n")
+            code = 1
+    return code
+
+
+def _computes(given: Sequence[str]) -> bool:
+    """Whether the verb is one that trains: what it prints is not what it is for."""
+    return bool(given) and given[0] in ("train", "rebuild")
+
+
+def _main(given: list[str]) -> int:
     code, message, kind, debug = 0, None, None, "--debug" in given
     try:
         reports.join()
         options, unknown = build_parser().parse_known_args(given)
         if unknown:
             options.verb_parser.unknown(unknown)
-        code = options.run(options, given)
+        code = _run(options, given)
     except RollforwardError as error:
         code, message, kind = error.exit_code, error_text(error), type(error).__name__
         if debug:
             traceback.print_exc()
     except Stopped as stop:
         code, message, kind = stop.exit_code, str(stop), type(stop).__name__
-    except BrokenPipeError:
-        # The reader of a pipe has left, `head` for one. Nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         told = reports.as_ours(error)
         code, message, kind = 1, error_text(told), type(told).__name__
@@ -88,8 +103,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
+    """The verb's own work."""
+    try:
+        code: int = options.run(options, given)
+        return code
+    except SystemExit as error:
+        # Somebody's code that a verb has called: it says nothing about how the verb's own work ended.
+        given_code = "" if error.code is None else repr(error.code)
+        raise RollforwardError(
+            f"exit({given_code}) was called within rollforward {options.verb}",
+            hint="--debug shows where; a verifier must not end the process",
+        ) from error
+
+
 def run_process(arguments: Sequence[str] | None = None) -> NoReturn:
     """`main` as the whole of this process."""
+    guard_descriptors()
     stopping.take_signals()
     code = main(arguments)
     if code:

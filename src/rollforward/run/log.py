@@ -8,7 +8,7 @@ Nothing is exchanged for its sake.
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,21 +22,49 @@ class LogFile:
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
         self._file: TextIO | None = None
+        self._early: list[str] = []
+        """Lines from before the file was known."""
+        self._lost = False
 
     def keep(self, path: Path) -> None:
-        """Append to this file from now on; its folder exists."""
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        """Append to this file from now on, what was said before included; its folder exists."""
+        try:
+            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        except OSError as error:
+            self._lose(error)
+        for line in self._early:
+            self._write(line)
+        self._early.clear()
 
     def line(self, text: str) -> None:
         """Show a line, and keep it."""
         self._show(text)
+        line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n"
         if self._file is not None:
-            self._file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n")
+            self._write(line)
+        elif not self._lost:
+            self._early.append(line)
 
     def close(self) -> None:
         """Give the file back."""
-        if self._file is not None:
-            self._file.close()
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                file.close()
+
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(line)
+        except OSError as error:
+            self.close()
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        """A log that cannot be written is no reason to stop."""
+        self._lost = True
+        self._show(f"warning: the log file is lost ({error.strerror or error}); what is shown here goes on")
 
 
 class WorkerLog:

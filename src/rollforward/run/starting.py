@@ -14,6 +14,7 @@ from rollforward.engines.base import find_engine, require
 from rollforward.errors import ConfigError
 from rollforward.processes.environment import LAUNCHED
 from rollforward.processes.launch import Ending, exit_code, launch
+from rollforward.processes.streams import telling_loss
 from rollforward.processes.supervision import supervise
 from rollforward.run.log import LogFile
 from rollforward.run.plan import Plan, prepare
@@ -70,7 +71,7 @@ class Start:
             return self._launch(arguments, plan)
 
         plan.outputs.log.mkdir(parents=True, exist_ok=True)
-        with closing(LogFile(_line)) as log:
+        with closing(LogFile(_line)) as log, telling_loss(log.line):
             log.keep(plan.outputs.log / "train.log")
             ending = supervise(
                 start, self._arguments, run=plan.outputs.run, max_restarts=max_restarts, say=log.line

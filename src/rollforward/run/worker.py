@@ -15,6 +15,7 @@ from rollforward.grpo.ports import Group
 from rollforward.processes import stopping
 from rollforward.processes.heartbeat import Heartbeat
 from rollforward.processes.stalls import CollectiveWatch
+from rollforward.processes.streams import telling_loss
 from rollforward.run.log import WorkerLog
 from rollforward.run.plan import Plan
 from rollforward.run.progress import Display, open_display
@@ -71,6 +72,7 @@ def at_work(plan: Plan, package: EnginePackage) -> Iterator[Worker]:
             )
         )
         log = stack.enter_context(closing(WorkerLog(display.line, group.rank)))
+        stack.enter_context(telling_loss(log.line))
         yield Worker(
             group=log.heard_over(group),
             log=log,
