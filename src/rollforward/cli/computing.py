@@ -58,7 +58,7 @@ def needing_the_trainer() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "rollforward":
             raise
-        raise ConfigError(f"training needs {error.name}, which is not installed: {INSTALL}") from None
+        raise ConfigError(f"training needs more than the core: {INSTALL} ({error.name} is missing)") from None
 
 
 def start_of(

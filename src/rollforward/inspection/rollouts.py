@@ -1,21 +1,24 @@
 """The rollouts of one step as people read them: prompts, completions and rewards in words.
 
 The tokenizer is the one that the run keeps beside its checkpoints, so nothing but the run's folder
-is needed. Texts are what the verifiers were shown: special tokens are left out.
+is needed. Texts are what the verifiers were shown: special tokens are left out. The core is installed without
+a library that reads tokenizers: then token ids are shown in their place, and a problem says so.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollforward.data.tokenizer import Tokenizer
 from rollforward.inspection.steps import JournaledChunk, read_step
 from rollforward.models.config import CONFIG_FILE
 from rollforward.position import Position
 from rollforward.replay.codec import RecordedOutcome
 from rollforward.storage import LocalStorage
 from rollforward.store import Manifest, find, read_attachments
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +60,14 @@ def read_texts(storage: LocalStorage, position: Position) -> StepTexts:
     """The rollouts of a step; NothingToResume, with what there is, when the journal has none."""
     step = read_step(storage, position)
     manifest = find(storage).manifest
-    tokenizer = _tokenizer_of(storage, manifest)
+    decode, missing = _decoder(storage, manifest)
     return StepTexts(
         position=position,
         samples=tuple(
-            sample
-            for chunk in step.chunks
-            for sample in _samples(chunk, tokenizer, _weights(chunk, manifest))
+            sample for chunk in step.chunks for sample in _samples(chunk, decode, _weights(chunk, manifest))
         ),
         outcomes=step.outcomes,
-        problems=step.problems,
+        problems=(*step.problems, *missing),
     )
 
 
@@ -75,10 +76,22 @@ def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample.reward)[:count]
 
 
-def _tokenizer_of(storage: LocalStorage, manifest: Manifest) -> Tokenizer:
+def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[str]]:
+    """Token ids to text, and what is missing for that, a line each."""
     read_attachments(storage, manifest)  # verifies them
     first = next(item for item in manifest.attachments if item.name == CONFIG_FILE)
-    return Tokenizer(Path(storage.root) / first.path.rpartition("/")[0])
+    try:
+        from rollforward.data.tokenizer import Tokenizer
+    except ModuleNotFoundError as error:
+        line = (
+            f"token ids are shown, not text: {error.name} is not installed (pip install 'rollforward[train]')"
+        )
+        return _as_numbers, [line]
+    return Tokenizer(Path(storage.root) / first.path.rpartition("/")[0]).decode, []
+
+
+def _as_numbers(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
 
 
 def _weights(chunk: JournaledChunk, manifest: Manifest) -> Sequence[float]:
@@ -90,7 +103,7 @@ def _weights(chunk: JournaledChunk, manifest: Manifest) -> Sequence[float]:
     return given if isinstance(given, list) and len(given) == count else [1.0] * count
 
 
-def _samples(chunk: JournaledChunk, tokenizer: Tokenizer, weights: Sequence[float]) -> Iterator[Sample]:
+def _samples(chunk: JournaledChunk, decode: Decode, weights: Sequence[float]) -> Iterator[Sample]:
     rollouts, tokens = chunk.rollouts, chunk.rollouts.tokens
     told = chunk.identity.about.get("verifiers")
     count = rollouts.rewards.shape[1]
@@ -105,8 +118,8 @@ def _samples(chunk: JournaledChunk, tokenizer: Tokenizer, weights: Sequence[floa
             chunk=chunk.chunk,
             sample=number,
             prompt_index=int(rollouts.prompt_indices[number]),
-            prompt=tokenizer.decode(tokens.prompt_ids[number][tokens.prompt_mask[number]].tolist()),
-            completion=tokenizer.decode(completion.tolist()),
+            prompt=decode(tokens.prompt_ids[number][tokens.prompt_mask[number]].tolist()),
+            completion=decode(completion.tolist()),
             reward=sum(weight * reward for weight, reward in zip(weights, rewards, strict=True)),
             rewards=dict(zip(map(str, names), rewards, strict=True)),
             tokens=len(completion),
