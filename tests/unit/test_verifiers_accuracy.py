@@ -58,7 +58,7 @@ def test_numbers_are_read_exactly_or_not_at_all(text: str, value: Fraction | Non
         ("it is 10-3", Fraction(3)),
         ("so x = -3.", Fraction(-3)),
         ("first 4, then 1,200", Fraction(1200)),
-        ("about 12km", None),
+        ("about 12km", Fraction(12)),
         ("1.5x", None),
         ("v2 of it", None),
         ("", None),
