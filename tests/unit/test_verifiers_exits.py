@@ -165,7 +165,9 @@ def test_a_module_that_exits_when_it_is_imported_is_refused(
         resolve([f"{name}:f"])
 
 
-def test_an_exit_that_was_imported_by_name_is_held_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exit_that_was_imported_by_name_is_held_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "leaves_by_name.py").write_text(
         "from os import _exit\n\ndef f(completions, **_):\n    _exit(0)\n"
     )
@@ -180,7 +182,7 @@ def test_an_error_that_cannot_be_shown_is_still_named() -> None:
         def __str__(self) -> str:
             raise ValueError("no words")
 
-    with pytest.raises(VerifierError, match="raised Mute: .its message cannot be shown."):
+    with pytest.raises(VerifierError, match=r"raised Mute: .its message cannot be shown."):
         score([verifier(raises(Mute("x")))], PROMPTS, ["a", "b"])
 
 

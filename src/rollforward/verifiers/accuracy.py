@@ -22,13 +22,15 @@ from typing import Any
 from rollforward.verifiers import mathematics
 from rollforward.verifiers.exact import TooLarge
 from rollforward.verifiers.extraction import find_answer, numbers_in
+from rollforward.verifiers.mathematics import GaveUp
 from rollforward.verifiers.notation import LONGEST, key, plain
-from rollforward.verifiers.parts import parts_of, right_side
-from rollforward.verifiers.quantities import Quantity, agree, quantity
+from rollforward.verifiers.parts import only_member, parts_of, right_side
+from rollforward.verifiers.quantities import Quantity, agree, quantity, without_unit
 
+_QUESTIONS = 20
 _WORD = re.compile(r"[^\W\d_]{2}")
 _OR = re.compile(r"\b(?:or|oder|not)\b|或", re.IGNORECASE)
-_OPERATOR_FOLLOWS = re.compile(r"\s*(?:[-+*/^=×÷,]|\\(?:times|cdot|div|sqrt|pi|frac))")
+_OPERATOR = re.compile(r"\s*(?:[-+*/^=×÷,]|\\(?:times|cdot|div|sqrt|pi|frac))")
 
 
 def accuracy_reward(
@@ -47,75 +49,99 @@ def is_correct(completion: str, expected: str, prompt: str = "") -> bool:
     found, wanted = find_answer(completion, prompt), find_answer(expected).text or expected
     if not found.text:
         return False
-    target = plain(wanted)
-    if found.kind == "text" and found.text != wanted.strip():
-        return _said_in_prose(found.text, target)
-    if found.kind in ("tag", "sentence", "line") and _is_prose(found.text) and not same(plain(found.text), target):
-        return _said_in_prose(found.text, target, leading=True)
-    return same(plain(found.text), target)
-
-
-def same(given: str, expected: str) -> bool:
-    """Whether two answers, both written plainly, are equal."""
-    if not given or not expected:
-        return False
-    if key(given) == key(expected):
-        return True
-    if max(len(given), len(expected)) > LONGEST:
-        return False
+    compare, target = Comparison(), plain(wanted)
     try:
+        if found.kind == "text" and found.text != wanted.strip():
+            return compare.prose(found.text, target)
+        if compare.same(plain(found.text), target):
+            return True
+        # What stands in a box is the answer alone; elsewhere it may be a sentence.
+        return found.kind != "box" and _is_prose(found.text) and compare.prose(found.text, target, led=True)
+    except (TooLarge, GaveUp):
+        return False
+
+
+class Comparison:
+    """Compares one answer with one; math-verify is asked so many times at most in all.
+
+    Raises TooLarge or GaveUp where no verdict was reached within the bounds.
+    """
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def same(self, given: str, expected: str) -> bool:
+        """Whether two answers, both written plainly, are equal."""
+        given, expected = only_member(given), only_member(expected)
+        if not given or not expected:
+            return False
+        if key(given) == key(expected) or _chosen(given, expected):
+            return True
+        if max(len(given), len(expected)) > LONGEST:
+            return False
         numbers = quantity(given), quantity(expected)
-    except TooLarge:
-        return False
-    if numbers[0] is not None and numbers[1] is not None and agree(numbers[0], numbers[1]):
-        return True
-    parts = parts_of(given), parts_of(expected)
-    if parts[0] is not None and parts[1] is not None:
-        return parts[0].same(parts[1], same)
-    if numbers[0] is not None and numbers[1] is not None:
-        return False
-    if (parts[0] is None) != (parts[1] is None) and (numbers[0] is not None or numbers[1] is not None):
-        return False  # a number is not a list
-    sides = right_side(given), right_side(expected)
-    if (sides[0] is None) != (sides[1] is None):
-        return same(sides[0] or given, sides[1] or expected)
-    return _equal_mathematics(given, expected)
+        if numbers[0] is not None and numbers[1] is not None and agree(numbers[0], numbers[1]):
+            return True
+        parts = parts_of(given), parts_of(expected)
+        if parts[0] is not None and parts[1] is not None:
+            return parts[0].same(parts[1], self.same)
+        if None not in numbers:
+            return False
+        if (parts[0] is None) != (parts[1] is None) and numbers != (None, None):
+            return False  # a number is not a list
+        sides = right_side(given), right_side(expected)
+        if (sides[0] is None) != (sides[1] is None):
+            return self.same(sides[0] or given, sides[1] or expected)
+        return self._mathematics(given, expected)
 
+    def prose(self, text: str, target: str, *, led: bool = False) -> bool:
+        """Whether running text answers so: by its last number, or its last formula.
 
-def _said_in_prose(text: str, target: str, *, leading: bool = False) -> bool:
-    """Where the answer is not marked: the last number or formula of the text."""
-    try:
+        Text that is `led`, as what follows `Answer:` is, may begin with the answer and explain it then.
+        """
         wanted = quantity(target)
-    except TooLarge:
-        return False
-    if wanted is not None:
-        return _number_in_prose(text, wanted, leading)
-    formula = _last_formula(text)
-    if formula and same(plain(formula), target):
-        return True
-    if same(plain(text), target):
-        return True
-    tail = text[-LONGEST:]
-    return "$" in tail and mathematics.equal((tail,), (_as_latex(target),))
+        if wanted is not None:
+            return _number_in_prose(text, wanted, led)
+        formula = _last_formula(text)
+        if (formula and self.same(plain(formula), target)) or self.same(plain(text), target):
+            return True
+        return "$" in text[-LONGEST:] and self._ask(text[-LONGEST:], f"${target}$")
+
+    def _mathematics(self, given: str, expected: str) -> bool:
+        """By math-verify, where both are formulas: words are equal as text or not at all."""
+        (given, unit), (expected, other) = without_unit(given), without_unit(expected)
+        if unit and other and unit != other:
+            return False
+        if not (_is_formula(given) and _is_formula(expected)):
+            return False
+        return self._ask(f"${given}$", f"${expected}$")
+
+    def _ask(self, given: str, expected: str) -> bool:
+        self._asked += 1
+        if self._asked > _QUESTIONS:
+            raise GaveUp
+        return mathematics.equal(given, expected)
 
 
-def _number_in_prose(text: str, wanted: Quantity, leading: bool) -> bool:
+def _number_in_prose(text: str, wanted: Quantity, led: bool) -> bool:
     numbers = numbers_in(text)
     if not numbers:
         return False
     chosen = numbers[-1]
-    if leading and len(numbers) > 1:
+    if led and len(numbers) > 1:
         if _OR.search(text):
             return False  # `17 or 18` is two answers
-        first = text.find(numbers[0])
-        before = text[:first]
-        if not re.search(r"\w", before) and not _OPERATOR_FOLLOWS.match(text[first + len(numbers[0]) :]):
+        before, _, after = text.partition(numbers[0])
+        if not re.search(r"\w", before) and not _OPERATOR.match(after):
             chosen = numbers[0]
-    try:
-        found = quantity(plain(chosen))
-    except TooLarge:
-        return False
+    found = quantity(plain(chosen))
     return found is not None and agree(found, wanted)
+
+
+def _chosen(given: str, expected: str) -> bool:
+    """Whether the letter of a choice is the expected one, with or without what it stands for: `(C) 18`."""
+    letter = re.fullmatch(r"\(?([A-J])\)?", expected)
+    return letter is not None and re.match(rf"(?:\({letter[1]}\)|{letter[1]}[).:])(?!\S)", given) is not None
 
 
 def _is_prose(text: str) -> bool:
@@ -127,21 +153,8 @@ def _last_formula(text: str) -> str | None:
     return next((part for part in found[-1] if part), None) if found else None
 
 
-def _equal_mathematics(given: str, expected: str) -> bool:
-    """By math-verify, where one of them is a formula: words are equal as text or not at all."""
-    if not (_is_formula(given) and _is_formula(expected)):
-        return False
-    return mathematics.equal((_as_latex(given),), (_as_latex(expected),))
-
-
 def _is_formula(text: str) -> bool:
     """A word must not be taken for a product of letters, or anagrams would be equal."""
-    return _WORD.search(re.sub(r"\\[A-Za-z]+|\b(?:sqrt|sin|cos|tan|log|ln|exp|pi|abs|max|min)\b", " ", text)) is None or (
-        re.fullmatch(r"[a-z]{2,3}(?:[-+*/^=]|\s).*|.*(?:[-+*/^=]|\s)[a-z]{2,3}", text) is not None
-    )
-
-
-def _as_latex(text: str) -> str:
-    return f"${text}$"
-
-
+    return _WORD.search(
+        re.sub(r"\\[A-Za-z]+|\b(?:sqrt|sin|cos|tan|log|ln|exp|pi|abs|max|min)\b", " ", text)
+    ) is None or (re.fullmatch(r"[a-z]{2,3}(?:[-+*/^=]|\s).*|.*(?:[-+*/^=]|\s)[a-z]{2,3}", text) is not None)

@@ -12,10 +12,13 @@ from fractions import Fraction
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(rf"([+\-−]?)\s*\$?\s*({_UNSIGNED})(?:[eE]([+-]?\d{{1,3}})|\s*/\s*(\d+))?\.?", re.ASCII)
-_MIXED = re.compile(r"([+-]?)\s*(\d+)\s*(?:\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|\s(\d+)\s*/\s*(\d+))", re.ASCII)
+_MIXED = re.compile(
+    r"([+-]?)\s*(\d+)\s*(?:\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|\s(\d+)\s*/\s*(\d+))", re.ASCII
+)
 _FRACTION = re.compile(r"([+-]?)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", re.ASCII)
+_REPEATING = re.compile(r"([+-]?)\s*(\d*)\.(\d*)\s*\\overline\s*\{?\s*(\d+)\s*\}?", re.ASCII)
 _TOKEN = re.compile(
-    rf"\s*(?:(?P<number>(?:{_UNSIGNED})(?:[eE][+-]?\d{{1,3}})?)|(?P<times>\\times|\\cdot|\\ast|[xX](?=\s*10\s*\^))"
+    rf"\s*(?:(?P<number>(?:{_UNSIGNED})(?:[eE][+-]?\d{{1,3}})?)|(?P<times>\\times|\\cdot|\\ast|[xX](?=\s*10\s*\^)|(?<=[\d)]\s)[xX](?=\s+[\d(]))"
     r"|(?P<over>\\div)|(?P<power>\*\*)|(?P<frac>\\frac)|(?P<sign>[-+*/^!(){}\[\]]))",
     re.ASCII,
 )
@@ -40,11 +43,17 @@ def parse_number(text: str) -> Fraction | None:
         over, under = (int(part) for part in parts if part is not None)
         if under == 0:
             return None
-        return (-1 if sign == "-" else 1) * (int(whole) + Fraction(over, under))
+        value = int(whole) + Fraction(over, under)
+        return -value if sign == "-" else value
     match = _FRACTION.fullmatch(text)
     if match is not None:
         sign, upper, lower = match.groups()
         return None if int(lower) == 0 else (-1 if sign == "-" else 1) * Fraction(int(upper), int(lower))
+    match = _REPEATING.fullmatch(text)
+    if match is not None:  # 0.1\overline{6}
+        sign, whole, fixed, again = match.groups()
+        repeated = Fraction(int(again), 10 ** len(again) - 1) / 10 ** len(fixed)
+        return (-1 if sign == "-" else 1) * (Fraction(f"{whole or 0}.{fixed or 0}") + repeated)
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
@@ -86,7 +95,9 @@ def _tokens(text: str) -> list[str] | None:
             return None
         if match.group("number") and len(match.group("number")) > _LONGEST:
             raise TooLarge
-        tokens.append({"times": "*", "over": "/", "power": "^"}.get(match.lastgroup or "", match.group().strip()))
+        tokens.append(
+            {"times": "*", "over": "/", "power": "^"}.get(match.lastgroup or "", match.group().strip())
+        )
         at = match.end()
     return tokens or None
 

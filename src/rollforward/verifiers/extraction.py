@@ -12,11 +12,11 @@ by the first of these that it has:
 What is found may be marked again (`<answer>\boxed{18}</answer>`), and is then taken apart again. An
 expected answer is taken apart in the same way, up to 4.
 
-**Unfinished is not answered.** A `<think>`, a `<answer>` or a box that was opened last and never closed was cut off
-by the limit of tokens, and nothing before it counts instead. What the prompt ends with (`<think>`,
-`<answer>`, `\boxed{`) belongs to the completion, since it continues there.
+**Unfinished is not answered.** A `<think>`, an `<answer>` or a box that was opened last and never closed
+was cut off by the limit of tokens, and nothing before it counts instead. What the prompt ends
+with (`<think>`, `<answer>`, `\boxed{`) belongs to the completion, which continues it.
 
-Left out: a number in running text that was cut off in its middle cannot be told from a whole one. Ask for a box.
+Left out: in running text a number that was cut off in its middle looks like a whole one. Ask for a box.
 """
 
 import re
@@ -37,7 +37,7 @@ _UNIT_LIKE = r"(?:st|nd|rd|th|cm|mm|km|kg|mg|ml|mL|mph|m|g|s|h)\b"
 _DIGITS = r"(?:\d{1,3}(?:(?:,\\!|\{,\}|\\,|[,'’\u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FRACTION = r"\\[dt]?frac\s*(?:\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d\d)"
 # A sign counts as one only where nothing stands before it that it could be subtracted from.
-_SIGN = r"(?:(?<![\w.)\]}])[+\-−]\s?(?:\\?\$)?)?"
+_SIGN = r"(?:(?<![\w.)\]}])[+\-−–]\s?(?:\\?\$)?)?"
 _POWER = r"\s*(?:\\times|\\cdot|[×*xX])\s*10\s*\^\s*(?:\{\s*[+-]?\d{1,3}\s*\}|[+-]?\d{1,3})"
 _IN_TEXT = re.compile(
     rf"{_SIGN}(?<![\w.^_{{\\])"
@@ -89,7 +89,7 @@ def last_number(text: str) -> Fraction | None:
 
 
 def numbers_in(text: str) -> list[str]:
-    """The numbers of running text as they are written there, up to the last; none where it ends in a formula."""
+    """The numbers of running text as they are written; none where it ends in a formula."""
     matches = list(_IN_TEXT.finditer(text))
     if not matches or _FORMULA.search(text, matches[-1].end()):
         return []

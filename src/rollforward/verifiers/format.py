@@ -28,9 +28,8 @@ def format_reward(
 
 
 def begun_by(prompt: str) -> str:
-    """The `<think>`, or `<think></think>`, that the prompt ends with and the completion continues; else nothing."""
-    tail = prompt.rstrip()[-len("<think></think>") - 1000 :]
-    begun = _BEGUN.search(tail)
+    """The `<think>`, or `<think></think>`, that the prompt ends with, for the completion to go on from."""
+    begun = _BEGUN.search(prompt[-200:])
     return begun.group() if begun else ""
 
 

@@ -1,15 +1,19 @@
 """The program that asks math-verify, in a process of its own. Run by `mathematics`, never imported.
 
-A line of JSON in, `[[given, ...], [expected, ...]]`; a line out, `true` or `false`: whether one of the first
-is equal to one of the second. SymPy evaluates what it reads, and `9^9^9` keeps the interpreter busy
-inside one multiplication where no handler of a signal is ever run. So the limits are the
-kernel's: a timer that ends this process, and a bound on its memory.
+A line of JSON in, `[given, expected]`; a line out: `true`, `false`, or `null` when memory ran out.
+SymPy evaluates what it reads, and a power as `9^9^9` keeps the interpreter busy inside one
+multiplication, where no handler of a signal is ever run. So the limits are the kernel's: a timer
+that ends this process, and a bound on its memory.
 """
 
 import sys
 from pathlib import Path
 
-if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+if (
+    __name__ == "__main__"
+    and sys.path
+    and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent
+):
     # Python puts a script's folder first; ours has a `format.py`, which must not hide anybody else's.
     del sys.path[0]
 
@@ -34,7 +38,11 @@ def main(seconds: float, memory: int) -> None:
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
-    verify(parse("$\\frac{1}{2}$", parsing_timeout=None), parse("$0.5$", parsing_timeout=None), timeout_seconds=None)
+    verify(
+        parse("$\\frac{1}{2}$", parsing_timeout=None),
+        parse("$0.5$", parsing_timeout=None),
+        timeout_seconds=None,
+    )
     answers.write("ready\n")
     answers.flush()
     for line in sys.stdin:
@@ -43,17 +51,15 @@ def main(seconds: float, memory: int) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds * 12)
         try:
-            equal = any(
-                verify(reference, candidate, timeout_seconds=None)
-                for reference in (parse(text, parsing_timeout=None) for text in expected)
-                for candidate in (parse(text, parsing_timeout=None) for text in given)
-                if reference and candidate
-            )
-        except (Exception, MemoryError):
-            equal = False
+            reference, candidate = parse(expected, parsing_timeout=None), parse(given, parsing_timeout=None)
+            verdict = bool(reference and candidate and verify(reference, candidate, timeout_seconds=None))
+        except MemoryError:
+            verdict = None
+        except Exception:  # what it cannot read is not equal
+            verdict = False
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        answers.write(f"{json.dumps(bool(equal))}\n")
+        answers.write(f"{json.dumps(verdict)}\n")
         answers.flush()
 
 

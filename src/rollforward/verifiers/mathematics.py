@@ -1,9 +1,11 @@
 """Whether two expressions are equal, in the judgement of math-verify, within bounds.
 
-math-verify reads LaTeX and compares with SymPy. It runs in one child process (`judge`), which the kernel
-ends after `SECONDS` of processor time or 2 GiB of memory; its own time limit is a Python signal handler, which
-a huge power never lets run and which works in the main thread only. What it gives up on is not equal. A
-child that is ended from outside has given no verdict: it is asked once more, then an error is raised.
+math-verify reads LaTeX and compares with SymPy. It runs in one child process (`judge`), which the
+kernel ends after `SECONDS` of processor time, or at 2 GiB of memory. (Its own time limit is a Python
+handler of a signal, which works in the main thread only, and which a huge power never lets run.)
+
+What it gives up on counts as not equal. A child that was ended from outside has given no verdict: it
+is asked once more, then an error is raised.
 """
 
 import atexit
@@ -13,7 +15,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -29,9 +30,20 @@ class JudgeError(RuntimeError):
     """math-verify's process cannot be started, or is ended by something else each time."""
 
 
+class GaveUp(Exception):
+    """No verdict within the limits."""
+
+
+def equal(given: str, expected: str) -> bool:
+    """Whether the expressions, each LaTeX within dollars or prose with some, are equal. Raises GaveUp."""
+    verdict = _verdict(given, expected)
+    if verdict is None:
+        raise GaveUp
+    return verdict
+
+
 @lru_cache(maxsize=4096)
-def equal(given: tuple[str, ...], expected: tuple[str, ...]) -> bool:
-    """Whether one of the given expressions equals one of the expected."""
+def _verdict(given: str, expected: str) -> bool | None:
     return _judge.ask(given, expected)
 
 
@@ -43,30 +55,26 @@ class _Judge:
         self._child: subprocess.Popen[str] | None = None
         self._owner = 0
 
-    def ask(self, given: Sequence[str], expected: Sequence[str]) -> bool:
+    def ask(self, given: str, expected: str) -> bool | None:
+        """Its verdict; None when it gave up."""
         with self._lock:
             for _ in range(2):
                 child = self._running()
                 answer = _exchange(child, json.dumps([given, expected]))
                 if answer:
-                    return bool(json.loads(answer))
-                code = child.wait()
-                self._child = None
+                    verdict = json.loads(answer)
+                    return None if verdict is None else bool(verdict)
+                self._child, code = None, _ended(child)
                 if code in _GAVE_UP:
-                    return False
+                    return None
         raise JudgeError(f"the process that runs math-verify was ended twice (exit code {code})")
 
     def close(self) -> None:
         """End it."""
         child, self._child = self._child, None
-        if child is None or self._owner != os.getpid():
-            return
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-        child.kill()
-        child.wait()
+        if child is not None and self._owner == os.getpid():
+            child.kill()
+            _ended(child)
 
     def _running(self) -> "subprocess.Popen[str]":
         if self._child is None or self._owner != os.getpid():  # a fork must not talk to its parent's
@@ -79,8 +87,7 @@ class _Judge:
             )
             self._child, self._owner = child, os.getpid()
             if _exchange(child, None) != "ready\n":
-                code = child.wait()
-                self._child = None
+                self._child, code = None, _ended(child)
                 raise JudgeError(
                     f"the process that runs math-verify does not start (exit code {code}); "
                     f"does `{sys.executable} -c 'import math_verify'` work?"
@@ -90,12 +97,22 @@ class _Judge:
 
 def _exchange(child: "subprocess.Popen[str]", line: str | None) -> str:
     """Its next line, after it was sent one; nothing if it has ended."""
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     with suppress(BrokenPipeError):
         if line is not None:
             child.stdin.write(line + "\n")
             child.stdin.flush()
     return child.stdout.readline()
+
+
+def _ended(child: "subprocess.Popen[str]") -> int:
+    """Its exit code; what led to it is closed."""
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+    return child.wait()
 
 
 _judge = _Judge()

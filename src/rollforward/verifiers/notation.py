@@ -35,13 +35,16 @@ _LOOKALIKES = str.maketrans(
         **{f"{digit}": f"^{{{value}}}" for value, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     }
 )
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*\{([^{}]*)\}")
+_TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mathbf|mathit|mathsf|mbox|operatorname)\s*\{([^{}]*)\}"
+)
 _NOTHING = re.compile(
     r"\\!|\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|textstyle|limits)(?![A-Za-z])\.?"
 )
-_SPACE = re.compile(r"\\[,;: ]|~|\\(?:quad|qquad|thinspace|space)(?![A-Za-z])|\\\\$")
+_SPACE = re.compile(r"(?<!\\)\\[,;: ]|~|\\(?:quad|qquad|thinspace|space)(?![A-Za-z])|\\\\$")
 _MONEY = re.compile(r"\\?\$|[€£¥₹]|(?<![A-Za-z])(?:US|USD|EUR|Rs\.?)(?=\s*\d)|\\(?:pounds|euro)(?![A-Za-z])")
 _DEGREES = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![A-Za-z])")
+_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _SHORT_FRACTION = re.compile(r"\\frac\s*(?:(\d)\s*(\d)(?![\d{])|(\d)\s*\{([^{}]+)\}|\{([^{}]+)\}\s*(\d))")
 _GROUPS = re.compile(r"(?<![\d.,'_])\d{1,3}(?:(?:\\?_|')\d{3})+(?![\d])")
 _DOTTED_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|[+-]?\d{1,3}(?:\.\d{3})+,\d{1,2}")
@@ -52,7 +55,7 @@ def plain(text: str) -> str:
     text = text.strip()
     if len(text) > LONGEST:
         return text
-    text = "".join(map(_character, text)).translate(_LOOKALIKES).replace("}^{", "}^{")
+    text = "".join(map(_character, text)).translate(_LOOKALIKES)
     text = _unwrapped(text)
     for _ in range(4):  # one within the other
         text = _TEXT.sub(r" \1 ", text)
@@ -60,9 +63,12 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<=\d)\\,(?=\d{3})", ",", text)
     text = _SPACE.sub(" ", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
+    text = re.sub(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset", text)
     text = _SHORT_FRACTION.sub(_full_fraction, text)
     text = _MONEY.sub(" ", text).replace("\\%", "%")
-    text = _DEGREES.sub(" degrees ", text)
+    text = re.sub(r"(?<=\d)\s*\^?\s*\{?\s*\b(st|nd|rd|th)\b\s*\}?", r" \1", text)
+    if not _ANGLE.search(text):
+        text = _DEGREES.sub(" degrees ", text)
     text = _GROUPS.sub(lambda match: re.sub(r"\\?_|'", "", match.group()), text)
     text = re.sub(r"([\^_])\{(\w)\}", r"\1\2", text)
     text = re.sub(r"\\([{}])\s*", r"\\\1", re.sub(r"\s+", " ", text)).strip()
@@ -78,7 +84,9 @@ def key(text: str) -> str:
     if choice:
         return choice.group(1)
     packed = re.sub(r"\s", "", text)
-    return packed.casefold().replace(".", "") if re.search(r"[^\W\d_]{2}", spelled) and not re.search(r"\d\.\d", packed) else packed
+    if re.search(r"[^\W\d_]{2}", spelled.replace(".", "")) is None:
+        return packed
+    return re.sub(r"(?<!\d)\.|\.(?!\d)", "", packed.casefold())
 
 
 def _character(character: str) -> str:

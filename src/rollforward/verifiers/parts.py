@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 _AND = re.compile(r"\s*,?\s+(?:and|or|und|oder)\s+|\s*[;；]\s*|\s*(?:\\cup|\\vee|\\lor)(?![A-Za-z])\s*")
 _MEMBER = re.compile(r"^[A-Za-z]\w*\s*\\in(?![A-Za-z])\s*")
-_NAME = re.compile(
-    r"\s*(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?:\s*\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))?|[A-Za-z][A-Za-z ]*)\s*"
-)
+_ARGUMENTS = r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\)"
+_NAME = re.compile(rf"\s*(?:\\?[A-Za-z]+(?:_\{{?\w+\}}?)?'?(?:\s*{_ARGUMENTS})?|[A-Za-z][A-Za-z ]*)\s*")
 _MOST = 200
 
 
@@ -28,8 +27,13 @@ class Parts:
             return False
         if self.brackets not in unordered:
             return all(map(equal, self.items, other.items))
-        left = list(other.items)
-        for item in self.items:
+        left, unmatched = list(other.items), []
+        for item in self.items:  # the easy ones first: the others are asked about in all combinations
+            if item in left:
+                left.remove(item)
+            else:
+                unmatched.append(item)
+        for item in unmatched:
             twin = next((index for index, candidate in enumerate(left) if equal(item, candidate)), None)
             if twin is None:
                 return False
@@ -47,9 +51,7 @@ def parts_of(text: str) -> Parts | None:
         if enclosed is not None:
             brackets, text = enclosed
     items = [item for piece in _split(text) for item in _both_signs(piece)]
-    if len(items) > _MOST or (len(items) < 2 and brackets != "{}"):
-        return None
-    if any(not item for item in items) and brackets != "{}":
+    if not 1 < len(items) <= _MOST or not all(items):
         return None
     restored = (item.replace("\ue000", "\\{").replace("\ue001", "\\}") for item in items)
     return Parts(brackets, tuple(restored))
@@ -60,9 +62,21 @@ def right_side(text: str) -> str | None:
     sides = [side.strip() for side in re.split(r"(?<![<>!=:\\])=(?!=)", text)]
     if len(sides) < 2 or not sides[-1] or re.search(r"[<>]|\\[lg]eq?\b|\\neq?\b", text):
         return None
-    if len(sides) == 2 and not _NAME.fullmatch(sides[0]) and re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", sides[0])):
+    if len(sides) == 2 and _NAME.fullmatch(sides[1]) and sides[0] and not _NAME.fullmatch(sides[0]):
+        sides.reverse()  # 5 = x
+    if (
+        len(sides) == 2
+        and not _NAME.fullmatch(sides[0])
+        and re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", sides[0]))
+    ):
         return None  # an equation of a curve, which both of its sides are needed for
     return sides[-1]
+
+
+def only_member(text: str) -> str:
+    r"""`5` of `\{5\}`; any other text as it is."""
+    match = re.fullmatch(r"\\\{([^{}]+)\\\}", text)
+    return match.group(1).strip() if match and "," not in text else text
 
 
 def _enclosed(text: str) -> tuple[str, str] | None:
@@ -95,4 +109,7 @@ def _both_signs(item: str) -> list[str]:
     if len(parts) != 2:
         return [item]
     before, after = parts
-    return [f"{before}+ {after}" if before.strip() else after, f"{before}- {after}" if before.strip() else f"-{after}"]
+    return [
+        f"{before}+ {after}" if before.strip() else after,
+        f"{before}- {after}" if before.strip() else f"-{after}",
+    ]

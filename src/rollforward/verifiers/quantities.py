@@ -43,12 +43,18 @@ _UNITS = {
     "radian": "rad",
     "gal": "gallon",
     "cup": "",
+    "unit": "",
 }
 _KNOWN = {name: unit for unit, names in _UNITS.items() for name in (unit, *names.split())}
 _MULTIPLES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_QUANTITY = re.compile(r"(?P<core>.*[\d)}\].!])(?P<gap>\s*)(?P<beside>(?:%|[^\W\d_]|¢)[^\d=<>\\]*(?:\^\s*\{?[23]\}?)?)", re.DOTALL)
+_QUANTITY = re.compile(
+    r"(?P<core>.*?[\d)}\].!])(?P<gap>\s*)(?P<beside>(?:%|[^\W\d_]|¢)[^\d=<>\\]*(?:\^\s*\{?[23]\}?)?)",
+    re.DOTALL,
+)
 # No words of a unit: what follows them changes the number, or makes a second answer.
-_NOT_BESIDE = re.compile(r"\b(?:or|and|not|is|if|than|to|plus|minus|times|more|less|mod|over)\b|[,;&|+*^(\[]", re.IGNORECASE)
+_NOT_BESIDE = re.compile(
+    r"\b(?:or|and|not|is|if|than|to|plus|minus|times|more|less|mod|over)\b|[,;&|+*^(\[]", re.IGNORECASE
+)
 _POWERS = re.compile(r"\s*\^\s*\{?([23])\}?$")
 
 
@@ -83,17 +89,16 @@ def quantity(text: str) -> Quantity | None:
         value, beside = value * _MULTIPLES[multiple.lower()], rest.strip()
     if not beside:
         return Quantity(value)
-    unit = _unit(beside)
-    words = beside.split()
-    # `5x` and `5 x` are algebra; `18cm`, `5 m` and `18 paper clips` are a number and a unit.
-    letters = len(words) == 1 and len(beside) == 1
-    if unit is None and (letters or not match.group("gap") and not re.match(r"(?:st|nd|rd|th)\b", beside)):
+    unit, words = _unit(beside), beside.split()
+    # `5x` and `5 x` are algebra; `18cm`, `5 m`, `18 paper clips` and `18元` are a number and a unit.
+    apart = bool(match.group("gap")) or not beside.isascii()
+    letter = len(beside) == 1 and beside.isascii()
+    if unit is not None:
+        return Quantity(value, unit=unit) if apart or not letter else None
+    ordinal = beside in ("st", "nd", "rd", "th")
+    if letter or not (apart or ordinal) or len(words) > 4 or _NOT_BESIDE.search(beside):
         return None
-    if unit is not None and len(beside) == 1 and not match.group("gap"):
-        return None
-    if len(words) > 4 or (unit is None and _NOT_BESIDE.search(beside)):
-        return None
-    return Quantity(value, unit=unit)
+    return Quantity(value)
 
 
 def agree(one: Quantity, other: Quantity) -> bool:
@@ -105,6 +110,17 @@ def agree(one: Quantity, other: Quantity) -> bool:
     return (one.percent and not other.percent and one.value == other.value * 100) or (
         other.percent and not one.percent and other.value == one.value * 100
     )
+
+
+def without_unit(text: str) -> tuple[str, str | None]:
+    r"""A formula and the known unit after it: `2\pi` and `cm` of `2\pi cm`."""
+    words = text.split(" ")
+    for start in range(max(1, len(words) - 3), len(words)):
+        unit = _unit(" ".join(words[start:]))
+        # A single letter may as well be a factor.
+        if unit is not None and (len(words[start]) > 1 or start < len(words) - 1):
+            return " ".join(words[:start]), unit
+    return text, None
 
 
 def _unit(beside: str) -> str | None:

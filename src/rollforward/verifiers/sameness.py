@@ -7,8 +7,9 @@ days goes by at reward 0. It may as well be that the task is solved, so it is a 
 `SameRewards` sees the rewards of its own worker's samples as they are scored, and, as an observer, the
 mean over all workers at the end of each step. A step counts when all samples that were scored
 here have one reward and the mean of all workers is that reward too; any other starts the count
-again. A step whose rewards all came from the journal (replayed, or its chunks taken over) has nothing to show: it
-is passed over, unless its mean is another, which starts the count again. A start of the run counts from 0.
+again. A step whose rewards all came from the journal (replayed, or its chunks were taken over) was
+not seen here: it is passed over, unless its mean is another, which starts the count again. Each start of the
+run counts from 0, and reports for itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -88,9 +89,9 @@ class SameRewards:
 
     def _report(self, verifier: _Verifier, position: Position) -> str:
         lines = [
-            f"warning: verifier {verifier.name} gave every sample of {verifier.steps} steps in a row the same "
-            f"reward, {verifier.reward:g} ({verifier.since} to {position}): nothing is learnt from it. "
-            "Can it read what the model writes? Of the last step:"
+            f"warning: verifier {verifier.name} gave every sample of {verifier.steps} steps in a row the "
+            f"same reward, {verifier.reward:g} ({verifier.since} to {position}), so it teaches nothing. "
+            "Can it read what the model writes? Samples of the last step:"
         ]
         lines += [
             f"prompt {prompt.index}: {shown(prompt.text, tail=True)} -> {shown(text, tail=True)}, "
@@ -105,12 +106,11 @@ def _same(reward: float, mean: float) -> bool:
     return abs(reward - mean) <= 1e-9 * max(abs(reward), abs(mean))
 
 
-def _of_different_prompts(
-    prompts: Sequence[Prompt], completions: Sequence[str]
-) -> list[tuple[Prompt, str]]:
+def _of_different_prompts(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[tuple[Prompt, str]]:
     """Three samples, of different prompts as far as there are."""
     seen: set[int] = set()
-    first, rest = [], []
+    first: list[tuple[Prompt, str]] = []
+    rest: list[tuple[Prompt, str]] = []
     for prompt, text in zip(prompts, completions, strict=True):
         (rest if prompt.index in seen else first).append((prompt, text))
         seen.add(prompt.index)
