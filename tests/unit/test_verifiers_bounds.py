@@ -42,6 +42,8 @@ LARGE = 100_000
         "\\text{" * LARGE,
         "\\frac{" * LARGE,
         "#### " * LARGE,
+        "#### step\n" * LARGE,
+        "18 " + "9" * LARGE,
         "Answer: " * LARGE,
         "answer " * LARGE,
         "$x$" * LARGE,

@@ -99,13 +99,17 @@ class Comparison:
 
         Text that is `led`, as what follows `Answer:` is, may begin with the answer and explain it then.
         """
-        wanted = quantity(target)
-        if wanted is not None:
-            return _number_in_prose(text, wanted, led)
+        wanted, numbers = quantity(target), numbers_in(text)
+        if wanted is not None and numbers:
+            return _number_in_prose(text, numbers, wanted, led)
         formula = _last_formula(text)
-        if (formula and self.same(plain(formula), target)) or self.same(plain(text), target):
+        if formula and self.same(plain(formula), target):
             return True
-        return "$" in text[-LONGEST:] and self._ask(text[-LONGEST:], f"${target}$")
+        if wanted is not None:
+            return False
+        return self.same(plain(text), target) or (
+            "$" in text[-LONGEST:] and self._ask(text[-LONGEST:], f"${target}$")
+        )
 
     def _mathematics(self, given: str, expected: str) -> bool:
         """By math-verify, where both are formulas: words are equal as text or not at all."""
@@ -123,10 +127,7 @@ class Comparison:
         return mathematics.equal(given, expected)
 
 
-def _number_in_prose(text: str, wanted: Quantity, led: bool) -> bool:
-    numbers = numbers_in(text)
-    if not numbers:
-        return False
+def _number_in_prose(text: str, numbers: list[str], wanted: Quantity, led: bool) -> bool:
     chosen = numbers[-1]
     if led and len(numbers) > 1:
         if _OR.search(text):

@@ -37,33 +37,30 @@ def parse_number(text: str) -> Fraction | None:
     text = text.strip()
     if len(text) > _LONGEST:
         return None
-    match = _MIXED.fullmatch(text)
-    if match is not None:
+    value: Fraction | None
+    if match := _MIXED.fullmatch(text):  # 3\frac{1}{2} or 3 1/2
         sign, whole, *parts = match.groups()
-        over, under = (int(part) for part in parts if part is not None)
-        if under == 0:
-            return None
-        value = int(whole) + Fraction(over, under)
-        return -value if sign == "-" else value
-    match = _FRACTION.fullmatch(text)
-    if match is not None:
+        part = _ratio(*(digits for digits in parts if digits is not None))
+        value = None if part is None else int(whole) + part
+    elif match := _FRACTION.fullmatch(text):
         sign, upper, lower = match.groups()
-        return None if int(lower) == 0 else (-1 if sign == "-" else 1) * Fraction(int(upper), int(lower))
-    match = _REPEATING.fullmatch(text)
-    if match is not None:  # 0.1\overline{6}
+        value = _ratio(upper, lower)
+    elif match := _REPEATING.fullmatch(text):  # 0.1\overline{6}
         sign, whole, fixed, again = match.groups()
         repeated = Fraction(int(again), 10 ** len(again) - 1) / 10 ** len(fixed)
-        return (-1 if sign == "-" else 1) * (Fraction(f"{whole or 0}.{fixed or 0}") + repeated)
-    match = _NUMBER.fullmatch(text)
-    if match is None:
+        value = Fraction(f"{whole or 0}.{fixed or 0}") + repeated
+    elif match := _NUMBER.fullmatch(text):
+        sign, digits, exponent, denominator = match.groups()
+        value = _literal(digits + ("" if exponent is None else f"e{exponent}"))
+        if denominator is not None:
+            value = None if int(denominator) == 0 else value / int(denominator)
+    else:
         return None
-    sign, digits, exponent, denominator = match.groups()
-    value = _literal(digits + ("" if exponent is None else f"e{exponent}"))
-    if denominator is not None:
-        if int(denominator) == 0:
-            return None
-        value /= int(denominator)
-    return value if sign in ("", "+") else -value
+    return value if value is None or sign in ("", "+") else -value
+
+
+def _ratio(over: str, under: str) -> Fraction | None:
+    return None if int(under) == 0 else Fraction(int(over), int(under))
 
 
 def evaluate(text: str) -> Fraction | None:

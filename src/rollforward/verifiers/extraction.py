@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rollforward.verifiers.exact import parse_number
-from rollforward.verifiers.notation import plain
+from rollforward.verifiers.notation import LONGEST, plain, without_text_commands
 
 __all__ = ["Answer", "find_answer", "last_number", "marked_answer", "numbers_in", "parse_number"]
 
@@ -37,17 +37,17 @@ _UNIT_LIKE = r"(?:st|nd|rd|th|cm|mm|km|kg|mg|ml|mL|mph|m|g|s|h)\b"
 _DIGITS = r"(?:\d{1,3}(?:(?:,\\!|\{,\}|\\,|[,'’\u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FRACTION = r"\\[dt]?frac\s*(?:\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d\d)"
 # A sign counts as one only where nothing stands before it that it could be subtracted from.
-_SIGN = r"(?:(?<![\w.)\]}])[+\-−–]\s?(?:\\?\$)?)?"
+_SIGN = r"(?:(?<![\w.)\]}^_{])[+\-−–]\s?(?:\\?\$)?)?"
 _POWER = r"\s*(?:\\times|\\cdot|[×*xX])\s*10\s*\^\s*(?:\{\s*[+-]?\d{1,3}\s*\}|[+-]?\d{1,3})"
 _IN_TEXT = re.compile(
-    rf"{_SIGN}(?<![\w.^_{{\\])"
+    rf"{_SIGN}(?<![\w.^_{{\\])(?<![\^_{{][+\-−–])"
     rf"(?:{_FRACTION}|(?:{_DIGITS})(?:{_POWER}|[eE][+-]?\d{{1,3}}|\s?{_FRACTION}|\s?/\s?\d+|\s\d+/\d+)?)"
     rf"(?!(?!{_UNIT_LIKE})\w|[.,]\d|\^(?!\s*\{{?\\circ)|\s*\\(?:sqrt|pi)\b)(?:\s?\\?%)?",
     re.ASCII,
 )
 # What stands in a formula that is no plain number: the number before it is not the last of the text.
 _FORMULA = re.compile(r"\\sqrt|\\pi\b|√|π|\^(?!\s*\{?\\circ)")
-_LONGEST_NUMBER = 1000
+_HEADINGS = 50
 _ROUNDS = 4
 
 
@@ -90,22 +90,22 @@ def last_number(text: str) -> Fraction | None:
 
 def numbers_in(text: str) -> list[str]:
     """The numbers of running text as they are written; none where it ends in a formula."""
+    text = without_text_commands(text)
     matches = list(_IN_TEXT.finditer(text))
     if not matches or _FORMULA.search(text, matches[-1].end()):
         return []
-    return [match.group() for match in matches if len(match.group()) <= _LONGEST_NUMBER]
+    return [match.group() for match in matches]
 
 
 def _marked(text: str) -> Answer | None:
     opened = text.rfind("<answer>")
-    closed = text.rfind("</answer>")
-    if opened > closed:
+    closed = text.find("</answer>", opened) if opened >= 0 else -1
+    if opened >= 0 and closed < 0:
         return Answer("", "unfinished")
     boxed = _last_box(text)
     if boxed is not None:
         return boxed
     if opened >= 0:
-        opened = text.rfind("<answer>", 0, closed)
         return Answer(text[opened + len("<answer>") : closed].strip(), "tag")
     return _line(text) or _sentence(text)
 
@@ -128,13 +128,18 @@ def _last_box(text: str) -> Answer | None:
 
 
 def _line(text: str) -> Answer | None:
-    before, marker, rest = text.rpartition("####")
-    if not marker:
-        return None
-    line, _, after = rest.partition("\n")
-    line = line.strip()
-    heading = after.strip() != "" and line != "" and parse_number(plain(line)) is None and not _is_value(line)
-    return _line(before) if heading and "####" in before else None if heading else Answer(line, "line")
+    """What the last `####` marks, headings left out."""
+    end = len(text)
+    for _ in range(_HEADINGS):
+        start = text.rfind("####", 0, end)
+        if start < 0:
+            return None
+        line, _, after = text[start + 4 : start + 4 + LONGEST].partition("\n")
+        line = line.strip()
+        if not line or not after.strip() or parse_number(plain(line)) is not None or _is_value(line):
+            return Answer(line, "line")
+        end = start
+    return None
 
 
 def _is_value(line: str) -> bool:

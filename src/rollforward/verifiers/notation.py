@@ -57,8 +57,7 @@ def plain(text: str) -> str:
         return text
     text = "".join(map(_character, text)).translate(_LOOKALIKES)
     text = _unwrapped(text)
-    for _ in range(4):  # one within the other
-        text = _TEXT.sub(r" \1 ", text)
+    text = without_text_commands(text)
     text = _NOTHING.sub("", text).replace("{,}", ",")
     text = re.sub(r"(?<=\d)\\,(?=\d{3})", ",", text)
     text = _SPACE.sub(" ", text)
@@ -75,6 +74,13 @@ def plain(text: str) -> str:
     if _DOTTED_GROUPS.fullmatch(text):
         text = text.replace(".", "").replace(",", ".")
     return re.sub(r"(?<=[^\s.])\s*[.,;]$", "", text).strip()
+
+
+def without_text_commands(text: str) -> str:
+    r"""The text without `\text{...}`, `\mathbf{...}` and the like: what they hold stays."""
+    for _ in range(4):  # one within the other
+        text = _TEXT.sub(r" \1 ", text)
+    return text
 
 
 def key(text: str) -> str:
