@@ -223,3 +223,9 @@ def test_only_the_asked_for_format_is_rewarded(completion: str, reward: float) -
 )
 def test_what_the_prompt_has_begun_counts_for_the_format(prompt: str, completion: str, reward: float) -> None:
     assert format_reward(prompts=[prompt], completions=[completion], answer=["3"]) == [reward]
+
+
+@pytest.mark.slow
+def test_every_difference_from_math_verify_has_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    compare = runpy.run_path(str(PAIRS.with_name("compare.py")))["main"]
+    assert compare() == 0, capsys.readouterr().out

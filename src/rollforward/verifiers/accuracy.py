@@ -29,7 +29,9 @@ from rollforward.verifiers.quantities import Quantity, agree, quantity, without_
 
 _QUESTIONS = 20
 _WORD = re.compile(r"[^\W\d_]{2}")
-_OR = re.compile(r"\b(?:or|oder|not)\b|或", re.IGNORECASE)
+# More answers than one (`17 or 18`, `between 17 and 18`), or the opposite of one (`not 18`).
+_UNDECIDED = re.compile(r"\b(?:or|oder|either|between)\b|或|^\D*(?:\bnot\b|n't\b|不是)", re.IGNORECASE)
+_RELATION = re.compile(r"[<>≠]|\\(?:[lg]eq?|neq?|[lg]t)(?![A-Za-z])|\d_\{?\d")
 _OPERATOR = re.compile(r"\s*(?:[-+*/^=×÷,]|\\(?:times|cdot|div|sqrt|pi|frac))")
 
 
@@ -89,9 +91,12 @@ class Comparison:
             return False
         if (parts[0] is None) != (parts[1] is None) and numbers != (None, None):
             return False  # a number is not a list
-        sides = right_side(given), right_side(expected)
-        if (sides[0] is None) != (sides[1] is None):
-            return self.same(sides[0] or given, sides[1] or expected)
+        if ("=" in given) != ("=" in expected):
+            sides = right_side(given), right_side(expected)
+            if sides != (None, None):
+                return self.same(sides[0] or given, sides[1] or expected)
+        if numbers[1] is not None and _RELATION.search(given):
+            return False  # `x > 18` and `18_9` are not 18
         return self._mathematics(given, expected)
 
     def prose(self, text: str, target: str, *, led: bool = False) -> bool:
@@ -129,9 +134,9 @@ class Comparison:
 
 def _number_in_prose(text: str, numbers: list[str], wanted: Quantity, led: bool) -> bool:
     chosen = numbers[-1]
+    if led and _UNDECIDED.search(text):
+        return False
     if led and len(numbers) > 1:
-        if _OR.search(text):
-            return False  # `17 or 18` is two answers
         before, _, after = text.partition(numbers[0])
         if not re.search(r"\w", before) and not _OPERATOR.match(after):
             chosen = numbers[0]

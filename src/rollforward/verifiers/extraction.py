@@ -29,6 +29,7 @@ from rollforward.verifiers.notation import LONGEST, plain, without_text_commands
 __all__ = ["Answer", "find_answer", "last_number", "marked_answer", "numbers_in", "parse_number"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character like others
 _SENTENCE = re.compile(
     r"(?:\banswer\b[*_\s]*(?:\bis\b\s*[:：]?|[:：=])|答案\s*(?:[:：]|是|为)+)[*_]*[ \t]*", re.IGNORECASE
 )
@@ -114,13 +115,15 @@ def _last_box(text: str) -> Answer | None:
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
-    start = boxes[-1].end()
+    last = len(boxes) - 1
+    while last > 0 and text[boxes[last - 1].end() : boxes[last].start()].strip(" $") == "{":
+        last -= 1  # a box right within a box: the outer one must be closed too
+    start = boxes[last].end()
     if text[start : start + 1] != "{":
         token = re.match(r"[^\s{}$<\\]+", text[start:])
         return Answer(token.group().rstrip(".,;") if token else "", "box" if token else "unfinished")
     depth = 0
-    braces = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character like others
-    for match in braces.finditer(text, start):
+    for match in _BRACES.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
         if depth == 0:
             return Answer(text[start + 1 : match.start()].strip(), "box")

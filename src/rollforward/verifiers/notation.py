@@ -61,7 +61,7 @@ def plain(text: str) -> str:
     text = _NOTHING.sub("", text).replace("{,}", ",")
     text = re.sub(r"(?<=\d)\\,(?=\d{3})", ",", text)
     text = _SPACE.sub(" ", text)
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
+    text = re.sub(r"\\[dtcs]frac", r"\\frac", text)
     text = re.sub(r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset", text)
     text = _SHORT_FRACTION.sub(_full_fraction, text)
     text = _MONEY.sub(" ", text).replace("\\%", "%")
@@ -70,6 +70,7 @@ def plain(text: str) -> str:
         text = _DEGREES.sub(" degrees ", text)
     text = _GROUPS.sub(lambda match: re.sub(r"\\?_|'", "", match.group()), text)
     text = re.sub(r"([\^_])\{(\w)\}", r"\1\2", text)
+    text = re.sub(r"(?<=\d)_\{10\}$", "", text)
     text = re.sub(r"\\([{}])\s*", r"\\\1", re.sub(r"\s+", " ", text)).strip()
     if _DOTTED_GROUPS.fullmatch(text):
         text = text.replace(".", "").replace(",", ".")

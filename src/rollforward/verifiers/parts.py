@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _AND = re.compile(r"\s*,?\s+(?:and|or|und|oder)\s+|\s*[;；]\s*|\s*(?:\\cup|\\vee|\\lor)(?![A-Za-z])\s*")
 _MEMBER = re.compile(r"^[A-Za-z]\w*\s*\\in(?![A-Za-z])\s*")
 _ARGUMENTS = r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\)"
-_NAME = re.compile(rf"\s*(?:\\?[A-Za-z]+(?:_\{{?\w+\}}?)?'?(?:\s*{_ARGUMENTS})?|[A-Za-z][A-Za-z ]*)\s*")
+_NAME = re.compile(rf"\s*(?:\\?[A-Za-z]+(?:_\{{?\w+\}}?)?'?(?:\s*{_ARGUMENTS})?|[A-Za-z\\][A-Za-z\\ ]*)\s*")
 _MOST = 200
 
 

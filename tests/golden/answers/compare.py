@@ -17,12 +17,26 @@ from typing import Any
 
 Pair = dict[str, Any]
 
-_OPENED = r"\\boxed\{[^{}]*(?:\{[^{}]*\}[^{}]*)*$|<answer>(?!.*</answer>)|<think>(?!.*</think>)"
+_UNFINISHED = re.compile(r"\\f?box(?:ed)?\{(?:[^{}]|\{[^{}]*\})*$|<think>|</think>$")
+
 
 REASONS: list[tuple[str, Callable[[Pair], bool]]] = [
     (
         "cut off by the limit of tokens, or empty: nothing was answered, whatever stands before",
-        lambda pair: pair["form"] == "cut off",
+        lambda pair: (
+            pair["form"] == "cut off"
+            or (not pair["right"] and _UNFINISHED.search(pair["completion"]) is not None)
+        ),
+    ),
+    (
+        "an inequality, or a number in another base, is not the number in it; a thousand is a factor",
+        lambda pair: (
+            not pair["right"] and re.search(r"\{> |_\d|\\[gn]eq|thousand", pair["completion"]) is not None
+        ),
+    ),
+    (
+        "`not 18` and `18 or 19` do not say 18; a list with a part twice is another list",
+        lambda pair: not pair["right"] and re.search(r"\bnot\b|\bor\b|1,1,2", pair["completion"]) is not None,
     ),
     (
         "units: 12 m is not 12 cm, and 5 a.m. is not 5 p.m.; math-verify takes units away",
@@ -65,11 +79,23 @@ REASONS: list[tuple[str, Callable[[Pair], bool]]] = [
         lambda pair: (
             pair["right"]
             and re.search(
-                r"\d[ _.'{},\\]+\d|[½¾７°⁵×∞∪−]|\de-?\d|thousand|degree|\\\$|18\.\}|clips|cent",
+                r"\d[ _.'{},\\]+\d|[½¾７°⁵×∞∪−’\u2009\u202f]|\de-?\d|thousand|degree|\\\$|18\.\}|clips|cent",
                 pair["completion"],
             )
             is not None
         ),
+    ),
+    (
+        "a choice is its letter, in brackets or not, with or without what it stands for",
+        lambda pair: pair["right"] and re.fullmatch("[A-J]", pair["expected"]) is not None,
+    ),
+    (
+        "units after a percentage's or a power's digits, and marks without a space, are read",
+        lambda pair: pair["right"] and re.search(r"%|eggs|m/s|Answer:\d|~|;", pair["completion"]) is not None,
+    ),
+    (
+        "capitals in words do not matter, nor does a full stop",
+        lambda pair: pair["right"] and re.search("[Yy]es|Monday|No sol", pair["completion"]) is not None,
     ),
     ("capitals in words do not matter", lambda pair: pair["right"] and "PM" in pair["completion"]),
 ]
