@@ -124,11 +124,11 @@ def test_a_verifier_that_raises_on_no_sample_alone_is_reported_on_all() -> None:
         (1.0, r"returned 1.0 \(of type float\)"),
         ([1.0], "1 rewards for 2 completions"),
         ([1.0, 2.0, 3.0], "3 rewards for 2 completions"),
-        ([1.0, None], "returned None, which is no number, for sample 1 .prompt 41"),
-        (["1", 2.0], "returned '1' .of type str., which is no number, for sample 0"),
-        ([1.0, [2.0]], "which is no number, for sample 1"),
-        (np.zeros((2, 1)), "which is no number, for sample 0"),
-        ("ab", "which is no number"),
+        ([1.0, None], "returned None, which is not a number, for sample 1 .prompt 41"),
+        (["1", 2.0], "returned '1' .of type str., which is not a number, for sample 0"),
+        ([1.0, [2.0]], "which is not a number, for sample 1"),
+        (np.zeros((2, 1)), "which is not a number, for sample 0"),
+        ("ab", "which is not a number"),
     ],
 )
 def test_what_is_not_one_number_a_completion_is_refused(returned: Any, said: str) -> None:

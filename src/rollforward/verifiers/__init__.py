@@ -6,6 +6,10 @@ One that does not need all of them may take fewer, or swallow the rest in `**col
 
 `resolve` turns the names of a configuration into verifiers, `score` calls them and checks what
 they return. Weights are applied by the trainer; the journal keeps the unweighted rewards.
+What counts as an answer, and when two are equal, is in `extraction`, `notation` and `accuracy`, and
+with examples in docs/reference/rewards.md. A verifier can neither end the process (`exits`) nor, by what a
+completion holds, take unbounded time (`exact`, `mathematics`).
+
 Left out: learned reward models, and asynchronous or remote scoring.
 """
 

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rollforward.errors import ConfigError
-from rollforward.verifiers.extraction import marked_answer
+from rollforward.verifiers.extraction import find_answer
 
 
 def reasoning_gym_score(
     *, prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
 ) -> list[float]:
-    """The dataset's own score of each completion; what it marks as its answer is scored, else all of it."""
+    """The dataset's own score of each completion: of what it marks as its answer, else of all of it.
+
+    An answer that was cut off (`verifiers.extraction`) scores 0.
+    """
     try:
         from reasoning_gym import get_score_answer_fn
     except ImportError as error:
@@ -28,12 +31,14 @@ def reasoning_gym_score(
     questions = columns.get("question", prompts)
     metadata = columns.get("metadata", [None] * len(prompts))
     scores = []
-    for text, question, expected, about in zip(completions, questions, answer, metadata, strict=True):
+    for prompt, text, question, expected, about in zip(
+        prompts, completions, questions, answer, metadata, strict=True
+    ):
         name = about.get("source_dataset") if isinstance(about, Mapping) else None
         if not isinstance(name, str):
             raise ValueError("the problem's `metadata` column does not name its `source_dataset`")
         entry = {"question": question, "answer": expected, "metadata": about}
-        marked = marked_answer(text)
-        given = text.strip() if marked is None else marked
-        scores.append(float(get_score_answer_fn(name)(answer=given, entry=entry)))
+        found = find_answer(text, prompt)
+        unfinished = found.kind == "unfinished"
+        scores.append(0.0 if unfinished else float(get_score_answer_fn(name)(answer=found.text, entry=entry)))
     return scores

@@ -17,6 +17,7 @@ from typing import Any
 
 from rollforward.errors import ConfigError
 from rollforward.grpo.ports import Verifier
+from rollforward.verifiers import exits
 from rollforward.verifiers.accuracy import accuracy_reward
 from rollforward.verifiers.format import format_reward
 from rollforward.verifiers.reasoning_gym import reasoning_gym_score
@@ -95,14 +96,18 @@ def _import(name: str, module_name: str) -> Any:
         sys.path.append(
             folder
         )  # last, so that nothing in the working folder can take an installed module's place
-    try:
-        return importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything
-        raise ConfigError(
-            f"verifier {name!r}: importing {module_name} failed with {type(error).__name__}: {error}",
-            hint="modules are looked for in the working folder and on PYTHONPATH; this is "
-            + f"{folder}. Does `python -c 'import {module_name}'` work there?",
-        ) from error
+    # Within it, so that `from os import _exit` at the top of the module is held too.
+    with exits.kept_alive() as watch:
+        try:
+            return importlib.import_module(module_name)
+        except BaseException as error:  # a user's module may raise anything, or call exit()
+            if watch.passes(error):
+                raise
+            raise ConfigError(
+                f"verifier {name!r}: importing {module_name} failed: it {exits.described(error)}",
+                hint="modules are looked for in the working folder and on PYTHONPATH; this is "
+                + f"{folder}. Does `python -c 'import {module_name}'` work there?",
+            ) from error
 
 
 def _accepted(function: RewardFunction, given: dict[str, Any]) -> dict[str, Any]:
