@@ -25,7 +25,6 @@ from rollforward.engines.base import EnginePackage
 from rollforward.errors import NonFinite, NothingToResume, RunLocked
 from rollforward.grpo.ports import Engine, Observer
 from rollforward.grpo.trainer import Trainer
-from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
 from rollforward.processes import environment, stopping
 from rollforward.replay import report as recovery_report
@@ -46,6 +45,7 @@ from rollforward.store.cleaning import remove_strays
 from rollforward.store.guests import adopt
 from rollforward.store.journal.records import Identity
 from rollforward.store.manifest import digest_of_arrays
+from rollforward.verifiers.sameness import SameRewards
 
 
 def train(plan: Plan, package: EnginePackage) -> None:
@@ -343,7 +343,7 @@ def run_steps(
         return
     how = "starts" if plan.source.run is None else "goes on"
     say(f"{doing}: {how} at step {start} ({done + 1} of {plan.total_steps})")
-    trainer = build_trainer(plan, engine, checkpoints, log, observers)
+    trainer = build_trainer(plan, engine, checkpoints, log, observers, say)
     try:
         trainer.run(start, plan.until)
     except NonFinite as error:
@@ -366,21 +366,19 @@ def build_trainer(
     checkpoints: RunCheckpoints,
     log: JournaledRollouts,
     observers: Sequence[Observer],
+    say: Callable[[str], None],
 ) -> Trainer:
     """The loop, with everything that it asks."""
-
-    def score(prompts: Sequence[Prompt], completions: Sequence[str]) -> Floats:
-        return verifiers.score(plan.verifiers, prompts, completions)
-
     group = engine.group
+    same_rewards = SameRewards(plan.config.reward_config.verifier_function, say)
     return Trainer(
         engine=engine,
         schedule=schedule_of(plan.config, plan.prompts, rank=group.rank, world_size=group.world_size),
         learning_rate=learning_rate(plan),
-        score=score,
+        score=same_rewards.watching(partial(verifiers.score, plan.verifiers)),
         decode=plan.tokenizer.decode,
         log=log,
         checkpoints=checkpoints,
-        observer=ObserverList([checkpoints, *observers]),
+        observer=ObserverList([checkpoints, *observers, same_rewards]),
         settings=trainer_settings(plan),
     )
