@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from rollforward.errors import RollforwardError, StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
@@ -43,9 +41,9 @@ from rollforward.store.parts import (
 )
 from rollforward.store.retention import Retention
 from rollforward.store.tensorfile import ArraySource
+from rollforward.tensors import Tensors
 
 Exchange = Callable[[Any], list[Any]]
-Tensors = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
 class CheckpointStore:

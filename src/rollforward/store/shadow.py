@@ -32,9 +32,10 @@ from numpy.typing import NDArray
 from rollforward.errors import EngineError, RollforwardError, StorageError
 from rollforward.position import Position
 from rollforward.store.attempt import Attempt, Committed, Description, Saved
-from rollforward.store.checkpoints import CheckpointStore, Tensors
+from rollforward.store.checkpoints import CheckpointStore
 from rollforward.store.manifest import Manifest
 from rollforward.store.tensorfile import CHUNK_BYTES, as_bytes, dtype_code
+from rollforward.tensors import Tensors
 
 
 class _Guard:
