@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mindspore_case
@@ -18,6 +19,7 @@ from engine_case import (
     VOCABULARY,
     EngineCase,
     assert_same_bits,
+    initial_tensors,
     prompts,
     restore,
     rows_of,
@@ -31,6 +33,9 @@ from rollforward.errors import EngineError, NonFinite
 from rollforward.grpo.objective import token_terms
 from rollforward.grpo.ports import Engine
 from rollforward.grpo.types import TrainingBatch
+from rollforward.position import Position
+from rollforward.storage import LocalStorage
+from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints, find, read_tensors
 from rollforward.tensors import layout_of
 
 CASES = {
@@ -502,6 +507,35 @@ def test_a_layout_and_a_revision_are_had_without_copying_and_a_tensor_by_copying
         assert engine.tensors()[role][name].nbytes == spec.nbytes
         assert memory.copied == [spec.nbytes]
         memory.copied.clear()
+
+
+def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_path: Path) -> None:
+    memory = mindspore_case.CountedCopies()
+    engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.MODEL), memory=memory)
+    restore(engine, initial_tensors(engine))
+    about = {"run_id": "r", "incarnation": 1, "state": {}}
+    saved: list[Saved] = []
+    checkpoints = ShadowCheckpoints(
+        CheckpointStore(tmp_path), engine, about, saved=saved.append, failed=print, warned=print
+    )
+    sizes = {role: [spec.nbytes for spec in named.values()] for role, named in engine.layout().items()}
+    for step, roles in ((1, list(sizes)), (2, ["policy_model", "optimizer"])):
+        batch = training_batch(engine, 4, seed=step)
+        state = snapshot(engine)
+        memory.copied.clear()
+        checkpoints.begin(Position(0, step), step)
+        engine.generate(*prompts(8), uniforms(8))
+        checkpoints.before_update()
+        engine.update(batch, 1e-2)
+        assert sorted(memory.copied) == sorted(size for role in roles for size in sizes[role])
+        checkpoints.boundary()
+        checkpoints.close()
+        storage = LocalStorage(tmp_path)
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for role, name, array in read_tensors(storage, find(storage).manifest):
+            found.setdefault(role, {})[name] = array
+        assert_same_bits({role: found[role] for role in state}, state)
+    assert len(saved) == 2
 
 
 def test_copies_and_views_of_memory_give_the_same_bits() -> None:

@@ -42,6 +42,7 @@ class ToyPackage:
     dies_at_update: int | None = None
     group: Callable[[], Group] = OneProcess
     updates: list[float] = field(default_factory=list)
+    make: Callable[[EngineSettings, Group], toy_engine.ToyEngine] = toy_engine.create
 
     def missing(self) -> str | None:
         return None
@@ -82,7 +83,7 @@ class ToyPackage:
         return False
 
     def create(self, settings: EngineSettings, group: Group) -> Engine:
-        engine = toy_engine.create(settings, group)
+        engine = self.make(settings, group)
         update = engine.update
 
         def counted(batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
