@@ -68,7 +68,10 @@ class Engine(Protocol):
         ...
 
     def reference_logprobs(self, tokens: TokenBatch) -> Floats:
-        """[B, T]: each completion token's log-probability under the reference model; 0 where masked."""
+        """[B, T]: each completion token's log-probability under the reference model; 0 where masked.
+
+        Like those of `update`, of the distribution that is sampled: see `grpo.objective` on temperature.
+        """
         ...
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:

@@ -300,6 +300,13 @@ class TestClaims:
         assert_saved(tmp_path, 2, engine.roles)
 
 
+def test_a_part_of_a_tensor_is_refused_before_anything_is_written(tmp_path):
+    layout = {"ref": {"w": TensorSpec(np.dtype(np.float32), (2, 3), (4, 3), (2, 0))}}
+    with pytest.raises(ValueError, match=r"ref w is the part \[2, 3\] of \[4, 3\]; only whole"):
+        CheckpointStore(tmp_path).plan(DESCRIPTION, layout)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_source_is_released_with_its_copy():
     engine = make()
     assert isinstance(engine, CopiedToyEngine)

@@ -7,7 +7,8 @@
                framework a new value, and nothing is computed on the host's side of a step
 
 `memory_of` chooses by the device, here and nowhere else. `Copied` has been tried on the CPU only,
-where it gives the same bits as `Viewed`; it has not run on an Ascend or a GPU.
+where it gives the same bits as `Viewed`, also when the thread that writes a checkpoint reads while
+the engine generates; it has not run on an Ascend or a GPU.
 
 Left out of `Copied`: copying the reference from the policy without a way through the host.
 """
