@@ -13,12 +13,19 @@ import pytest
 import rollforward
 
 ROOT = Path(rollforward.__file__).parent
-EVERYONE = {"rollforward", "rollforward.errors", "rollforward.position", "rollforward.wording"}
+EVERYONE = {
+    "rollforward",
+    "rollforward.errors",
+    "rollforward.position",
+    "rollforward.tensors",
+    "rollforward.wording",
+}
 FRAMEWORKS = {"mindspore", "torch", "transformers", "tensorflow", "jax"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "position": set(),
+    "tensors": set(),
     "wording": set(),
     "storage": set(),
     "store": {"storage"},
@@ -31,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verifiers": {"grpo.types", "grpo.ports"},
     "processes": {"storage", "store", "engines.base"},
     "inspection": {"storage", "store", "replay", "models", "interop", "data", "grpo.types", "engines.base"},
-    "engines": {"models", "grpo.types", "grpo.ports"},
+    "engines": {"models", "grpo.types", "grpo.ports", "grpo.group"},
     "run": {
         "storage",
         "store",
@@ -50,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 LIBRARIES: dict[str, set[str]] = {
+    "tensors": {"numpy"},
     "storage": set(),
     "store": {"numpy", "ml_dtypes", "xxhash"},
     "grpo": {"numpy"},

@@ -84,14 +84,14 @@ class EngineCase:
 def initial_tensors(engine: Engine) -> dict[str, dict[str, Any]]:
     """Random weights, another reference, a fresh optimizer: a function of names and shapes."""
     state: dict[str, dict[str, Any]] = {}
-    for seed, (role, tensors) in enumerate(sorted(engine.tensors().items())):
+    for seed, (role, named) in enumerate(sorted(engine.layout().items())):
         source = np.random.default_rng(seed)
         state[role] = {}
-        for name, array in sorted(tensors.items()):
+        for name, spec in sorted(named.items()):
             if role == "optimizer":
-                state[role][name] = np.zeros_like(array)
+                state[role][name] = np.zeros(spec.shape, spec.dtype)
             else:
-                state[role][name] = source.normal(0, 0.4, array.shape).astype(array.dtype)
+                state[role][name] = source.normal(0, 0.4, spec.shape).astype(spec.dtype)
     return state
 
 

@@ -1,13 +1,28 @@
 """The MindSpore engine on a model small enough to compile in seconds."""
 
+from typing import Any
+
+from numpy.typing import NDArray
 from small_model import QWEN2
 
 from rollforward.engines.mindspore.engine import MindSporeEngine, create
-from rollforward.engines.mindspore.memory import Copied
+from rollforward.engines.mindspore.memory import Copied, Slot
 from rollforward.grpo.ports import Group
 from rollforward.grpo.types import EngineSettings
 
 __all__ = ["MODEL", "create", "create_copied"]
+
+
+class CountedCopies(Copied):
+    """Notes the bytes of every tensor that is copied to the host."""
+
+    def __init__(self) -> None:
+        self.copied: list[int] = []
+
+    def read(self, slot: Slot) -> NDArray[Any]:
+        copy = super().read(slot)
+        self.copied.append(copy.nbytes)
+        return copy
 
 
 def create_copied(settings: EngineSettings, group: Group | None = None) -> MindSporeEngine:

@@ -1,7 +1,10 @@
 """What every engine promises (`grpo.ports.Engine`), held against each engine there is."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mindspore_case
@@ -16,6 +19,7 @@ from engine_case import (
     VOCABULARY,
     EngineCase,
     assert_same_bits,
+    initial_tensors,
     prompts,
     restore,
     rows_of,
@@ -29,14 +33,23 @@ from rollforward.errors import EngineError, NonFinite
 from rollforward.grpo.objective import token_terms
 from rollforward.grpo.ports import Engine
 from rollforward.grpo.types import TrainingBatch
+from rollforward.position import Position
+from rollforward.storage import LocalStorage
+from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints, find, read_tensors
+from rollforward.tensors import layout_of
 
 CASES = {
     "toy": EngineCase("toy", toy_engine.create, toy_engine.toy_model_config(VOCABULARY)),
+    "toy-copied": EngineCase(
+        "toy-copied", toy_engine.create_copied, toy_engine.toy_model_config(VOCABULARY), views=False
+    ),
     "mindspore": EngineCase("mindspore", mindspore_case.create, mindspore_case.MODEL),
     "mindspore-copied": EngineCase(
         "mindspore-copied", mindspore_case.create_copied, mindspore_case.MODEL, views=False
     ),
 }
+
+COOLER = replace(SETTINGS.sampling, temperature=0.7)
 
 CLIPPING = replace(SETTINGS.optimizer, max_grad_norm=0.2)
 """Between the gradient norms of the two batches that are clipped and not."""
@@ -91,8 +104,9 @@ class TestTensors:
         before = snapshot(engine)
         engine.update(training_batch(engine, 4), 1e-2)
         assert_same_bits(copies, before)
-        copies["policy_model"]["model.norm.weight"][...] = 7
-        assert not (engine.tensors()["policy_model"]["model.norm.weight"] == 7).any()
+        name = next(iter(copies["policy_model"]))
+        copies["policy_model"][name][...] = 7
+        assert not (engine.tensors()["policy_model"][name] == 7).any()
 
     @pytest.mark.parametrize("way", ["load", "views"])
     def test_what_is_put_in_place_is_what_is_computed_with(self, case: EngineCase, way: str) -> None:
@@ -135,6 +149,32 @@ class TestTensors:
         with pytest.raises(EngineError):
             engine.load(role, name or known, change(array.copy()))
         assert_same_bits(snapshot(engine), before)
+
+    def test_the_layout_is_that_of_the_tensors(self, case: EngineCase) -> None:
+        engine = case.engine()
+        assert engine.layout() == layout_of(engine.tensors())
+        assert all(spec.is_whole for named in engine.layout().values() for spec in named.values())
+
+    def test_a_revision_changes_with_its_role_and_only_then(self, case: EngineCase) -> None:
+        engine = case.engine()
+        batch = training_batch(engine, 4)
+
+        def changed(work: Callable[[], object]) -> set[str]:
+            tensors, before = snapshot(engine), {role: engine.revision(role) for role in engine.layout()}
+            work()
+            moved = {role for role, revision in before.items() if engine.revision(role) > revision}
+            for role in before.keys() - moved:
+                assert engine.revision(role) == before[role]
+                assert_same_bits({role: engine.tensors()[role]}, {role: tensors[role]})
+            return moved
+
+        assert changed(lambda: engine.generate(*prompts(4), uniforms(4))) == set()
+        assert changed(lambda: engine.reference_logprobs(batch.tokens)) == set()
+        assert changed(lambda: engine.update(batch, 1e-2)) == {"policy_model", "optimizer"}
+        assert changed(engine.sync_reference) == {"ref"}
+        for role in engine.layout():
+            name, array = next(iter(snapshot(engine)[role].items()))
+            assert changed(partial(engine.load, role, name, array)) == {role}
 
 
 class TestGenerate:
@@ -205,6 +245,31 @@ class TestReferenceLogprobs:
         logprobs = case.engine().reference_logprobs(replace(one, **repeat))
         assert np.exp(logprobs[:, 0].astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
 
+    def test_they_are_of_the_distribution_that_completions_are_drawn_from(self, case: EngineCase) -> None:
+        engine = case.engine(sampling=COOLER)
+        engine.sync_reference()
+        one, rows = token_batch(1), 200
+        repeat = {name: np.repeat(getattr(one, name), VOCABULARY, 0) for name in vars(one)}
+        repeat["completion_ids"][:, 0] = np.arange(VOCABULARY)
+        tokens = replace(one, **repeat)
+        logprobs = engine.reference_logprobs(tokens)[:, 0].astype(np.float64)
+        plain = case.engine()
+        plain.sync_reference()
+        scaled = plain.reference_logprobs(tokens)[:, 0].astype(np.float64) / 0.7
+        np.testing.assert_allclose(logprobs, scaled - np.log(np.exp(scaled).sum()), atol=1e-5)
+        no_weights = np.zeros((VOCABULARY, TOKENS), np.float32)
+        batch = training_batch(plain, VOCABULARY, tokens=tokens, token_weights=no_weights)
+        np.testing.assert_allclose(engine.update(batch, 0.0).logprobs[:, 0], logprobs, atol=1e-5)
+        # And the sampler, which finds its token by inverting the cumulative distribution, agrees.
+        edges = np.cumsum(np.exp(logprobs))
+        drawn = np.repeat(uniforms(1), rows, 0)
+        drawn[:, 0] = (np.arange(rows) + 0.5) / rows
+        prompt = [np.repeat(each, rows, 0) for each in (one.prompt_ids, one.prompt_mask)]
+        made = engine.generate(prompt[0], prompt[1], drawn).completion_ids[:, 0]
+        clear = np.abs(drawn[:, :1] - edges).min(axis=1) > 1e-4
+        assert clear.sum() > rows / 2
+        assert made[clear].tolist() == np.searchsorted(edges, drawn[clear, 0]).tolist()
+
     def test_the_side_of_the_padding_does_not_matter(self, case: EngineCase) -> None:
         engine = case.engine()
         tokens = token_batch(6)
@@ -264,8 +329,11 @@ class TestUpdate:
         np.testing.assert_allclose(outcome.logprobs, batch.reference_logprobs, atol=1e-5)
         assert (outcome.logprobs[~batch.tokens.completion_mask] == 0).all()
 
-    def test_the_gradient_is_that_of_finite_differences(self, case: EngineCase) -> None:
-        engine = case.engine()
+    @pytest.mark.parametrize("changes", [{}, {"sampling": COOLER}], ids=["plain", "temperature 0.7"])
+    def test_the_gradient_is_that_of_finite_differences(
+        self, case: EngineCase, changes: dict[str, Any]
+    ) -> None:
+        engine = case.engine(**changes)
         start = snapshot(engine)
         batch = training_batch(engine, 4)
         norm = engine.update(batch, 1e-3).grad_norm
@@ -425,6 +493,49 @@ class TestSyncReference:
         engine.sync_reference()
         final = engine.update(replace(batch, old_logprobs=None), 0.0)
         np.testing.assert_allclose(engine.reference_logprobs(batch.tokens), final.logprobs, atol=2e-2)
+
+
+def test_a_layout_and_a_revision_are_had_without_copying_and_a_tensor_by_copying_it_alone() -> None:
+    memory = mindspore_case.CountedCopies()
+    settings = replace(SETTINGS, model_config=mindspore_case.MODEL)
+    engine = mindspore_case.create(settings, memory=memory)
+    for role, named in engine.layout().items():
+        engine.revision(role)
+        assert list(engine.tensors()[role]) == list(named)
+        assert memory.copied == []
+        name, spec = max(named.items(), key=lambda item: item[1].nbytes)
+        assert engine.tensors()[role][name].nbytes == spec.nbytes
+        assert memory.copied == [spec.nbytes]
+        memory.copied.clear()
+
+
+def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_path: Path) -> None:
+    memory = mindspore_case.CountedCopies()
+    engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.MODEL), memory=memory)
+    restore(engine, initial_tensors(engine))
+    about = {"run_id": "r", "incarnation": 1, "state": {}}
+    saved: list[Saved] = []
+    checkpoints = ShadowCheckpoints(
+        CheckpointStore(tmp_path), engine, about, saved=saved.append, failed=print, warned=print
+    )
+    sizes = {role: [spec.nbytes for spec in named.values()] for role, named in engine.layout().items()}
+    for step, roles in ((1, list(sizes)), (2, ["policy_model", "optimizer"])):
+        batch = training_batch(engine, 4, seed=step)
+        state = snapshot(engine)
+        memory.copied.clear()
+        checkpoints.begin(Position(0, step), step)
+        engine.generate(*prompts(8), uniforms(8))
+        checkpoints.before_update()
+        engine.update(batch, 1e-2)
+        assert sorted(memory.copied) == sorted(size for role in roles for size in sizes[role])
+        checkpoints.boundary()
+        checkpoints.close()
+        storage = LocalStorage(tmp_path)
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for role, name, array in read_tensors(storage, find(storage).manifest):
+            found.setdefault(role, {})[name] = array
+        assert_same_bits({role: found[role] for role in state}, state)
+    assert len(saved) == 2
 
 
 def test_copies_and_views_of_memory_give_the_same_bits() -> None:

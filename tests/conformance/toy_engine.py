@@ -6,17 +6,20 @@ The policy knows the last token only. With embeddings E [V, H], head W [V, H] an
 
 It passes the same conformance suite as the real engine and obeys the same contract: no
 randomness of its own, no memory besides `tensors()`, the same bits out for the same bits in.
-Gradients are written out by hand, from `grpo.objective`.
+Gradients are written out by hand, from `grpo.objective`. `create_copied` makes one that is read by
+copies, as on a device whose memory the host does not see, and counts them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import EngineError, ModelError, NonFinite
+from rollforward.grpo.group import OneProcess
 from rollforward.grpo.objective import token_terms
 from rollforward.grpo.ports import Group
 from rollforward.grpo.types import (
@@ -29,19 +32,10 @@ from rollforward.grpo.types import (
     TrainingBatch,
     UpdateOutcome,
 )
+from rollforward.tensors import Layout, Tensors, layout_of
 
 HIDDEN = 6
 NAMES = ("embedding.weight", "head.weight", "head.bias")
-
-
-class OneWorker:
-    """A group of one."""
-
-    rank = 0
-    world_size = 1
-
-    def all_gather(self, value: Any) -> list[Any]:
-        return [value]
 
 
 def toy_model_config(vocab_size: int = 16) -> dict[str, Any]:
@@ -57,6 +51,7 @@ class ToyEngine:
     group: Group
     roles: dict[str, dict[str, NDArray[Any]]]
     views: bool = True
+    revisions: Counter[str] = field(default_factory=Counter)
 
     def generate(self, prompt_ids: Ints, prompt_mask: np.ndarray, uniforms: Floats) -> Generation:
         sampling = self.settings.sampling
@@ -76,18 +71,21 @@ class ToyEngine:
         return Generation(completion_ids=ids, lengths=lengths, stopped=stopped)
 
     def reference_logprobs(self, tokens: TokenBatch) -> Floats:
-        return _completion_logprobs(_logits(self.roles["ref"]), tokens)
+        return _completion_logprobs(self._learnt_logits("ref"), tokens)
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
+        self.revisions.update(("policy_model", "optimizer"))
         policy, optimizer = self.roles["policy_model"], self.roles["optimizer"]
-        logits = _logits(policy)
+        logits = self._learnt_logits("policy_model")
         logprobs = _completion_logprobs(logits, batch.tokens)
         old = logprobs if batch.old_logprobs is None else batch.old_logprobs
         terms = token_terms(
             logprobs, old, batch.reference_logprobs, batch.advantages, self.settings.objective
         )
         weights = batch.token_weights.astype(np.float64)
-        gradients = _gradients(policy, logits, batch.tokens, weights * terms.gradient)
+        of_logprobs = weights * terms.gradient
+        of_logits = _logits_gradient(logits, batch.tokens, of_logprobs) / self._temperature
+        gradients = _gradients(policy, of_logits)
         sums = [float((weights * values).sum()) for values in (terms.loss, terms.kl, terms.clipped)]
         bad = np.flatnonzero(~np.isfinite(terms.loss).all(axis=1)).tolist()
         everyone = self.group.all_gather([sums, [gradient.ravel().tolist() for gradient in gradients], bad])
@@ -106,6 +104,13 @@ class ToyEngine:
             )
         self._step(dict(zip(NAMES, totals, strict=True)), norm, learning_rate, policy, optimizer)
         return UpdateOutcome(loss=loss, grad_norm=norm, kl=kl, clip_fraction=clip_fraction, logprobs=logprobs)
+
+    @property
+    def _temperature(self) -> float:
+        return self.settings.sampling.learning_temperature
+
+    def _learnt_logits(self, role: str) -> NDArray[np.float64]:
+        return _logits(self.roles[role]) / self._temperature
 
     def _step(
         self,
@@ -130,11 +135,18 @@ class ToyEngine:
             policy[name][:] -= learning_rate * (first / (1 - settings.adam_beta1**step)) / corrected
 
     def sync_reference(self) -> None:
+        self.revisions.update(("ref",))
         for name, array in self.roles["policy_model"].items():
             self.roles["ref"][name][:] = array
 
-    def tensors(self) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+    def layout(self) -> Layout:
+        return layout_of(self.roles)
+
+    def tensors(self) -> Tensors:
         return self.roles
+
+    def revision(self, role: str) -> int:
+        return self.revisions[role]
 
     def load(self, role: str, name: str, array: NDArray[Any]) -> None:
         try:
@@ -145,7 +157,39 @@ class ToyEngine:
             raise EngineError(
                 f"{role} {name} is {target.dtype}{target.shape}, not {array.dtype}{array.shape}"
             )
+        self.revisions.update((role,))
         target[:] = array
+
+
+@dataclass
+class CopiedToyEngine(ToyEngine):
+    """As on a device whose memory the host does not see: what is written into `tensors()` is lost."""
+
+    views: bool = False
+    copied: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(role, name) -> how often it was copied."""
+
+    def tensors(self) -> Tensors:
+        return {role: _Copies(role, named, self.copied) for role, named in self.roles.items()}
+
+
+class _Copies(Mapping[str, NDArray[Any]]):
+    def __init__(
+        self, role: str, named: Mapping[str, NDArray[Any]], copied: Counter[tuple[str, str]]
+    ) -> None:
+        self._role = role
+        self._named = named
+        self._copied = copied
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        self._copied[self._role, name] += 1
+        return self._named[name].copy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
 
 
 def create(settings: EngineSettings, group: Group | None = None) -> ToyEngine:
@@ -165,7 +209,13 @@ def create(settings: EngineSettings, group: Group | None = None) -> ToyEngine:
         optimizer[f"adam_v.{name}"] = np.zeros_like(array)
     reference = {name: array.copy() for name, array in policy.items()}
     roles = {"policy_model": policy, "optimizer": optimizer, "ref": reference}
-    return ToyEngine(settings=settings, group=group or OneWorker(), roles=roles)
+    return ToyEngine(settings=settings, group=group or OneProcess(), roles=roles)
+
+
+def create_copied(settings: EngineSettings, group: Group | None = None) -> CopiedToyEngine:
+    """The same engine, read by copies."""
+    made = create(settings, group)
+    return CopiedToyEngine(settings=settings, group=made.group, roles=made.roles)
 
 
 def _logits(weights: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
@@ -209,18 +259,21 @@ def _completion_logprobs(logits: NDArray[np.float64], tokens: TokenBatch) -> Flo
     return np.where(tokens.completion_mask, logprobs, 0).astype(np.float32)
 
 
-def _gradients(
-    policy: Mapping[str, NDArray[Any]],
-    logits: NDArray[np.float64],
-    tokens: TokenBatch,
-    logprob_gradient: NDArray[np.float64],
-) -> list[NDArray[np.float64]]:
-    """The gradients of NAMES, from d loss / d log-probability of each completion token, [B, T]."""
+def _logits_gradient(
+    logits: NDArray[np.float64], tokens: TokenBatch, logprob_gradient: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """d loss / d logits [V, V], from d loss / d log-probability of each completion token, [B, T]."""
     last, following = _transitions(tokens)
     of_token = np.where(tokens.completion_mask, logprob_gradient, 0)
     # d logprob / d logits = onehot - softmax, added up for each pair (last, next).
     of_logits = np.zeros_like(logits)
     np.add.at(of_logits, (last, following), of_token)
-    of_logits -= np.exp(_log_softmax(logits)) * of_logits.sum(axis=1, keepdims=True)
+    return of_logits - np.exp(_log_softmax(logits)) * of_logits.sum(axis=1, keepdims=True)
+
+
+def _gradients(
+    policy: Mapping[str, NDArray[Any]], of_logits: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """The gradients of NAMES."""
     embedding, head = (policy[name].astype(np.float64) for name in NAMES[:2])
     return [of_logits @ head, of_logits.T @ embedding, of_logits.sum(axis=0)]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,6 +42,9 @@ class Ranks:
 
     def all_gather(self, value: Any) -> list[Any]:
         return self.exchange(value)
+
+    def sharing(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass

@@ -16,7 +16,8 @@ from toy_run import Ranks
 from rollforward.config import loading as config
 from rollforward.engines.base import Finding, Launch, Process
 from rollforward.errors import EngineError, ModelError
-from rollforward.grpo.ports import Engine, Group, Meeting, Tensors
+from rollforward.grpo.group import OneProcess
+from rollforward.grpo.ports import Engine, Group, Meeting
 from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
 from rollforward.position import Position
 from rollforward.run.plan import Plan, prepare
@@ -24,6 +25,7 @@ from rollforward.run.request import Request
 from rollforward.run.session import train
 from rollforward.storage import LocalStorage
 from rollforward.store import ShadowCheckpoints, find
+from rollforward.tensors import Layout
 
 
 class Killed(BaseException):
@@ -38,8 +40,9 @@ class ToyPackage:
     """
 
     dies_at_update: int | None = None
-    group: Callable[[], Group] = toy_engine.OneWorker
+    group: Callable[[], Group] = OneProcess
     updates: list[float] = field(default_factory=list)
+    make: Callable[[EngineSettings, Group], toy_engine.ToyEngine] = toy_engine.create
 
     def missing(self) -> str | None:
         return None
@@ -49,8 +52,8 @@ class ToyPackage:
             raise ModelError(f"config.json: model_type {model_config.get('model_type')!r} is not supported")
         return int(model_config["vocab_size"])
 
-    def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
-        return toy_engine.create(settings_of(model_config)).tensors()
+    def tensor_layout(self, model_config: Mapping[str, Any]) -> Layout:
+        return toy_engine.create(settings_of(model_config)).layout()
 
     def versions(self) -> Mapping[str, str]:
         return {"toy": "1"}
@@ -80,7 +83,7 @@ class ToyPackage:
         return False
 
     def create(self, settings: EngineSettings, group: Group) -> Engine:
-        engine = toy_engine.create(settings, group)
+        engine = self.make(settings, group)
         update = engine.update
 
         def counted(batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:

@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class _Exchange:
         gathered = _receive(self._wire)
         assert isinstance(gathered, list)
         return gathered
+
+    def sharing(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def _send(wire: socket.socket, value: Any) -> None:

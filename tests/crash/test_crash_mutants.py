@@ -87,19 +87,19 @@ class NoSyncAfterRemoving(LocalStorage):
 class DeletesAhead(CheckpointStore):
     """Takes the checkpoint before back when a save begins."""
 
-    def plan(self, description, sources):
+    def plan(self, *what):
         if self._rank == 0 and self.previous is not None:
             self.storage.remove(manifest_path(self.previous.position))
             self.storage.sync_folder(COMMITS)
             self._inventory = None
-        return super().plan(description, sources)
+        return super().plan(*what)
 
 
 class ReplacesCommitted(CheckpointStore):
     """Saves a position again under the names it had before."""
 
-    def plan(self, description, sources):
-        return replace(super().plan(description, sources), number=0)
+    def plan(self, *what):
+        return replace(super().plan(*what), number=0)
 
 
 class ForgetsReferences(CheckpointStore):

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_engine
-from engine_case import SETTINGS, snapshot
+from engine_case import snapshot
 from lockstep import LockStep
 from numpy.typing import NDArray
 from toy_engine import ToyEngine
+from toy_run import Ranks
 from toy_session import settings_of
 
 from rollforward.errors import NothingToResume
@@ -23,32 +24,12 @@ State = dict[str, dict[str, NDArray[Any]]]
 MODEL = toy_engine.toy_model_config()
 
 
-class Copying(ToyEngine):
-    """As on a device whose memory the host does not see: what is written into `tensors()` is lost."""
-
-    views = False
-
-    def tensors(self) -> State:
-        return {role: {name: a.copy() for name, a in named.items()} for role, named in self.roles.items()}
-
-
-class Ranks:
-    """The group of one rank in lock step with others."""
-
-    world_size = 2
-
-    def __init__(self, rank: int, exchange: Callable[[Any], list[Any]]) -> None:
-        self.rank = rank
-        self.all_gather = exchange
-
-
 def viewing() -> ToyEngine:
     return toy_engine.create(settings_of(MODEL))
 
 
 def copying() -> ToyEngine:
-    engine = viewing()
-    return Copying(SETTINGS, engine.group, engine.roles, views=False)
+    return toy_engine.create_copied(settings_of(MODEL))
 
 
 EITHER = pytest.mark.parametrize("make", [viewing, copying])
@@ -156,7 +137,7 @@ def test_a_checkpoint_that_one_worker_cannot_read_is_used_by_none(
             damage(folders[1], "policy_model", 2)
         exchange(None)
         engine = make()
-        engine.group = Ranks(rank, exchange)
+        engine.group = Ranks(rank, 2, exchange)
         restored = restore(LocalStorage(folders[rank]), engine)
         return restored.manifest.position == Position(0, 1) and holds(engine, 1)
 

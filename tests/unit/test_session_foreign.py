@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-import toy_engine
 from ckpt_writer import ckpt_bytes, strategy_bytes
 from lockstep import LockStep
 from numpy.typing import NDArray
+from toy_run import Ranks
 from toy_session import Killed, Place, ToyPackage
 
 from rollforward.errors import (
@@ -444,9 +444,7 @@ class TestSeveralWorkers:
         )
 
         def work(rank: int, exchange: Callable[[Any], list[Any]]) -> Any:
-            group = toy_engine.OneWorker()
-            group.rank, group.world_size, group.all_gather = rank, 2, exchange  # type: ignore[method-assign]
-            engine = ToyPackage().create(engine_settings(place), group)
+            engine = ToyPackage().create(engine_settings(place), Ranks(rank, 2, exchange))
             return take(source, engine), engine
 
         for taken, engine in LockStep(2).run(work):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toy_engine
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.errors import ConfigError, EngineError, StorageError
@@ -111,6 +112,33 @@ class TestProvingUnchanged:
         place.train("plain")
         place.train("run", rl_config__save_ckpt_prove_unchanged=True)
         assert place.digests("run") == place.digests("plain")
+
+
+class TestCopies:
+    """The memory of a device is read by copies: no more of them than there is to save."""
+
+    def test_a_killed_and_resumed_run_ends_with_the_same_bytes_and_copies_what_changed(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit_at_once(monkeypatch)
+        made: list[toy_engine.CopiedToyEngine] = []
+
+        def make(settings: EngineSettings, group: Group) -> toy_engine.CopiedToyEngine:
+            made.append(toy_engine.create_copied(settings, group))
+            return made[-1]
+
+        off = {"rl_config__weights_digest_interval": 0}
+        place.train("plain", **off)
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=5, make=make), **off)
+        place.train("run", ToyPackage(make=make), resume=True, **off)
+        assert place.digests("run") == place.digests("plain")
+        # 0_0, 0_3 before the kill; 1_1, 1_4 and 2_0 after it. The reference never changed.
+        for engine, saves, references in ((made[0], 2, 1), (made[1], 3, 0)):
+            for role, times in (("policy_model", saves), ("optimizer", saves), ("ref", references)):
+                assert [engine.copied[role, name] for name in engine.roles[role]] == [times] * len(
+                    engine.roles[role]
+                )
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, position: str) -> None:

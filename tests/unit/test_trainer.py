@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_case import SETTINGS, TRAINER
-from toy_engine import OneWorker, create, toy_model_config
+from toy_engine import create, toy_model_config
 
 from rollforward.errors import NonFinite
+from rollforward.grpo.group import OneProcess
 from rollforward.grpo.ports import Engine, Group, RolloutLog
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.schedule import LearningRate
@@ -67,7 +68,7 @@ class Witness:
     events: list[str] = field(default_factory=list)
     saved: dict[Position, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
     metrics: dict[Position, Mapping[str, float]] = field(default_factory=dict)
-    group: Group = field(default_factory=OneWorker)
+    group: Group = field(default_factory=OneProcess)
 
     def begin(self, position: Position, global_step: int) -> None:
         self.events.append(f"begin {position} {global_step}")

@@ -193,10 +193,14 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How completions are drawn."""
+    """How completions are drawn. What is learnt heeds the temperature, and not top_k and top_p, as in TRL."""
 
     max_tokens: int = key(512, "Longest completion, in tokens.", low=1)
-    temperature: float = key(1.0, "Softmax temperature; 0: greedy.", low=0)
+    temperature: float = key(
+        1.0,
+        "Softmax temperature, of sampling and of what is learnt alike; 0: greedy, and learning takes 1.",
+        low=0,
+    )
     top_k: int = key(0, "Draw from the k likeliest tokens; 0 or -1: from all.", low=-1)
     top_p: float = key(
         1.0, "Draw from the likeliest tokens that together have this probability.", low=0, high=1

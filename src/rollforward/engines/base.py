@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rollforward.errors import ConfigError
-from rollforward.grpo.ports import Engine, Group, Meeting, Tensors
+from rollforward.grpo.ports import Engine, Group, Meeting
 from rollforward.grpo.types import EngineSettings
+from rollforward.tensors import Layout
 
 GROUP = "rollforward.engines"
 DEFAULT = "mindspore"
@@ -88,8 +89,8 @@ class EnginePackage(Protocol):
         """Ids that the model has; ModelError when the engine cannot be this model."""
         ...
 
-    def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
-        """`Engine.tensors()` of such a model in dtype and shape, without its memory."""
+    def tensor_layout(self, model_config: Mapping[str, Any]) -> Layout:
+        """`Engine.layout()` of such a model, before there is an engine."""
         ...
 
     def versions(self) -> Mapping[str, str]:

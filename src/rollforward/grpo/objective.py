@@ -1,4 +1,12 @@
-r"""The objective of GRPO, as formulas. Engines compute the same; tests hold them against this.
+r"""The objective of GRPO, as formulas. Engines compute the same, and tests compare them with this.
+
+A completion is drawn from softmax(logits / T), T being the temperature of sampling, and what is learnt
+is that same distribution, of the policy and of the reference alike, as in TRL:
+
+    l = log softmax(logits / T) at the token
+
+Greedy decoding (T = 0) draws from no distribution; learning then takes T = 1. top_k and top_p, which
+take tokens away from what is drawn from, are left out of learning, as in TRL too.
 
 For each token, with the policy's log-probability l, that of the policy that generated l_old,
 the reference's l_ref, and the sample's advantage A:

@@ -1,7 +1,7 @@
 """The protocols through which the trainer reaches everything that is not GRPO.
 
-The trainer owns the order of things; what computes, what scores and what survives stands
-behind these five small doors, so each can be replaced, and tested, alone. NumPy is the only
+The trainer owns the order of things. What computes, what scores, what survives and who watches stands
+behind a protocol of its own, so that each can be replaced, and tested, alone. NumPy is the only
 currency at the border.
 """
 
@@ -22,10 +22,7 @@ from rollforward.grpo.types import (
     UpdateOutcome,
 )
 from rollforward.position import Position
-
-Tensors = Mapping[str, Mapping[str, NDArray[Any]]]
-"""role -> tensor name -> array. The roles are `policy_model`, `optimizer` and `ref`."""
-
+from rollforward.tensors import Layout, Tensors
 
 Meeting = Callable[[], AbstractContextManager[None]]
 """Entered around whatever blocks until all workers have come to it, for whoever watches."""
@@ -39,6 +36,13 @@ class Group(Protocol):
 
     def all_gather(self, value: Any) -> list[Any]:
         """Each rank's value (anything JSON can hold), in rank order, on every rank."""
+        ...
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Entered around a collective that is not one of these methods, such as an engine's sum of gradients.
+
+        So whoever watches knows that this rank waits for others, and a failure is an error that says so.
+        """
         ...
 
 
@@ -64,7 +68,10 @@ class Engine(Protocol):
         ...
 
     def reference_logprobs(self, tokens: TokenBatch) -> Floats:
-        """[B, T]: each completion token's log-probability under the reference model; 0 where masked."""
+        """[B, T]: each completion token's log-probability under the reference model; 0 where masked.
+
+        Like those of `update`, of the distribution that is sampled: see `grpo.objective` on temperature.
+        """
         ...
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
@@ -78,17 +85,31 @@ class Engine(Protocol):
         """The reference model becomes a copy of the policy."""
         ...
 
+    def layout(self) -> Layout:
+        """dtype, shape and place of everything that `tensors()` holds, without touching the device."""
+        ...
+
     def tensors(self) -> Tensors:
         """Views of the live parameters, without a copy. What is not here is not saved.
 
-        A view keeps showing the newest values; `update` and `sync_reference` change them. On a device
-        whose memory the host does not see (`views` is false), a role is copied when it is asked for, and
-        the copy stays as it was. Either way, values can be put in place by `load`.
+        The roles are `policy_model`, `optimizer` and `ref`. A view keeps showing the newest values;
+        `update` and `sync_reference` change them. On a device whose memory the host does not see
+        (`views` is false), a tensor is copied each time it is asked for, that one alone, and the copy
+        stays as it was. Either way, values can be put in place by `load`, and another thread may read
+        while the engine generates.
+        """
+        ...
+
+    def revision(self, role: str) -> int:
+        """A count that grows whenever the role's tensors may have changed.
+
+        That is by `update`, `sync_reference` and `load`: the same count twice means the same bytes. What is
+        written through a view is not counted.
         """
         ...
 
     def load(self, role: str, name: str, array: NDArray[Any]) -> None:
-        """Put a restored array in place; the shape and dtype are those of `tensors()[role][name]`."""
+        """Put a restored array in place; the shape and dtype are those of `layout()[role][name]`."""
         ...
 
 

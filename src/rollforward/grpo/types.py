@@ -105,15 +105,21 @@ class UpdateOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How completions are drawn. Temperature 0 is greedy."""
+    """How completions are drawn."""
 
     max_tokens: int
     temperature: float = 1.0
+    """What logits are divided by; 0: greedy, the likeliest token every time."""
     top_k: int = 0
     """0: all tokens."""
     top_p: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     pad_token_id: int = 0
+
+    @property
+    def learning_temperature(self) -> float:
+        """What logits are divided by in learning; see `grpo.objective`."""
+        return self.temperature or 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

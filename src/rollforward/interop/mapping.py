@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid
-from rollforward.grpo.ports import Tensors
 from rollforward.interop.names import Heads, is_bookkeeping, is_concatenated, to_ours
+from rollforward.tensors import Layout, TensorSpec
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
@@ -33,12 +33,11 @@ class Fitted:
     """Whether projections had to be taken apart."""
 
 
-def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors, groups: int) -> Fitted:
+def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: int) -> Fitted:
     """The tensors of a role's file under our names and in our dtypes; none when there are problems.
 
-    `wanted` is role -> name -> array of the model that they must fit, of which only dtype and shape count;
-    `groups` its number of key-value heads. CheckpointInvalid when a tensor holds NaN or infinity: the file
-    is damaged.
+    `wanted` is the layout of the model that they must fit, `groups` its number of key-value heads.
+    CheckpointInvalid when a tensor holds NaN or infinity: the file is damaged.
     """
     named = assign(role, arrays, wanted, groups)
     if named.problems:
@@ -47,7 +46,7 @@ def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors, groups: 
     return replace(named, tensors={n: _converted(n, array, own[n]) for n, array in named.tensors.items()})
 
 
-def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Tensors, groups: int) -> Fitted:
+def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: int) -> Fitted:
     """`fit` for dtypes and shapes alone: arrays as they are, whatever their values."""
     own = wanted[role]
     found = {name: array for name, array in arrays.items() if name in own}
@@ -76,7 +75,7 @@ def _left_over(
     role: str,
     left: Mapping[str, NDArray[Any]],
     found: Mapping[str, NDArray[Any]],
-    wanted: Tensors,
+    wanted: Layout,
     origins: Mapping[str, str],
 ) -> list[str]:
     """A line for each tensor that the model has no place for, but for those that say nothing new."""
@@ -94,10 +93,10 @@ def _left_over(
     return problems
 
 
-def _misfit(array: NDArray[Any], like: NDArray[Any]) -> str:
-    """Why an array cannot take the place of another without loss; empty when it can."""
+def _misfit(array: NDArray[Any], like: TensorSpec) -> str:
+    """Why an array cannot take the place of a tensor without loss; empty when it can."""
     if array.shape != like.shape and not array.size == like.size == 1:
-        part = array.ndim == like.ndim and all(
+        part = array.ndim == len(like.shape) and all(
             0 < have <= want and want % have == 0 for have, want in zip(array.shape, like.shape, strict=True)
         )
         return f"has shape {list(array.shape)}, {'a part of' if part else 'instead of'} {list(like.shape)}"
@@ -106,17 +105,17 @@ def _misfit(array: NDArray[Any], like: NDArray[Any]) -> str:
     return ""
 
 
-def _converted(name: str, array: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
+def _converted(name: str, array: NDArray[Any], like: TensorSpec) -> NDArray[Any]:
     """In the shape and dtype of `like`."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CheckpointInvalid(f"{name} holds NaN or infinity")
     return np.ascontiguousarray(array.reshape(like.shape), dtype=like.dtype)
 
 
-def _heads(policy: Mapping[str, NDArray[Any]], groups: int) -> Heads:
+def _heads(policy: Mapping[str, TensorSpec], groups: int) -> Heads:
     """How a concatenated projection lies, as the model has its parts."""
 
     def rows(kind: str) -> int:
-        return next((a.shape[0] for name, a in policy.items() if name.endswith(f".{kind}_proj.weight")), 0)
+        return next((s.shape[0] for name, s in policy.items() if name.endswith(f".{kind}_proj.weight")), 0)
 
     return Heads(query_rows=rows("q"), key_rows=rows("k"), groups=groups)

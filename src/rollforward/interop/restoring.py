@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch
-from rollforward.grpo.ports import Engine, Tensors
+from rollforward.grpo.ports import Engine
 from rollforward.interop.files import read_arrays
 from rollforward.interop.folders import ForeignCheckpoint
 from rollforward.interop.joining import read_joined
@@ -23,6 +23,7 @@ from rollforward.interop.resuming import FromForeign, all_ranks, newest, refuse_
 from rollforward.interop.strategies import Strategy
 from rollforward.position import Position
 from rollforward.store.manifest import digest_of_arrays
+from rollforward.tensors import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def take(source: FromForeign, engine: Engine) -> Taken:
         state: dict[str, Fitted] = {}
         answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
         try:
-            state = _read(source, found, engine.tensors(), group.rank)
+            state = _read(source, found, engine.layout(), group.rank)
             answer["digests"] = {role: digest_of_arrays(file.tensors) for role, file in state.items()}
         except CheckpointInvalid as error:
             answer["damage"] = error.message
@@ -101,7 +102,7 @@ def _verdict(answers: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _read(source: FromForeign, found: ForeignCheckpoint, wanted: Tensors, rank: int) -> dict[str, Fitted]:
+def _read(source: FromForeign, found: ForeignCheckpoint, wanted: Layout, rank: int) -> dict[str, Fitted]:
     """Every tensor under our names, in our dtypes; CheckpointMismatch lists what does not fit."""
     state: dict[str, Fitted] = {}
     names = []

@@ -26,7 +26,6 @@ from rollforward.errors import (
     ModelError,
     NothingToResume,
 )
-from rollforward.grpo.ports import Tensors
 from rollforward.interop.files import read_layout
 from rollforward.interop.folders import ForeignCheckpoint, find_foreign
 from rollforward.interop.joining import is_split, joined_layout
@@ -39,6 +38,7 @@ from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store.catalog import positions
 from rollforward.store.layout import META, parse_rank
+from rollforward.tensors import Layout
 
 _T = TypeVar("_T")
 _LISTED = 20
@@ -238,7 +238,7 @@ def next_position(saved: Position, first_epoch: int, steps_per_epoch: int) -> Po
     return Position(saved.epoch, saved.step % steps_per_epoch)
 
 
-def check_headers(source: FromForeign, layout: Tensors) -> None:
+def check_headers(source: FromForeign, layout: Layout) -> None:
     """CheckpointMismatch when the headers of the files say that they are of another model.
 
     For the plan, before anything slow is loaded: a worker holds everything against its model anyway.

@@ -1,15 +1,13 @@
 """Names and shapes of all tensors of an engine, from its configuration alone: no framework, no memory.
 
-So a checkpoint can be held against a model before anything slow is loaded. A test keeps this
+So a checkpoint can be compared with a model before anything slow is loaded. A test keeps this
 equal to what the decoder and the learner really have.
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from rollforward.models.config import ModelConfig
+from rollforward.tensors import Layout, TensorSpec
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,13 +27,11 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
     return shapes
 
 
-def tensor_layout(config: ModelConfig) -> dict[str, dict[str, NDArray[Any]]]:
-    """role -> name -> an array of the dtype and shape of `Engine.tensors()`, backed by one element."""
-    named = {name: _hollow(np.float32, shape) for name, shape in parameter_shapes(config).items()}
-    optimizer = {
-        f"{moment}.{name}": array for moment in ("adam_m", "adam_v") for name, array in named.items()
-    }
-    optimizer["global_step"] = _hollow(np.int64, (1,))
+def tensor_layout(config: ModelConfig) -> Layout:
+    """What `Engine.layout()` will be."""
+    named = {name: TensorSpec.whole(np.float32, shape) for name, shape in parameter_shapes(config).items()}
+    optimizer = {f"{moment}.{name}": spec for moment in ("adam_m", "adam_v") for name, spec in named.items()}
+    optimizer["global_step"] = TensorSpec.whole(np.int64, (1,))
     return {"policy_model": named, "optimizer": optimizer, "ref": named}
 
 
@@ -61,7 +57,3 @@ def _layer(config: ModelConfig) -> Shapes:
         if config.mlp_bias:
             shapes[f"mlp.{name}.bias"] = (outputs,)
     return shapes
-
-
-def _hollow(kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
-    return np.broadcast_to(np.zeros((), kind), shape)

@@ -57,7 +57,7 @@ def restore(storage: Storage, engine: Engine, *, until: Position | None = None) 
         for item in found.rejected:
             rejected.setdefault(item.position, item.reason)
         manifest = found.manifest
-        check_layout(manifest, engine.tensors(), world_size=engine.group.world_size)
+        check_layout(manifest, engine.layout(), world_size=engine.group.world_size)
         problem = None
         try:
             _put_in_place(storage, manifest, engine)

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from rollforward.errors import NonFinite, StorageError
 from rollforward.grpo.nonfinite import Evidence
-from rollforward.grpo.ports import Group, Tensors
+from rollforward.grpo.ports import Group
 from rollforward.storage import LocalStorage
 from rollforward.store.layout import EVIDENCE
 from rollforward.store.tensorfile import ArraySource, write_tensors
+from rollforward.tensors import Tensors
 
 _SHOWN = 5
 _SHOWN_CHARACTERS = 80

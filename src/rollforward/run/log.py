@@ -131,5 +131,4 @@ class _Carrying:
 
     def sharing(self) -> AbstractContextManager[None]:
         """Around collectives that are not ours."""
-        sharing: AbstractContextManager[None] = self._group.sharing()  # type: ignore[attr-defined]
-        return sharing
+        return self._group.sharing()

@@ -60,9 +60,10 @@ class RunCheckpoints:
         self._trouble = trouble
         self._rewards: list[dict[str, float]] = []
         """Of each step since the last checkpoint began."""
+        store.restored(engine)
         self._shadow = ShadowCheckpoints(
             store,
-            engine.tensors,
+            engine,
             about,
             saved=self._saved,
             failed=self._failed,
@@ -74,9 +75,7 @@ class RunCheckpoints:
     def save_now(self, position: Position, global_step: int) -> None:
         """Save and commit before this returns. StorageError on all workers when one cannot."""
         self._journal.checkpoint_begun()
-        self._saved(
-            self._store.save(position, self._engine.tensors(), global_step=global_step, **self._about)
-        )
+        self._saved(self._store.save(position, self._engine, global_step=global_step, **self._about))
         for warning in self._prune_journal():
             self._warn(warning)
 

@@ -137,9 +137,9 @@ def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worke
     # No rank may write its file before the first has cleared the folder.
     group.all_gather(len(cleared))
     shapes = {
-        name: tuple(array.shape)
+        name: spec.shape
         for role in ("policy_model", "optimizer")
-        for name, array in engine.tensors()[role].items()
+        for name, spec in engine.layout()[role].items()
     }
     content = package.strategy_file(shapes, group.world_size)
     if content is not None:

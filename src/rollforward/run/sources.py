@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rollforward.errors import CheckpointMismatch, ConfigError, ModelError
-from rollforward.grpo.ports import Engine, Tensors
+from rollforward.grpo.ports import Engine
 from rollforward.interop.restoring import take
 from rollforward.interop.resuming import FromForeign, check_headers, next_position
 from rollforward.interop.role_folders import CheckpointFolders
@@ -22,6 +22,7 @@ from rollforward.replay.recovery import Restored, restore
 from rollforward.storage import LocalStorage, Storage
 from rollforward.store import Found, Manifest, check_layout, newest_incarnation
 from rollforward.store.layout import COMMITS
+from rollforward.tensors import Layout
 from rollforward.wording import in_bytes
 
 MODEL_FILES = (
@@ -87,7 +88,7 @@ class Source(Protocol):
         """The folders whose journals count, the oldest first. `own`: where this run writes."""
         ...
 
-    def check(self, layout: Tensors, *, world_size: int, steps_per_epoch: int) -> None:
+    def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:
         """CheckpointMismatch when it does not fit this model, these workers or this data; reads no tensor."""
         ...
 
@@ -129,7 +130,7 @@ class FromModel:
         """There is none."""
         return []
 
-    def check(self, layout: Tensors, *, world_size: int, steps_per_epoch: int) -> None:
+    def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:
         """The engine checks weights against the model as it reads them."""
 
     def restore(
@@ -183,7 +184,7 @@ class FromRun:
         """Its own, and that of the new folder, should it have begun one already."""
         return [own] if self.is_in(Path(str(own))) else [LocalStorage(self.run), own]
 
-    def check(self, layout: Tensors, *, world_size: int, steps_per_epoch: int) -> None:
+    def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:
         """Names, shapes and dtypes, the number of workers, and the steps of an epoch."""
         check_layout(self.checkpoint, layout, world_size=world_size)
         saved = self.checkpoint.state.get("steps_per_epoch")
@@ -249,7 +250,7 @@ class FromOthers:
         """There is none."""
         return []
 
-    def check(self, layout: Tensors, *, world_size: int, steps_per_epoch: int) -> None:  # noqa: ARG002
+    def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:  # noqa: ARG002
         """The headers of all files against the model."""
         check_headers(self.theirs, layout)
 

@@ -1,7 +1,7 @@
 """A save under way, as one rank sees it, and what comes out of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rollforward.position import Position
@@ -37,9 +37,14 @@ class Attempt:
     roles: list[str]
     shares: Mapping[str, list[list[str]]]
     """role -> rank -> names, as `parts.assign` says."""
-    sources: Sources
+    revisions: Mapping[str, int]
+    """role -> revision of what is saved, where one is known."""
+    unchanged: frozenset[str]
+    """Roles that are, by their revisions, those of the checkpoint before."""
     started: float
-    written: dict[str, WrittenFile | None]
+    sources: Sources = field(default_factory=dict)
+    """What this rank writes, as `CheckpointStore.share` says; set before it does."""
+    written: dict[str, WrittenFile | None] = field(default_factory=dict)
     """role -> what this rank wrote; None where nothing changed."""
 
     def target(self, role: str, rank: int) -> TensorFileName:

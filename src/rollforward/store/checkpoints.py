@@ -19,9 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
-from rollforward.errors import RollforwardError, StorageError
+from rollforward.errors import EngineError, RollforwardError, StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
 from rollforward.store import cleaning, strictjson
@@ -29,23 +27,22 @@ from rollforward.store import manifest as manifests
 from rollforward.store.attachments import write_attachments
 from rollforward.store.attempt import Attempt, Committed, Description, Saved
 from rollforward.store.layout import TensorFileName, check_roles, in_order, manifest_path, meta_path
+from rollforward.store.live import Guard, Live, as_live, revisions_of, sources_of
 from rollforward.store.manifest import Attachment, FileRecord, Manifest, StoredTensor, tensors_of
 from rollforward.store.meta import write_meta
 from rollforward.store.parts import (
     Previous,
-    Sources,
     assign,
     copy_part,
-    nbytes,
     part_from_json,
     part_to_json,
     write_part,
 )
 from rollforward.store.retention import Retention
-from rollforward.store.tensorfile import ArraySource
+from rollforward.store.tensorfile import dtype_code
+from rollforward.tensors import Layout, Tensors
 
 Exchange = Callable[[Any], list[Any]]
-Tensors = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
 class CheckpointStore:
@@ -78,11 +75,13 @@ class CheckpointStore:
         self._fence = fence
         self._now = now
         self._inventory: cleaning.Inventory | None = None
+        self._revisions: Mapping[str, int] = {}
+        """role -> revision of what lives, when it was what `previous` holds."""
 
     def save(
         self,
         position: Position,
-        tensors: Tensors,
+        live: Live | Tensors,
         *,
         global_step: int,
         run_id: str,
@@ -94,7 +93,7 @@ class CheckpointStore:
     ) -> Saved:
         """Save and commit a checkpoint; returns when it is durable. Collective.
 
-        `tensors` is role -> name -> array, the same on every rank; each is read by one rank only.
+        `live` is the same on every rank, arrays or what holds them; each tensor is read by one rank only.
         `state` and `versions` must be what JSON can hold; `attachments` is file name -> content,
         kept in the run's `model/` folder. Raises StorageError naming the ranks that failed.
         """
@@ -108,11 +107,9 @@ class CheckpointStore:
             versions=versions or {},
             attachments=attachments or {},
         )
-        sources = {
-            role: {name: ArraySource(array) for name, array in named.items()}
-            for role, named in tensors.items()
-        }
-        attempt = self.plan(description, sources)
+        live = as_live(live)
+        attempt = self.plan(description, live.layout(), revisions_of(live))
+        attempt.sources = sources_of(live, self.share(attempt), Guard())
         error = None
         try:
             self.write(attempt)
@@ -126,13 +123,21 @@ class CheckpointStore:
             committed.manifest, attempt.bytes_written, seconds, blocked, warnings, committed.suspicion
         )
 
-    def plan(self, description: Description, sources: Sources) -> Attempt:
-        """Agree on the names of the files. Collective; nothing is written. The first part of `save`."""
+    def restored(self, live: Live) -> None:
+        """`previous` was put into `live` just now, so roles that keep their revisions need not be read."""
+        self._revisions = revisions_of(live) if self.previous is not None else {}
+
+    def plan(
+        self, description: Description, layout: Layout, revisions: Mapping[str, int] | None = None
+    ) -> Attempt:
+        """Agree on who writes what, and where. Collective; nothing is written or read. First part of `save`.
+
+        ValueError for tensors that cannot be stored. A role whose revision is that of `previous` is left out.
+        """
         started = time.perf_counter()
-        check_roles(sources)
-        sizes = {
-            role: {name: nbytes(source) for name, source in named.items()} for role, named in sources.items()
-        }
+        revisions = revisions or {}
+        check_roles(layout)
+        shares = assign(_sizes(layout), self._world_size)
 
         def agree() -> Any:
             if self._rank != 0:
@@ -140,7 +145,7 @@ class CheckpointStore:
             self._fence()
             if self._inventory is None:
                 self._inventory = cleaning.Inventory(self.storage)
-            number = self._inventory.free_attempt(sources, description.position)
+            number = self._inventory.free_attempt(layout, description.position)
             created = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
             return {"number": number, "created": created}
 
@@ -149,23 +154,53 @@ class CheckpointStore:
             description=description,
             number=planned["number"],
             created=planned["created"],
-            roles=in_order(sources),
-            shares=assign(sizes, self._world_size),
-            sources=sources,
+            roles=in_order(layout),
+            shares=shares,
+            revisions=revisions,
+            unchanged=frozenset(self._unchanged(layout, shares, revisions)),
             started=started,
-            written={},
         )
 
+    def _unchanged(
+        self, layout: Layout, shares: Mapping[str, list[list[str]]], revisions: Mapping[str, int]
+    ) -> Iterator[str]:
+        """Roles with the revision that they had in `previous`, which holds this rank's share of them."""
+        previous = Previous.of(self.previous, self._rank, self._world_size)
+        for role, named in layout.items():
+            mine = {name: named[name] for name in shares[role][self._rank]}
+            known = self._revisions.get(role)
+            if known is not None and revisions.get(role) == known and previous.has(role, mine):
+                yield role
+
     def share(self, attempt: Attempt) -> Iterator[tuple[str, str]]:
-        """(role, name) of the tensors that this rank writes."""
+        """(role, name) of the tensors that this rank reads and, unless nothing changed, writes."""
         for role in attempt.roles:
-            for name in attempt.shares[role][self._rank]:
-                yield role, name
+            if role not in attempt.unchanged:
+                yield from ((role, name) for name in attempt.shares[role][self._rank])
+
+    def left_out(self, attempt: Attempt) -> Iterator[tuple[str, str]]:
+        """(role, name) of the tensors that this rank would write, had their role another revision."""
+        for role in sorted(attempt.unchanged):
+            yield from ((role, name) for name in attempt.shares[role][self._rank])
+
+    def check_unchanged(self, attempt: Attempt, digests: Mapping[tuple[str, str], str]) -> None:
+        """EngineError when what is left out has other digests than `previous` has for it."""
+        previous = Previous.of(self.previous, self._rank, self._world_size)
+        for role, name in self.left_out(attempt):
+            if digests[role, name] != previous.tensors[role][name].digest:
+                raise EngineError(
+                    f"checkpoint {attempt.description.position}: {role} {name} has changed since the "
+                    f"checkpoint before, but the revision of {role} is the same",
+                    hint="Engine.revision must change whenever the role's tensors may have changed",
+                )
 
     def write(self, attempt: Attempt) -> None:
         """Write this rank's part, durably. Not collective, so it may run on another thread."""
         previous = Previous.of(self.previous, self._rank, self._world_size)
         for role in attempt.roles:
+            if role in attempt.unchanged:
+                attempt.written[role] = None
+                continue
             names = attempt.shares[role][self._rank]
             mine = {name: attempt.sources[role][name] for name in names}
             attempt.written[role] = write_part(self.storage, attempt.target(role, self._rank), mine, previous)
@@ -224,7 +259,7 @@ class CheckpointStore:
         )
         warnings = tuple(verdict["warnings"] if self._rank == 0 else ())
         suspicion = _suspicion(self.previous, manifest)
-        self.previous = manifest
+        self.previous, self._revisions = manifest, attempt.revisions
         return Committed(manifest, kept, warnings, suspicion)
 
     def tidy(self, committed: Committed) -> list[str]:
@@ -389,6 +424,19 @@ class CheckpointStore:
                 f"checkpoint {position} was not saved, {doing} it failed on {told}", hint=failed[0][1]["hint"]
             ) from own
         return [answer["value"] for answer in answers]
+
+
+def _sizes(layout: Layout) -> dict[str, dict[str, int]]:
+    """role -> name -> bytes in a file; ValueError for tensors that cannot be stored."""
+    for role, named in layout.items():
+        for name, spec in named.items():
+            dtype_code(spec.dtype)
+            if not spec.is_whole:
+                raise ValueError(
+                    f"{role} {name} is the part {list(spec.shape)} of {list(spec.global_shape)}; "
+                    "only whole tensors can be stored"
+                )
+    return {role: {name: spec.nbytes for name, spec in named.items()} for role, named in layout.items()}
 
 
 def _suspicion(before: Manifest | None, now: Manifest) -> str | None:

@@ -7,7 +7,6 @@ skipped a role may be asked to write it after all (`copy_part`).
 """
 
 import heapq
-import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,20 +19,16 @@ from rollforward.store.layout import TensorFileName
 from rollforward.store.manifest import FileRecord, Manifest
 from rollforward.store.tensorfile import (
     CHUNK_BYTES,
-    DTYPES,
     TensorRecord,
     TensorSource,
     WrittenFile,
+    dtype_code,
     write_tensors,
 )
+from rollforward.tensors import TensorSpec
 
 Sources = Mapping[str, Mapping[str, TensorSource]]
 """role -> tensor name -> where its bytes come from."""
-
-
-def nbytes(source: TensorSource) -> int:
-    """Bytes that a tensor takes in a file."""
-    return math.prod(source.shape) * DTYPES[source.dtype].itemsize
 
 
 def assign(sizes: Mapping[str, Mapping[str, int]], world_size: int) -> dict[str, list[list[str]]]:
@@ -82,6 +77,13 @@ class Previous:
             if tensor.role in files and files[tensor.role].path == tensor.file:
                 tensors[tensor.role][tensor.record.name] = tensor.record
         return cls(files, tensors)
+
+    def has(self, role: str, specs: Mapping[str, TensorSpec]) -> bool:
+        """Whether just these tensors were written then, whatever their bytes."""
+        known = self.tensors.get(role)
+        return known is not None and {name: (r.dtype, r.shape) for name, r in known.items()} == {
+            name: (dtype_code(spec.dtype), spec.shape) for name, spec in specs.items()
+        }
 
     def unchanged(self, role: str, sources: Mapping[str, TensorSource]) -> bool:
         """Whether these tensors are the ones written then; stops at the first that differs."""

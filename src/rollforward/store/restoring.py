@@ -5,7 +5,7 @@ tensor is read and digested on the way. CheckpointInvalid says, in one line, wha
 prove intact; what was yielded before that was intact.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
@@ -26,6 +26,7 @@ from rollforward.store.tensorfile import (
     read_header,
     read_verified,
 )
+from rollforward.tensors import Layout, Tensors
 
 MAX_ATTACHMENT_BYTES = 1 << 30
 
@@ -57,7 +58,7 @@ def read_tensors(
 def restore_into(
     storage: Storage,
     manifest: Manifest,
-    tensors: Mapping[str, Mapping[str, NDArray[Any]]],
+    tensors: Tensors,
     *,
     threads: int = 4,
 ) -> int:
@@ -133,13 +134,8 @@ def read_attachment(storage: Storage, manifest: Manifest, name: str) -> bytes:
     return content
 
 
-def check_layout(
-    manifest: Manifest, tensors: Mapping[str, Mapping[str, NDArray[Any]]], *, world_size: int
-) -> None:
-    """CheckpointMismatch unless the checkpoint is of these tensors and this many workers.
-
-    `tensors` is role -> name -> array; only dtypes and shapes are looked at.
-    """
+def check_layout(manifest: Manifest, layout: Layout, *, world_size: int) -> None:
+    """CheckpointMismatch unless the checkpoint is of these tensors and this many workers."""
     if manifest.world_size != world_size:
         raise CheckpointMismatch(
             f"checkpoint {manifest.position} was saved by {manifest.world_size} workers and this run has "
@@ -147,7 +143,7 @@ def check_layout(
             hint=f"start with --workers {manifest.world_size}",
         )
     stored = {(item.role, item.record.name): item.record for item in manifest.tensors}
-    wanted = {(role, name): array for role, named in tensors.items() for name, array in named.items()}
+    wanted = {(role, name): spec for role, named in layout.items() for name, spec in named.items()}
     lines = [
         f"  not in the checkpoint: {role} {name}" for role, name in sorted(wanted.keys() - stored.keys())
     ]
@@ -155,11 +151,11 @@ def check_layout(
         f"  only in the checkpoint: {role} {name}" for role, name in sorted(stored.keys() - wanted.keys())
     ]
     for key in sorted(stored.keys() & wanted.keys()):
-        record, array = stored[key], wanted[key]
-        if (record.dtype, record.shape) != (dtype_code(array.dtype), tuple(array.shape)):
+        record, spec = stored[key], wanted[key]
+        if (record.dtype, record.shape) != (dtype_code(spec.dtype), spec.shape):
             lines.append(
                 f"  {key[0]} {key[1]}: {record.dtype} {list(record.shape)} in the checkpoint, "
-                f"{dtype_code(array.dtype)} {list(array.shape)} in the model"
+                f"{dtype_code(spec.dtype)} {list(spec.shape)} in the model"
             )
     if lines:
         more = [f"  and {len(lines) - 20} more"] if len(lines) > 20 else []

@@ -1,106 +1,44 @@
-"""Checkpoints in the shadow of generation: written from the live arrays while the next step generates.
+"""Checkpoints in the shadow of generation: written from the live tensors while the next step generates.
 
     begin          agree on names, start a thread, return
-    (generation)   the thread writes this rank's part straight from the live arrays, without a copy
+    (generation)   the thread writes this rank's part of what may have changed, straight from the live tensors
     before_update  what is not written yet, normally nothing, is copied aside
     boundary       when every rank's part is durable: gather what was written, collectively
     (generation)   rank 0's thread publishes the manifest
     boundary       every rank learns that the checkpoint exists
     (generation)   the thread derives meta.json and removes old files, and what `tidied` removes
 
-Promises: what is saved is the state as it was at `begin`, to the bit, as long as arrays change
+Promises: what is saved is the state as it was at `begin`, to the bit, as long as tensors change
 only between `before_update` and the next `begin`. The caller waits for at most one copy of its
-part, and normally not at all. Everything collective happens on the caller's thread. A failure in
-the background is told at the next boundary; training goes on, since the checkpoint before
-stands; what never succeeded is raised by `close`. With `prove_unchanged` every tensor is digested
-in `begin` already, and a tensor that has other bytes when it is written fails the save.
+part, and normally not at all. No tensor of another rank's part is read, and no role that has the
+revision that it had in the checkpoint before (see `live`). Everything collective happens on the
+caller's thread. A failure in the background is told at the next boundary; training goes on, since the
+checkpoint before stands; what never succeeded is raised by `close`. With `prove_unchanged` every tensor
+of the part is digested in `begin` already. A tensor that has other bytes when it is written fails the
+save, and so does one that has other bytes than in the checkpoint before although its role has the
+revision of then.
 
 It fits `grpo.ports.Checkpoints`, which it does not know.
 """
 
-import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from rollforward.errors import EngineError, RollforwardError, StorageError
 from rollforward.position import Position
 from rollforward.store.attempt import Attempt, Committed, Description, Saved
-from rollforward.store.checkpoints import CheckpointStore, Tensors
+from rollforward.store.checkpoints import CheckpointStore
+from rollforward.store.live import Guard, Live, LiveSource, Share, as_live, revisions_of, sources_of
 from rollforward.store.manifest import Manifest
-from rollforward.store.tensorfile import CHUNK_BYTES, as_bytes, dtype_code
+from rollforward.tensors import Tensors
 
-
-class _Guard:
-    """A lock between the thread that writes and the caller who waits to change the arrays.
-
-    A plain lock is not enough: the writer takes it again for the next chunk at once, and the
-    caller might get no turn until the last one.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free = threading.Event()
-        self._free.set()
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """For the writer; stands back while the caller waits."""
-        self._free.wait()
-        with self._lock:
-            yield
-
-    @contextlib.contextmanager
-    def copying(self) -> Iterator[None]:
-        """For the caller; waits for one chunk at most."""
-        self._free.clear()
-        try:
-            with self._lock:
-                yield
-        finally:
-            self._free.set()
-
-
-class LiveSource:
-    """A live array as a `TensorSource`: read in place until it is told to keep a copy."""
-
-    def __init__(self, array: NDArray[Any], guard: _Guard) -> None:
-        self.dtype = dtype_code(array.dtype)
-        self.shape = tuple(array.shape)
-        # A view in C order is read in place; anything else has to be copied, and only once.
-        self._array: NDArray[np.uint8] | None = as_bytes(array)
-        self._guard = guard
-
-    def chunks(self) -> Generator[memoryview, None, None]:
-        """Each chunk is given out under the guard, so that it cannot change while it is written."""
-        begin = 0
-        while True:
-            with self._guard.reading():
-                if self._array is None:
-                    raise RuntimeError("a tensor was read after its part had been written")
-                data = self._array.data
-                if begin >= data.nbytes:
-                    return
-                yield data[begin : begin + CHUNK_BYTES]
-            begin += CHUNK_BYTES
-
-    def keep_copy(self) -> int:
-        """Read from a copy from now on; returns its bytes. The caller holds the guard."""
-        if self._array is None:
-            return 0
-        self._array = np.array(self._array, copy=True)
-        return self._array.nbytes
-
-    def release(self) -> None:
-        """Nothing more will be read; a copy is let go."""
-        with self._guard.reading():
-            self._array = None
+Digests = Mapping[tuple[str, str], str]
+"""(role, name) -> digest."""
 
 
 class _Worker:
@@ -131,9 +69,9 @@ class _Worker:
 class _Job:
     """One checkpoint under way, and what came of the thread's work for it: write, then publish."""
 
-    def __init__(self, attempt: Attempt, sources: Mapping[str, Mapping[str, LiveSource]]) -> None:
+    def __init__(self, attempt: Attempt, share: Share) -> None:
         self.attempt = attempt
-        self.sources = sources
+        self.share: list[LiveSource] = [source for named in share.values() for source in named.values()]
         self.manifest: Manifest | None = None
         """Set when all ranks have written: from then on it is being published."""
         self.verdict: Any = None
@@ -159,7 +97,7 @@ class _Job:
 class ShadowCheckpoints:
     """`CheckpointStore.save` spread over a step. Collective: all ranks call each method at the same point.
 
-    `tensors` gives the live arrays, role -> name -> array; `about` goes to every checkpoint as to
+    `live` is what is saved, or a function that gives its arrays; `about` goes to every checkpoint as to
     `CheckpointStore.save`. `saved` is told of each committed checkpoint, `failed` of each that
     could not be saved, `warned` of what went wrong after a commit; all on the caller's thread.
     `tidied` is called on the background thread after each commit, for what else can be removed now, and
@@ -169,7 +107,7 @@ class ShadowCheckpoints:
     def __init__(
         self,
         store: CheckpointStore,
-        tensors: Callable[[], Tensors],
+        live: Live | Callable[[], Tensors],
         about: Mapping[str, Any],
         *,
         saved: Callable[[Saved], None],
@@ -181,14 +119,14 @@ class ShadowCheckpoints:
         self.copied_bytes = 0
         """How much the last checkpoint had to copy aside."""
         self._store = store
-        self._tensors = tensors
+        self._live = as_live(live)
         self._about = about
         self._saved = saved
         self._failed = failed
         self._warned = warned
         self._tidied = tidied
         self._prove_unchanged = prove_unchanged
-        self._guard = _Guard()
+        self._guard = Guard()
         self._job: _Job | None = None
         self._worker = _Worker()
         self._leftover_warnings: list[str] = []
@@ -201,10 +139,6 @@ class ShadowCheckpoints:
         """
         self._settle()
         started = time.perf_counter()
-        live = {
-            role: {name: LiveSource(array, self._guard) for name, array in named.items()}
-            for role, named in self._tensors().items()
-        }
         own = {} if state is None else {"state": state}
         description = Description(
             position=position,
@@ -212,14 +146,15 @@ class ShadowCheckpoints:
             **{"fingerprint": "", "versions": {}, "attachments": {}, **self._about, **own},
         )
         try:
-            job = _Job(self._store.plan(description, live), live)
+            attempt = self._store.plan(description, self._live.layout(), revisions_of(self._live))
         except StorageError as error:
             self._note_failure(error)
             return
-        digests = self._digests(job) if self._prove_unchanged else None
+        attempt.sources = sources_of(self._live, self._store.share(attempt), self._guard)
+        proof = self._proof(attempt) if self._prove_unchanged else None
         self.copied_bytes = 0
-        self._job = job
-        self._give(job, lambda: self._write(job, digests))
+        self._job = job = _Job(attempt, attempt.sources)
+        self._give(job, lambda: self._write(job, proof))
         job.blocked += time.perf_counter() - started
 
     def before_update(self) -> None:
@@ -228,9 +163,8 @@ class ShadowCheckpoints:
         if job is None or job.manifest is not None or job.idle.is_set():
             return
         started = time.perf_counter()
-        mine = [source for _, _, source in self._share(job)]
         with self._guard.copying():
-            self.copied_bytes += sum(source.keep_copy() for source in mine)
+            self.copied_bytes += sum(source.keep_copy() for source in job.share)
         job.blocked += time.perf_counter() - started
 
     def boundary(self) -> None:
@@ -307,14 +241,15 @@ class ShadowCheckpoints:
         job.idle.clear()
         self._worker.submit(lambda: job.run(work))
 
-    def _write(self, job: _Job, digests: Mapping[tuple[str, str], str] | None) -> None:
+    def _write(self, job: _Job, proof: Digests | None) -> None:
         """On the thread: this rank's part."""
         try:
             self._store.write(job.attempt)
-            if digests is not None:
-                _compare(job.attempt, digests)
+            if proof is not None:
+                _compare(job.attempt, proof)
+                self._store.check_unchanged(job.attempt, proof)
         finally:
-            for _, _, source in self._share(job):
+            for source in job.share:
                 source.release()
 
     def _tidy(self, committed: Committed) -> None:
@@ -324,17 +259,18 @@ class ShadowCheckpoints:
         except Exception as error:
             self._leftover_warnings.append(f"tidying up failed: {type(error).__name__}: {error}")
 
-    def _share(self, job: _Job) -> Iterator[tuple[str, str, LiveSource]]:
-        for role, name in self._store.share(job.attempt):
-            yield role, name, job.sources[role][name]
-
-    def _digests(self, job: _Job) -> dict[tuple[str, str], str]:
+    def _proof(self, attempt: Attempt) -> Digests:
+        """Of the bytes as they are now: this rank's part, and what it leaves out as unchanged."""
+        names = [*self._store.share(attempt), *self._store.left_out(attempt)]
         found = {}
-        for role, name, source in self._share(job):
-            hasher = xxhash.xxh3_128()
-            for chunk in source.chunks():
-                hasher.update(chunk)
-            found[role, name] = hasher.hexdigest()
+        # Read apart from what is written later: a copy made now would prove nothing of that.
+        for role, named in sources_of(self._live, names, self._guard).items():
+            for name, source in named.items():
+                hasher = xxhash.xxh3_128()
+                for chunk in source.chunks():
+                    hasher.update(chunk)
+                source.release()
+                found[role, name] = hasher.hexdigest()
         return found
 
     def _note_failure(self, error: StorageError) -> None:
@@ -346,7 +282,7 @@ class ShadowCheckpoints:
             self._warned(self._leftover_warnings.pop(0))
 
 
-def _compare(attempt: Attempt, digests: Mapping[tuple[str, str], str]) -> None:
+def _compare(attempt: Attempt, digests: Digests) -> None:
     for role, written in attempt.written.items():
         for record in written.tensors if written is not None else ():
             if record.digest != digests[role, record.name]:

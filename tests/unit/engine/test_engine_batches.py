@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rollforward.engines.mindspore.batches import left_padded, micro_batches
-from rollforward.engines.mindspore.parallel import SingleProcess
 from rollforward.errors import EngineError
+from rollforward.grpo.group import OneProcess
 
 
 def test_left_padding_keeps_the_order_of_real_tokens() -> None:
@@ -27,7 +27,7 @@ def test_every_row_is_in_one_micro_batch_and_the_fill_weighs_nothing() -> None:
 
 
 def test_one_process_sees_values_as_many_would() -> None:
-    group = SingleProcess()
+    group = OneProcess()
     assert group.all_gather({"a": (1, 2.5), "b": "é"}) == [{"a": [1, 2.5], "b": "é"}]
     with pytest.raises(EngineError, match="JSON"):
         group.all_gather({"array": np.zeros(2)})

@@ -7,10 +7,10 @@ import pytest
 from engine_case import SETTINGS
 
 from rollforward.engines.mindspore.compiling import kept_graphs
-from rollforward.engines.mindspore.parallel import SingleProcess
+from rollforward.grpo.group import OneProcess
 from rollforward.grpo.types import EngineSettings
 
-GROUP = SingleProcess()
+GROUP = OneProcess()
 
 
 def compile_into(root: Path, settings: EngineSettings = SETTINGS) -> Path:

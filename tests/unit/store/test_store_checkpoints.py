@@ -24,6 +24,7 @@ from rollforward.store import (
     restore_into,
     restoring,
 )
+from rollforward.tensors import layout_of
 
 
 def tensors(step: int, *, reference: int = 0):
@@ -324,13 +325,13 @@ def test_nothing_to_resume_says_what_was_looked_for_and_what_is_there(storage):
 
 def test_another_model_is_told_tensor_by_tensor(storage):
     manifest = save(CheckpointStore(storage), 1).manifest
-    check_layout(manifest, tensors(1), world_size=1)
+    check_layout(manifest, layout_of(tensors(1)), world_size=1)
     other = tensors(1)
     other["policy_model"]["w0"] = np.zeros((5, 2), np.float32)
     other["policy_model"]["w1"] = other["policy_model"]["w1"].astype(np.float16)
     other["policy_model"]["new"] = other["policy_model"].pop("w3")
     with pytest.raises(CheckpointMismatch) as caught:
-        check_layout(manifest, other, world_size=1)
+        check_layout(manifest, layout_of(other), world_size=1)
     for line in (
         "not in the checkpoint: policy_model new",
         "only in the checkpoint: policy_model w3",
@@ -339,7 +340,7 @@ def test_another_model_is_told_tensor_by_tensor(storage):
     ):
         assert line in caught.value.message
     with pytest.raises(CheckpointMismatch, match="saved by 1 workers and this run has 2"):
-        check_layout(manifest, tensors(1), world_size=2)
+        check_layout(manifest, layout_of(tensors(1)), world_size=2)
 
 
 def test_attachments_of_an_older_checkpoint_are_never_replaced(storage):

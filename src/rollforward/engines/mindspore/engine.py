@@ -18,12 +18,12 @@ from rollforward.engines.mindspore.batches import columns, micro_batches
 from rollforward.engines.mindspore.compiling import kept_graphs
 from rollforward.engines.mindspore.generation import Generator
 from rollforward.engines.mindspore.learning import Learner
-from rollforward.engines.mindspore.memory import Memory, Slots, memory_of, shape_and_dtype, use_device
+from rollforward.engines.mindspore.memory import Memory, Slots, layout_of_slots, memory_of, use_device
 from rollforward.engines.mindspore.model import Decoder, ModelConfig
 from rollforward.engines.mindspore.objective import CompletionLogprobs, ReferenceLogprobs
-from rollforward.engines.mindspore.parallel import SingleProcess
 from rollforward.errors import EngineError
-from rollforward.grpo.ports import Group, Tensors
+from rollforward.grpo.group import OneProcess
+from rollforward.grpo.ports import Group
 from rollforward.grpo.types import (
     Bools,
     EngineSettings,
@@ -35,6 +35,7 @@ from rollforward.grpo.types import (
     UpdateOutcome,
 )
 from rollforward.models.weights import load_weights
+from rollforward.tensors import Layout, Tensors
 
 
 class MindSporeEngine:
@@ -43,24 +44,21 @@ class MindSporeEngine:
     def __init__(self, settings: EngineSettings, group: Group, memory: Memory) -> None:
         config = ModelConfig.parse(settings.model_config)
         policy, reference = Decoder(config), Decoder(config, prefix="reference.")
-        rows, tokens = settings.samples_per_micro_batch, settings.sampling.max_tokens
         self.group = group
         self.views = memory.views
         self._settings = settings
         self._generator = Generator(policy, settings)
-        self._learner = Learner(
-            CompletionLogprobs(policy, rows, settings.prompt_length, tokens), settings, group, memory
-        )
-        self._reference_logprobs = ReferenceLogprobs(
-            CompletionLogprobs(reference, rows, settings.prompt_length, tokens)
-        )
+        self._learner = Learner(_completion_logprobs(policy, settings), settings, group, memory)
+        self._reference_logprobs = ReferenceLogprobs(_completion_logprobs(reference, settings))
         self._memory = memory
         self._slots: Slots = {
             "policy_model": policy.named_parameters(),
             "optimizer": {**self._learner.moments(), "global_step": self._learner.global_step},
             "ref": reference.named_parameters(),
         }
+        self._layout = layout_of_slots(self._slots)
         self._tensors = memory.tensors(self._slots)
+        self._revisions = dict.fromkeys(self._slots, 0)
 
     def compile(self) -> None:
         """Compile every graph, always in this order: see `compiling`."""
@@ -96,12 +94,18 @@ class MindSporeEngine:
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
         """See `grpo.ports.Engine.update`. NonFinite, and nothing changed, where the loss is no number."""
+        self._changing("policy_model", "optimizer")
         return self._learner.update(batch, learning_rate)
 
     def sync_reference(self) -> None:
         """See `grpo.ports.Engine.sync_reference`."""
+        self._changing("ref")
         for name, values in self._tensors["policy_model"].items():
             self._memory.write(self._slots["ref"][name], values)
+
+    def layout(self) -> Layout:
+        """See `grpo.ports.Engine.layout`."""
+        return self._layout
 
     def tensors(self) -> Tensors:
         """See `grpo.ports.Engine.tensors`.
@@ -111,18 +115,26 @@ class MindSporeEngine:
         """
         return self._tensors
 
+    def revision(self, role: str) -> int:
+        """See `grpo.ports.Engine.revision`."""
+        return self._revisions[role]
+
     def load(self, role: str, name: str, array: NDArray[Any]) -> None:
         """See `grpo.ports.Engine.load`. EngineError for an unknown name, another shape or dtype."""
-        slot = self._slots.get(role, {}).get(name)
-        if slot is None:
+        spec = self._layout.get(role, {}).get(name)
+        if spec is None:
             raise EngineError(f"this model has no tensor {name!r} in {role!r}")
-        shape, dtype = shape_and_dtype(slot)
-        if shape != array.shape or dtype != array.dtype:
+        if (spec.shape, spec.dtype) != (array.shape, array.dtype):
             raise EngineError(
-                f"tensor {name!r} of {role!r} is {dtype}{list(shape)}; "
+                f"tensor {name!r} of {role!r} is {spec.dtype}{list(spec.shape)}; "
                 f"{array.dtype}{list(array.shape)} cannot be put there"
             )
-        self._memory.write(slot, array)
+        self._changing(role)
+        self._memory.write(self._slots[role][name], array)
+
+    def _changing(self, *roles: str) -> None:
+        for role in roles:
+            self._revisions[role] += 1
 
 
 def create(
@@ -136,17 +148,35 @@ def create(
     device that this MindSpore does not have.
     """
     use_device(settings.device_target)
-    group = group or SingleProcess()
+    group = group or OneProcess()
     engine = MindSporeEngine(settings, group, memory or memory_of(settings.device_target))
     config = ModelConfig.parse(settings.model_config)
     for role, folder in (("policy_model", settings.policy_folder), ("ref", settings.reference_folder)):
         if folder is not None:
-            weights = engine.tensors()[role]
-            load_weights(folder, config, weights)
-            for name, array in weights.items():
-                engine.load(role, name, array)
+            _load_folder(engine, role, folder, config)
     if settings.compile_cache_folder is not None:
         # Last, since it writes: a model that does not fit leaves nothing behind.
         with kept_graphs(settings, group, Path(settings.compile_cache_folder)):
             engine.compile()
     return engine
+
+
+def _completion_logprobs(decoder: Decoder, settings: EngineSettings) -> CompletionLogprobs:
+    return CompletionLogprobs(
+        decoder,
+        settings.samples_per_micro_batch,
+        settings.prompt_length,
+        settings.sampling.max_tokens,
+        settings.sampling.learning_temperature,
+    )
+
+
+def _load_folder(engine: MindSporeEngine, role: str, folder: str, config: ModelConfig) -> None:
+    """Weights of a Hugging Face folder: straight into the parameters where the host sees them."""
+    if engine.views:
+        load_weights(folder, config, engine.tensors()[role])
+        return
+    weights = {name: np.empty(spec.shape, spec.dtype) for name, spec in engine.layout()[role].items()}
+    load_weights(folder, config, weights)
+    for name, array in weights.items():
+        engine.load(role, name, array)

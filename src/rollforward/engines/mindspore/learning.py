@@ -15,7 +15,6 @@ Left out: activation recomputation and mixed precision. Everything is float32.
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 
 import mindspore as ms
 import numpy as np
@@ -26,9 +25,8 @@ from rollforward.engines.mindspore.batches import columns, micro_batches
 from rollforward.engines.mindspore.memory import Memory
 from rollforward.engines.mindspore.objective import CompletionLogprobs, Objective
 from rollforward.engines.mindspore.optimizer import ApplyAdamW, step_scalars
-from rollforward.engines.mindspore.parallel import MsrunGroup
 from rollforward.errors import NonFinite
-from rollforward.grpo.ports import Group, Meeting
+from rollforward.grpo.ports import Group
 from rollforward.grpo.types import EngineSettings, Floats, TrainingBatch, UpdateOutcome
 
 
@@ -104,7 +102,6 @@ class Learner:
         self._tokens = settings.sampling.max_tokens
         self._clear_gradients = memory.zeroing(tuples[1])
         self._add = AddGradients(Objective(logprobs, settings.objective), *tuples)
-        self._sharing: Meeting = group.sharing if isinstance(group, MsrunGroup) else nullcontext
         self._sum_over_workers = SumOverWorkers(tuples[1]) if group.world_size > 1 else None
         self._squared_norms = SquaredNorms(tuples[1])
         self._apply = ApplyAdamW(named, buffers, settings.optimizer)
@@ -140,7 +137,7 @@ class Learner:
         """See `grpo.ports.Engine.update`. NonFinite, and nothing changed, where the loss or gradient is."""
         terms = self._accumulate(batch)
         if self._sum_over_workers is not None:
-            with self._sharing():
+            with self._group.sharing():
                 self._sum_over_workers().asnumpy()
         squares = self._squared_norms().asnumpy().astype(np.float64)
         norm = math.sqrt(squares.sum())

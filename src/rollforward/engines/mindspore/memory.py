@@ -7,12 +7,13 @@
                framework a new value, and nothing is computed on the host's side of a step
 
 `memory_of` chooses by the device, here and nowhere else. `Copied` has been tried on the CPU only,
-where it gives the same bits as `Viewed`; it has not run on an Ascend or a GPU.
+where it gives the same bits as `Viewed`, also when the thread that writes a checkpoint reads while
+the engine generates; it has not run on an Ascend or a GPU.
 
 Left out of `Copied`: copying the reference from the policy without a way through the host.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import mindspore as ms
@@ -21,7 +22,7 @@ from mindspore import nn, ops
 from numpy.typing import NDArray
 
 from rollforward.errors import EngineError
-from rollforward.grpo.ports import Tensors
+from rollforward.tensors import Layout, Tensors, TensorSpec
 
 Slot: TypeAlias = "ms.Parameter | NDArray[Any]"
 """Where a tensor lives: a parameter, or an array that never leaves the host."""
@@ -84,8 +85,12 @@ class Copied:
     views = False
 
     def tensors(self, slots: Slots) -> Tensors:
-        """A mapping whose roles are copied to the host each time they are asked for."""
-        return _Copies(slots)
+        """Mappings whose arrays are copied to the host each time they are asked for, one by one."""
+        return {role: _Copies(named, self.read) for role, named in slots.items()}
+
+    def read(self, slot: Slot) -> NDArray[Any]:
+        """A copy of what is there now."""
+        return np.array(_seen(slot), copy=True)
 
     def write(self, slot: Slot, array: NDArray[Any]) -> None:
         """A new value for the parameter; the array is copied first, so the caller may change it."""
@@ -115,25 +120,30 @@ def use_device(device_target: str) -> None:
         ) from error
 
 
-def shape_and_dtype(slot: Slot) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """What fits into a slot, without reading it."""
-    if isinstance(slot, np.ndarray):
-        return slot.shape, slot.dtype
-    return tuple(slot.shape), np.dtype(ms.dtype_to_nptype(slot.dtype))
+def layout_of_slots(slots: Slots) -> Layout:
+    """What fits into the slots, without reading them."""
+    return {role: {name: _spec(slot) for name, slot in named.items()} for role, named in slots.items()}
+
+
+def _spec(slot: Slot) -> TensorSpec:
+    # By its name, `Float32` and so on: MindSpore's own way from 2.7 on is to warn of `dtype_to_nptype`.
+    dtype = slot.dtype if isinstance(slot, np.ndarray) else str(slot.dtype).lower()
+    return TensorSpec.whole(dtype, tuple(slot.shape))
 
 
 def _seen(slot: Slot) -> NDArray[Any]:
     return slot if isinstance(slot, np.ndarray) else slot.asnumpy()
 
 
-class _Copies(Mapping[str, Mapping[str, NDArray[Any]]]):
-    """role -> name -> a fresh copy."""
+class _Copies(Mapping[str, NDArray[Any]]):
+    """name -> a fresh copy."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Mapping[str, Slot], read: Callable[[Slot], NDArray[Any]]) -> None:
         self._slots = slots
+        self._read = read
 
-    def __getitem__(self, role: str) -> Mapping[str, NDArray[Any]]:
-        return {name: np.array(_seen(slot), copy=True) for name, slot in self._slots[role].items()}
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self._read(self._slots[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._slots)

@@ -7,19 +7,27 @@ completions behind them.
 import mindspore as ms
 from mindspore import nn, ops
 
-from rollforward.engines.mindspore.model import Decoder, attention_mask, positions_of
+from rollforward.engines.mindspore.model import Decoder, attention_mask, positions_of, spread
 from rollforward.engines.mindspore.vocabulary import TokenLogprobs
 from rollforward.grpo.types import ObjectiveSettings
 
 
 class CompletionLogprobs(nn.Cell):
-    """(ids int32 [b, P+T], mask bool [b, P+T]) -> [b, T] of the last T tokens; meaningless where masked."""
+    """(ids int32 [b, P+T], mask bool [b, P+T]) -> [b, T] of the last T tokens; meaningless where masked.
 
-    def __init__(self, decoder: Decoder, rows: int, prompt_length: int, max_tokens: int) -> None:
+    Of softmax(logits / temperature), as in `grpo.objective`. The head is linear, so the hidden states are
+    divided instead: they are far fewer numbers than the logits.
+    """
+
+    def __init__(
+        self, decoder: Decoder, rows: int, prompt_length: int, max_tokens: int, temperature: float = 1.0
+    ) -> None:
         super().__init__()
         self.decoder = decoder
         self.prompt_length = prompt_length
         self.shape = (rows, max_tokens)
+        self.divides = temperature != 1.0
+        self.inverse_temperature = ms.Tensor([[1.0 / temperature]], ms.float32)
         self.token_logprobs = TokenLogprobs(rows * max_tokens, decoder.config.vocab_size)
 
     def construct(self, ids: ms.Tensor, mask: ms.Tensor) -> ms.Tensor:
@@ -30,6 +38,8 @@ class CompletionLogprobs(nn.Cell):
         hidden = hidden[:, self.prompt_length - 1 :]
         targets = ids[:, self.prompt_length :].reshape(-1)
         flat = hidden.reshape(-1, hidden.shape[-1])
+        if self.divides:
+            flat = flat * spread(self.inverse_temperature, flat.shape)
         return self.token_logprobs(flat, self.decoder.head_weight, targets).reshape(self.shape)
 
 

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.engines.base import Finding, Launch, Process
-from rollforward.grpo.ports import Engine, Group, Meeting, Tensors
+from rollforward.grpo.ports import Engine, Group, Meeting
 from rollforward.grpo.types import EngineSettings
 from rollforward.models.config import ModelConfig
 from rollforward.models.shapes import tensor_layout
+from rollforward.tensors import Layout
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
 """Environment variable -> seconds that are recommended."""
@@ -57,7 +58,7 @@ class MindSpore:
         """From config.json."""
         return ModelConfig.parse(model_config).vocab_size
 
-    def tensor_layout(self, model_config: Mapping[str, Any]) -> Tensors:
+    def tensor_layout(self, model_config: Mapping[str, Any]) -> Layout:
         """From config.json."""
         return tensor_layout(ModelConfig.parse(model_config))
 

@@ -2,8 +2,7 @@
 
 Data-parallel only: every worker holds the whole model, and what passes between them is a sum of
 gradients (`learning`) and small values in JSON (`Group.all_gather`). `connect` finds out whether
-this process was started by `msrun`; a process that was not is a group of one, and no
-communication library is started for it.
+this process was started by `msrun`; for one that was not, no communication library is started.
 
 Left out: model-parallel layouts. On the CPU neither ReduceScatter nor semi-automatic parallelism
 exists, so they would have to be built from explicit collectives.
@@ -24,22 +23,12 @@ from numpy.typing import NDArray
 
 from rollforward.engines.mindspore.memory import use_device
 from rollforward.errors import EngineError
+from rollforward.grpo.group import OneProcess, encoded
 from rollforward.grpo.ports import Group, Meeting
 from rollforward.grpo.types import Ints
 
 FRAME_WORDS = 1024
 """int32 words of the first frame of an exchange, its length word included: 4 KiB hold most values."""
-
-
-class SingleProcess:
-    """A group of one. `grpo.ports.Group` without any communication."""
-
-    rank = 0
-    world_size = 1
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """The value, through JSON, so that one worker sees what many would."""
-        return [json.loads(_encode(value))]
 
 
 class MsrunGroup:
@@ -59,7 +48,7 @@ class MsrunGroup:
         as the longest rest. Sizes are rounded up to powers of two, since each size is a graph to
         compile.
         """
-        payload = _encode(value)
+        payload = encoded(value)
         room = (FRAME_WORDS - 1) * 4
         first = np.zeros(FRAME_WORDS, dtype=np.int32)
         first[0] = len(payload)
@@ -81,7 +70,7 @@ class MsrunGroup:
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """Around every collective, also of others. EngineError when it does not succeed."""
+        """EngineError when the collective within does not succeed."""
         try:
             with self._meeting():
                 yield
@@ -119,7 +108,7 @@ def connect(device_target: str = "CPU", meeting: Meeting = nullcontext) -> Group
     `meeting` is entered around every later collective. EngineError when the other workers do not come.
     """
     if not started_by_msrun():
-        return SingleProcess()
+        return OneProcess()
     use_device(device_target)
     try:
         comm.init()
@@ -155,13 +144,6 @@ def serve_scheduler(device_target: str = "CPU") -> None:
 def first_line(error: BaseException) -> str:
     """Of what MindSpore says, which goes on for pages."""
     return str(error).strip().split("\n")[0]
-
-
-def _encode(value: Any) -> bytes:
-    try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=True).encode()
-    except (TypeError, ValueError) as error:
-        raise EngineError(f"workers exchange JSON values, and this is none: {error}") from error
 
 
 def _words(payload: bytes, words: int) -> Ints:
