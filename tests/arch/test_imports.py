@@ -13,11 +13,18 @@ import pytest
 import rollforward
 
 ROOT = Path(rollforward.__file__).parent
-EVERYONE = {"rollforward", "rollforward.errors", "rollforward.position", "rollforward.wording"}
+EVERYONE = {
+    "rollforward",
+    "rollforward.agreement",
+    "rollforward.errors",
+    "rollforward.position",
+    "rollforward.wording",
+}
 FRAMEWORKS = {"mindspore", "torch", "transformers", "tensorflow", "jax"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "agreement": set(),
     "position": set(),
     "wording": set(),
     "storage": set(),

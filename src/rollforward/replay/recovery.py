@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rollforward.agreement import together
 from rollforward.errors import CheckpointInvalid, NothingToResume
 from rollforward.grpo.ports import Engine
 from rollforward.position import Position
@@ -43,27 +44,35 @@ def restore(storage: Storage, engine: Engine, *, until: Position | None = None) 
     """Load the newest checkpoint, not after `until`, that proves intact on every worker. Collective.
 
     Raises NothingToResume, with all reasons, when none does, and CheckpointMismatch for an
-    intact one that does not belong to this engine.
+    intact one that does not belong to this engine; what one worker raises, all raise.
     """
     rejected: dict[Position, str] = {}
     began, finding = time.perf_counter(), 0.0
-    while True:
+
+    def attempt() -> tuple[Manifest, str | None, float]:
+        """The newest that is left, put in place; what is wrong with it; and how long it took to find."""
         looking = time.perf_counter()
         try:
             found = find(storage, skip=rejected, until=until)
         except NothingToResume as error:
             raise NothingToResume(_with_reasons(error.message, rejected), hint=error.hint) from None
-        finding += time.perf_counter() - looking
+        seconds = time.perf_counter() - looking
         for item in found.rejected:
             rejected.setdefault(item.position, item.reason)
-        manifest = found.manifest
-        check_layout(manifest, engine.tensors(), world_size=engine.group.world_size)
-        problem = None
+        check_layout(found.manifest, engine.tensors(), world_size=engine.group.world_size)
         try:
-            _put_in_place(storage, manifest, engine)
+            _put_in_place(storage, found.manifest, engine)
         except CheckpointInvalid as error:
-            problem = error.message
-        answers = engine.group.all_gather({"position": str(manifest.position), "problem": problem})
+            return found.manifest, error.message, seconds
+        return found.manifest, None, seconds
+
+    while True:
+        (manifest, _, seconds), answers = together(
+            attempt,
+            engine.group.all_gather,
+            tell=lambda found: {"position": str(found[0].position), "problem": found[1]},
+        )
+        finding += seconds
         reason = _disagreement(answers)
         if reason is None:
             return Restored(

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rollforward.agreement import together
 from rollforward.errors import CheckpointInvalid, ReplayDiverged, StorageError
 from rollforward.grpo.types import RolloutChunk, UpdateOutcome
 from rollforward.position import Position
@@ -218,7 +219,7 @@ def open_rollout_log(
     `storage` are only read. `checkpoint`: incarnation and position of the checkpoint that was restored.
     `inherit_before`: take over nothing of this position or later, to branch off there; None takes all.
     `finished`: steps before it are known to have been finished, whatever the journal says of them.
-    Collective. StorageError, on all ranks, when one of them cannot read or write its journal.
+    Collective: what one rank raises, such as StorageError when it cannot read its journal, all raise.
     """
 
     def look() -> JournalView:
@@ -231,8 +232,8 @@ def open_rollout_log(
             run_id=identity.run_id,
         )
 
-    view, answers = _together(
-        look, lambda view: _reach(view, identity, start, finished or start, settings), all_gather
+    view, answers = together(
+        look, all_gather, tell=lambda view: _reach(view, identity, start, finished or start, settings)
     )
     agreed = _agree(answers, start, settings.steps_per_epoch, inherit_before)
     inherited = view.inherited(agreed.before)
@@ -252,7 +253,7 @@ def open_rollout_log(
         lost = sum(position >= agreed.finished for position, _ in view.rollouts.keys() - inherited.rollouts)
         return [reused, lost]
 
-    (journal, repaired), counts = _together(begin, chunks, all_gather)
+    (journal, repaired), counts = together(begin, all_gather, tell=chunks)
     log = JournaledRollouts(
         journal, settings, notice=notice, weights_digest=weights_digest, uninterrupted=uninterrupted
     )
@@ -275,26 +276,6 @@ def _reach(
         "compatible": _compatible(view, identity),
         "problems": list(view.problems),
     }
-
-
-def _together(
-    work: Callable[[], Any], answer: Callable[[Any], Any], all_gather: Callable[[Any], list[Any]]
-) -> tuple[Any, list[Any]]:
-    """Each rank works, then all tell: what this rank has, and all answers. StorageError reaches all."""
-    failed: StorageError | None = None
-    result: Any = None
-    try:
-        result = work()
-        told = {"answer": answer(result), "problem": None}
-    except StorageError as error:
-        failed, told = error, {"answer": None, "problem": error.message}
-    everyone = all_gather(told)
-    if failed is not None:
-        raise failed
-    for rank, other in enumerate(everyone):
-        if other["problem"] is not None:
-            raise StorageError(f"rank {rank}: {other['problem']}", hint="see that rank's log")
-    return result, [other["answer"] for other in everyone]
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from functools import partial
 from typing import Any
 
 from rollforward import verifiers
+from rollforward.agreement import together
 from rollforward.engines.base import EnginePackage
-from rollforward.errors import NonFinite, NothingToResume, RunLocked
+from rollforward.errors import NonFinite, NothingToResume
 from rollforward.grpo.ports import Engine, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
@@ -106,24 +107,22 @@ class Claim:
 
 
 def claim_folder(plan: Plan, worker: Worker) -> Claim:
-    """Lock the run's folder, on the first rank, for all. Collective; RunLocked on all ranks."""
-    after = plan.source.newest_incarnation()
-    answer: dict[str, Any] = {}
-    fence: Callable[[], None] = _no_fence
-    if worker.is_first:
-        try:
-            lock = worker.closing.enter_context(RunLock.acquire(plan.outputs.run, after=after))
-            if lock.taken_over is not None:
-                worker.log.line(f"lock: taken over, its owner ended without releasing it: {lock.taken_over}")
-            fence = lock.check
-            remove_strays(LocalStorage(plan.outputs.run))
-            answer = {"incarnation": lock.incarnation}
-        except RunLocked as error:
-            answer = {"message": error.message, "hint": error.hint}
-    answer = worker.group.all_gather(answer)[0]
-    if "message" in answer:
-        raise RunLocked(answer["message"], hint=answer["hint"])
-    return Claim(incarnation=answer["incarnation"], fence=fence)
+    """Lock the run's folder, on the first rank, for all. Collective: what fails there fails on all ranks."""
+
+    def acquire() -> RunLock | None:
+        if not worker.is_first:
+            return None
+        after = plan.source.newest_incarnation()
+        lock = worker.closing.enter_context(RunLock.acquire(plan.outputs.run, after=after))
+        if lock.taken_over is not None:
+            worker.log.line(f"lock: taken over, its owner ended without releasing it: {lock.taken_over}")
+        remove_strays(LocalStorage(plan.outputs.run))
+        return lock
+
+    lock, incarnations = together(
+        acquire, worker.group.all_gather, tell=lambda lock: None if lock is None else lock.incarnation
+    )
+    return Claim(incarnation=incarnations[0], fence=_no_fence if lock is None else lock.check)
 
 
 def _no_fence() -> None:
