@@ -30,8 +30,9 @@ from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
 from rollforward.processes import environment, stopping
 from rollforward.replay import report as recovery_report
+from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
-from rollforward.replay.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
+from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
 from rollforward.run import evidence, metrics, strategy_folder
 from rollforward.run.branching import changes
 from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
@@ -294,7 +295,7 @@ def watch_recovery(
         report,
         log,
         worker.group,
-        steps_per_epoch=plan.steps_per_epoch,
+        following=lambda position: position.following(plan.steps_per_epoch),
         say=worker.log.line,
         keep=partial(recovery_report.keep, storage) if worker.is_first else lambda _: None,
         age=environment.age,
@@ -338,7 +339,7 @@ def run_steps(
     if start >= plan.until:
         reason = f"checkpoint {plan.until} is there, nothing to replay"
         say(f"{doing}: {reason if plan.rebuild else f'nothing to do, the run ends at {plan.until}'}")
-        log.journal.note(start, "finished", {"steps": plan.total_steps})
+        log.journal.note(start, FINISHED, {"steps": plan.total_steps})
         return
     how = "starts" if plan.source.run is None else "goes on"
     say(f"{doing}: {how} at step {start} ({done + 1} of {plan.total_steps})")
@@ -354,7 +355,7 @@ def run_steps(
             tensors=engine.tensors(),
         )
         raise evidence.keep(error, worker.group, about) from error
-    log.journal.note(plan.until, "finished", {"steps": plan.total_steps})
+    log.journal.note(plan.until, FINISHED, {"steps": plan.total_steps})
     done = plan.until.global_step(plan.steps_per_epoch)
     say(f"done: {done} steps, the last checkpoint is {plan.until} in {plan.outputs.run}")
 
