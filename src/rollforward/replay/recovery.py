@@ -16,13 +16,32 @@ Left out: rolling the journal forward from there, which `rollout_log` prepares a
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from rollforward.agreement import together
 from rollforward.errors import CheckpointInvalid, NothingToResume
-from rollforward.grpo.ports import Engine
+from rollforward.grpo.ports import Group, Tensors
 from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store import Manifest, check_layout, find, read_tensors, restore_into
+
+
+class Target(Protocol):
+    """What a checkpoint is put into; a `grpo.ports.Engine` is one."""
+
+    group: Group
+    views: bool
+    """Whether `tensors()` are the memory itself, so that bytes can be read straight into it."""
+
+    def tensors(self) -> Tensors:
+        """role -> name -> array, as it is now."""
+        ...
+
+    def load(self, role: str, name: str, array: NDArray[Any]) -> None:
+        """Put one tensor in place."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +59,25 @@ class Restored:
     """To read, verify and put in place, those that were rejected on the way included."""
 
 
-def restore(storage: Storage, engine: Engine, *, until: Position | None = None) -> Restored:
+class Arrays:
+    """A `Target` of plain arrays."""
+
+    views = True
+
+    def __init__(self, tensors: Tensors, group: Group) -> None:
+        self.group = group
+        self._tensors = tensors
+
+    def tensors(self) -> Tensors:
+        """The arrays themselves."""
+        return self._tensors
+
+    def load(self, role: str, name: str, array: NDArray[Any]) -> None:
+        """Put one tensor in place."""
+        self._tensors[role][name][...] = array
+
+
+def restore(storage: Storage, engine: Target, *, until: Position | None = None) -> Restored:
     """Load the newest checkpoint, not after `until`, that proves intact on every worker. Collective.
 
     Raises NothingToResume, with all reasons, when none does, and CheckpointMismatch for an
@@ -87,7 +124,7 @@ def restore(storage: Storage, engine: Engine, *, until: Position | None = None) 
         rejected[newest] = reason
 
 
-def _put_in_place(storage: Storage, manifest: Manifest, engine: Engine) -> None:
+def _put_in_place(storage: Storage, manifest: Manifest, engine: Target) -> None:
     """All tensors into the engine. After CheckpointInvalid what is there must not be used."""
     if engine.views:
         restore_into(storage, manifest, engine.tensors())

@@ -71,7 +71,8 @@ class RecoveryReport:
     """`prepare`: from the start of the process until configuration and data are read; `framework`: loading
     it and meeting the other workers; `engine`: model and graphs; `find` and `load` the checkpoint, where
     verifying is part of loading; `journal`: reading it; and once it is over `replay`, and `total`: from the
-    start of the process until step `next` begins."""
+    start of the process until step `next` begins. A loop of `open_run` does not have the first three, and its
+    `total` counts from there."""
 
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; positions as text."""
@@ -115,8 +116,9 @@ class RecoveryReport:
         proof = ""
         if self.updates_replayed:
             proof = f", {self.updates_repeated} of {self.updates_replayed} updates equal to the last bit"
+        since = "the process started" if "prepare" in self.seconds else "the run was opened"
         return (
-            f"over {self.seconds['total']:.2f} s after the process started, {self.seconds['replay']:.2f} s "
+            f"over {self.seconds['total']:.2f} s after {since}, {self.seconds['replay']:.2f} s "
             f"of it for replaying {counted(self.steps_replayed, 'step')}{proof}; "
             f"{counted(self.chunks_reused, 'chunk')} from the journal, "
             f"{counted(self.chunks_generated_again, 'chunk')} generated again; next is step {self.next}"
@@ -209,7 +211,7 @@ class Recovering:
             self._finish()
 
     def begins(self, position: Position) -> None:
-        """The same, for a run that does not know which step follows one: told when each begins. Collective."""
+        """The same, for a run that cannot name the step after one: told when a step begins. Collective."""
         if not self.report.over and position >= self.report.next:
             self._finish()
 

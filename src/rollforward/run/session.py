@@ -30,11 +30,11 @@ from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
 from rollforward.processes import environment, stopping
 from rollforward.replay import report as recovery_report
+from rollforward.replay.facts import changes
 from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
 from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
 from rollforward.run import evidence, metrics, strategy_folder
-from rollforward.run.branching import changes
 from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
 from rollforward.run.plan import Plan, schedule_of
