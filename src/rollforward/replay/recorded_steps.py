@@ -1,13 +1,14 @@
 """Steps that only their records tell: how long one is, and which comes next, is up to the loop.
 
 Each record says which step came `after` which, and the outcome of a step says how many chunks it has. So
-a step is whole when its outcome is there, with all its chunks, and comes after a whole step: a gap is
+a step is whole when its outcome is known, all its chunks are there, and it comes after a whole step: a gap is
 noticed, and steps may be counted by epochs of any length.
 
     rollouts    chunk (numbered in the order of the calls), after, and what `once` says
     outcome     chunks, after; arrays: the numbers, float64
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,34 +35,46 @@ class RecordedSteps:
     after: Position | None
     """None where the run begins."""
     replayed: list[Position] = field(default_factory=list)
-    """Once all have agreed: the steps that are whole on every rank, in their order."""
+    """Once all have agreed: the steps that are whole, in their order."""
     under_way: Position | None = None
     """And the one behind them, where its name is known."""
 
     def told(self, view: JournalView) -> dict[str, Any]:
-        """The steps in their order, how many of them are whole, and how far the rank had come."""
-        steps: list[Position] = []
-        whole, last = 0, self.after
+        """[step, chunks that are there, chunks that its outcome asks for], and how far the rank had come."""
+        steps: list[list[Any]] = []
+        last = self.after
         for position in sorted({key[0] for key in (*view.rollouts, *view.outcomes)}):
-            after, is_whole = _look(view, position)
+            after, asked = _look(view, position)
             if after != said(last) or (not steps and position != self.start):
                 break
-            steps.append(position)
-            if not is_whole:
+            there = next(n for n in itertools.count() if (position, n) not in view.rollouts)
+            steps.append([str(position), there, asked])
+            if asked is None or there < asked:
                 break
-            whole, last = whole + 1, position
+            last = position
         done = [self.behind(position) for position, _ in view.outcomes]
         done += [position for position, _ in view.rollouts]
-        furthest = max([self.start, *done])
-        return {"steps": [str(step) for step in steps], "whole": whole, "furthest": str(furthest)}
+        return {"steps": steps, "furthest": str(max([self.start, *done]))}
 
     def reach(self, told: Sequence[Any], *, compatible: bool) -> Reach:
-        """As many steps as all have; who has more knows the name of the next."""
+        """Whole is a step of which one rank has the outcome, and every rank all chunks.
+
+        A rank that was killed before it wrote the outcome computes it again; so what another rank had
+        made of the step after that is not lost.
+        """
         furthest = max(Position.parse(each["furthest"]) for each in told)
-        if compatible:
-            whole = min(each["whole"] for each in told)
-            steps = [Position.parse(step) for step in max((each["steps"] for each in told), key=len)]
-            self.replayed, self.under_way = steps[:whole], next(iter(steps[whole:]), None)
+        chains = [each["steps"] for each in told] if compatible else [[]]
+        for step in itertools.zip_longest(*chains):
+            known = [each for each in step if each is not None]
+            names = {name for name, _, _ in known}
+            if len(names) > 1:
+                break
+            self.under_way = Position.parse(names.pop())
+            asked = [count for _, _, count in known if count is not None]
+            if not asked or len(known) < len(chains) or any(there < max(asked) for _, there, _ in known):
+                break
+            self.replayed.append(self.under_way)
+            self.under_way = None
         until = self.under_way or (self.behind(self.replayed[-1]) if self.replayed else self.start)
         return Reach(until=until, finished=max(until, furthest))
 
@@ -81,18 +94,15 @@ class RecordedSteps:
         )
 
 
-def _look(view: JournalView, position: Position) -> tuple[str | None, bool]:
-    """After which step this one came, None where no record of it says so; and whether it is whole."""
+def _look(view: JournalView, position: Position) -> tuple[str | None, int | None]:
+    """After which step this one came, and how many chunks its outcome says it has; None where none says."""
     outcome = view.outcomes.get((position, 0))
     first = next((place for key, place in sorted(view.rollouts.items()) if key[0] == position), None)
     for place in (outcome, first):
         try:
-            if place is None:
-                continue
-            record = read_record(place)
-            chunks = record.number(CHUNKS) if place is outcome else None
+            if place is not None:
+                record = read_record(place)
+                return record.metadata.get(AFTER), record.number(CHUNKS) if place is outcome else None
         except (CheckpointInvalid, ValueError):
             continue
-        is_whole = chunks is not None and all((position, n) in view.rollouts for n in range(chunks))
-        return record.metadata.get(AFTER), is_whole
-    return None, False
+    return None, None
