@@ -6,10 +6,11 @@ A maker gives arrays by name, or one array, or either with a small JSON value be
     np.array([...])                         one array
     ({"tokens": ...}, {"tries": 3})         and JSON
 
-What comes back has the same form, names, dtypes, shapes and bits, whether it was made just now or
-comes from the journal: arrays are copies of their own, C-contiguous, little-endian and writable.
+What comes back has the same form, names in their order, dtypes, shapes and bits, whether it was made just
+now or comes from the journal: arrays are copies of their own, C-contiguous, little-endian and writable.
 
-    metadata    name, after (the step before), form (array, arrays), info (JSON, where it was given)
+    metadata    name, after (the step before), form (array, arrays), names (of the arrays, JSON, in their
+                order), info (JSON, where it was given)
 """
 
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ Arrays = dict[str, NDArray[Any]]
 
 NAME = "name"
 FORM = "form"
+NAMES = "names"
 INFO = "info"
 _ALONE = "value"
 """The name of an array that was given without one."""
@@ -40,19 +42,25 @@ def pack(made: Any) -> tuple[Arrays, dict[str, str]]:
         made, info = made
         metadata[INFO] = strictjson.dump(info)
     if isinstance(made, Mapping):
-        return {_name(name): _copied(f"{name!r}", array) for name, array in made.items()}, {
-            FORM: "arrays",
-            **metadata,
-        }
+        arrays = {_name(name): _copied(f"{name!r}", array) for name, array in made.items()}
+        return arrays, {FORM: "arrays", NAMES: strictjson.dump(list(arrays)), **metadata}
     return {_ALONE: _copied("the array", made)}, {FORM: "array", **metadata}
 
 
 def unpack(arrays: Arrays, metadata: Mapping[str, str]) -> Any:
     """What was given to `pack`, in the same form; ValueError when that is not in there."""
-    form = metadata.get(FORM)
-    if form not in ("array", "arrays") or (form == "array" and arrays.keys() != {_ALONE}):
+    names = strictjson.parse(metadata.get(NAMES, "[]").encode()) if FORM in metadata else None
+    made: Any
+    if (
+        metadata.get(FORM) == "arrays"
+        and isinstance(names, list)
+        and sorted(map(str, names)) == sorted(arrays)
+    ):
+        made = {name: arrays[name] for name in names}
+    elif metadata.get(FORM) == "array" and arrays.keys() == {_ALONE}:
+        made = arrays[_ALONE]
+    else:
         raise ValueError("not a record of what a maker gave")
-    made: Any = dict(arrays) if form == "arrays" else arrays[_ALONE]
     return (made, strictjson.parse(metadata[INFO].encode())) if INFO in metadata else made
 
 
