@@ -5,26 +5,26 @@
     tensors = {"policy": {"w": w}, "optimizer": {"m": m, "v": v}}    # NumPy arrays: role -> name -> array
 
     with rollforward.open_run("output/run", facts={"lr": lr, "seed": seed}) as run:
-        start = run.restore(tensors)                       # the newest intact checkpoint, into the arrays
+        start = run.restore(tensors)                       # newest intact checkpoint, into the arrays
         for step in range(start.step if start else 0, steps):
-            batch = run.once(step, "rollouts", lambda: sample(w, step))    # kept before it is used
+            batch = run.once(step, "rollouts", lambda: sample(w, step))    # durable before it is used
             with run.updating(step):                       # weights change only in here
                 loss = update(tensors, batch)
-            run.outcome(step, loss=loss)                   # a replay has to repeat it, to the last bit
+            run.outcome(step, loss=loss)                   # a replay has to repeat it to the last bit
             run.checkpoint(step + 1, tensors, every=10)    # written while the next step samples
+        run.checkpoint(steps, tensors)                     # the last one
 
-Killed anywhere and started again, the loop goes on from the newest checkpoint that proves intact. Steps that
-had been finished since are replayed: `once` gives back what was recorded, so nothing is sampled again, the
-update runs, and what it gives is compared with what was recorded, bit by bit. The run ends with the bytes it
-would have had.
+Kill it anywhere and start it again: it continues from the newest checkpoint that proves intact. Steps that
+were finished after that are replayed: `once` returns what was recorded, so nothing is sampled again; the
+update runs; its outcome is compared with the recorded one, bit by bit. The run ends with the same bytes as
+one that was never interrupted.
 
-What the loop has to keep to: `update`, and all that stands outside `once`, is a function of the tensors, the
-batch and `facts`; a random number is keyed by the step, or drawn inside `once`. Steps are numbers, or pairs
-(epoch, step), and only ever go up.
+Outside `once` the loop has to be deterministic: a function of the tensors, the step, what `once` returned and
+`facts`. Key random numbers by the step, or draw them inside `once`. Steps are numbers, or pairs (epoch,
+step), and only go up.
 
-With several processes each of them runs the same loop on the same tensors (data-parallel training); the calls
-that are collective say so. Left out: tensors that are split over processes, and starting with another number
-of them.
+Several processes run the same loop on the same tensors (data-parallel training); calls that are collective
+say so. Left out: tensors that are split over processes, and resuming with another number of processes.
 """
 
 import contextlib
@@ -72,21 +72,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a run goes on: what `Run.restore` put in place."""
+    """Where a resumed run continues, as `Run.restore` found it."""
 
     position: Position
-    """(epoch, step) of the step to do next; the epoch is 0 for a loop that counts steps only."""
+    """(epoch, step) of the next step; the epoch is 0 in a loop that only counts steps."""
     state: Mapping[str, Any]
-    """What `Run.checkpoint` was given as `state`."""
+    """The `state` that `Run.checkpoint` was given."""
 
     @property
     def step(self) -> int:
-        """The step to do next, in its epoch."""
+        """The number of the next step, in its epoch."""
         return self.position.step
 
     @property
     def epoch(self) -> int:
-        """The epoch of the step to do next."""
+        """The epoch of the next step."""
         return self.position.epoch
 
 
@@ -103,20 +103,22 @@ def open_run(
     on_divergence: OnDivergence = "stop",
     log: Callable[[str], None] | None = None,
 ) -> "Run":
-    """Open a run's folder, new or not, and hold it until the run is closed. Collective.
+    """Open a run's folder, new or not, and lock it until the run is closed. Collective.
 
-    `rank`, `world_size`, `all_gather`: this process among those that train together; `all_gather(value)`
-    gives each process's value (anything JSON can hold) on all of them, in the order of ranks.
-    `facts`: what influences the numbers, for JSON: hyperparameters, seed, a digest of the data. When they
-    changed the resume names them, and nothing that was recorded with others is replayed.
-    `versions`: of what computes, besides NumPy; where they changed a replay is compared with a tolerance.
-    `keep`: how many checkpoints stay, or a `rollforward.store.Retention`.
-    `prove_unchanged`: digest all tensors after each update and again before the next, to find what changes
-    them outside `updating`; a pass over memory each.
-    `on_divergence`: what to do when a replay gives other bits than were recorded: "stop", or "accept" them.
-    `log` is told what happens, a line at a time; by default `logging.getLogger("rollforward")` is.
+    `rank`, `world_size`, `all_gather`: this process among those that train together. `all_gather(value)`
+    returns each process's value (anything JSON can hold), in the order of ranks, on all of them.
+    `facts`: what influences the numbers, as JSON: hyperparameters, seed, a digest of the data. A resume
+    names the facts that changed, and does not replay what was recorded with others.
+    `versions`: of the libraries that compute, besides NumPy. Where they changed, a replay is compared
+    within a tolerance.
+    `keep`: how many checkpoints to keep, or a `rollforward.store.Retention`.
+    `prove_unchanged`: digest all tensors after each update and before the next, to find what changes them
+    outside `updating`. Each is one pass over memory.
+    `on_divergence`: what to do when a replay differs from the record: "stop", or "accept" the new values.
+    `log`: called with each line of the log; by default lines go to `logging.getLogger("rollforward")`.
 
-    Raises RunLocked when another process holds the folder, InputError for what cannot be meant, StorageError.
+    Raises RunLocked when another process holds the folder, InputError for arguments that make no sense, and
+    StorageError.
     """
     if all_gather is None:
         if world_size != 1:
@@ -164,11 +166,10 @@ def open_run(
 
 
 class Run:
-    """A run that is open; made by `open_run`, used as a context manager.
+    """An open run: what `open_run` returns. Use it as a context manager.
 
-    When the `with` block ends, what is under way is committed and the folder let go. After an error nothing
-    more is committed: the next start recovers. A call that is not in the order which the module describes
-    raises InputError.
+    When the `with` block ends, a checkpoint under way is committed and the folder is unlocked. After an
+    error nothing more is committed: the next start recovers. Calls out of order raise InputError.
     """
 
     def __init__(self, place: Place, settings: LoopSettings, *, release: Callable[[], None]) -> None:
@@ -195,16 +196,16 @@ class Run:
     def restore(self, tensors: Tensors) -> Start | None:
         """Read the newest checkpoint that proves intact into the arrays; None for a new run. Collective.
 
-        `tensors`: role -> name -> writable array, of the shapes and dtypes that the run has; they are the
-        live ones, in which the loop trains. A run is new until its first step begins: the arrays as they
-        are then are its first checkpoint, saved before anything else is.
+        `tensors`: role -> name -> writable array, in the run's shapes and dtypes. They are the live tensors
+        that the loop trains. When the first step of a new run begins, their content is saved as its first
+        checkpoint; until then they may still be initialised.
 
         Raises NothingToResume when there are checkpoints and none is intact, CheckpointMismatch when they are
         of other tensors or of another number of processes.
         """
         self._check_open()
         if self._tensors is not None:
-            misuse("restore was called before; a run is restored once, before its first step")
+            misuse("restore was called twice; call it once, before the first step")
         check_tensors(tensors, writeable=True)
         self._tensors = tensors
         if self._is_new():
@@ -213,14 +214,14 @@ class Run:
         return self._go_on(restore(self._place.storage, Arrays(tensors, self._settings.ranks)))
 
     def once(self, step: Step, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, made once: from the journal when an earlier start of the run finished it.
+        """The result of `make`, or what an earlier start recorded as that.
 
-        `make` returns arrays by name, one array, or a pair of either and a small JSON value; any dtype that
-        safetensors has will do. What `once` returns has the same form, dtypes, shapes and bits every time,
-        in arrays of its own. It is on stable storage when this returns.
+        `make` returns arrays by name, one array, or a pair of either and a small JSON value, in any dtype
+        that safetensors has. `once` returns the same form, dtypes, shapes and bits whether the result is new
+        or recorded, in arrays of its own (C-contiguous, writable). The result is on stable storage by then.
 
-        A step may have several, told apart by the order of the calls; a replay checks the names. `make`
-        must not communicate with the other processes: some of them may have theirs already.
+        A step may call it several times. Results are identified by the order of the calls, and a replay
+        checks the names. `make` must not communicate with other processes: some may not call theirs.
         """
         under_way = self._at(step)
         if under_way.making is not None:
@@ -230,7 +231,7 @@ class Run:
 
     @contextlib.contextmanager
     def updating(self, step: Step) -> Iterator[None]:
-        """Where the tensors may change, and nowhere else. Collective, on entry and on exit."""
+        """Change the tensors in here, and nowhere else. Collective, on entry and on exit."""
         under_way = self._at(step)
         self._check_unchanged(f"before the update of step {under_way.position}")
         self._begun().checkpoints.before_update()
@@ -242,9 +243,9 @@ class Run:
         self._begun().checkpoints.boundary()
 
     def outcome(self, step: Step, /, **values: float) -> None:
-        """Record what the step gave, as float64; its last call. In a replay it has to have the same bits.
+        """End the step and record its numbers, as float64. A replay has to give the same bits.
 
-        ReplayDiverged names the values that differ and what is not as it was at the recording.
+        Raises ReplayDiverged, which names the values that differ, and versions that changed since.
         """
         self._at(step)
         self._end_step({name: as_number(name, value) for name, value in values.items()})
@@ -259,12 +260,14 @@ class Run:
     ) -> None:
         """Save the state before `step`, the one that comes next. Collective.
 
-        `every`: only after each so many steps, counted over all starts; None: now. Writing begins here,
-        straight from the arrays, and is committed at the end of a later `updating`, or of the run. A
-        failure is told in the log, and raised at the end of the run if nothing newer could be saved.
-        `tensors`: those of `restore`, or others of the same layout, which are the live ones from now on.
-        `state`: what `Start.state` is to hold, for JSON; the same on all processes. Its `metrics`, names
-        with numbers, are what `Retention.best` goes by.
+        Writing begins here, straight from the arrays, and continues in the background. The checkpoint is
+        committed at the end of a later `updating`, or of the run. A failure is logged, and raised at the end
+        of the run unless a newer checkpoint succeeds.
+
+        `tensors`: those of `restore`, or new arrays of the same layout, which are the live ones from now on.
+        `every`: save only when the number of finished steps is a multiple of this; None: always.
+        `state`: a JSON object that `Start.state` returns, the same on all processes. `Retention.best` goes by
+        its `metrics`, name -> number.
         """
         position = as_position(step)
         self._check_ready()
@@ -272,7 +275,7 @@ class Run:
             misuse(f"a checkpoint every {every} steps")
         last = self._last if self._under_way is None else self._under_way.position
         if last is not None and position <= last:
-            misuse(f"checkpoint {position} after step {last}: it is named after the step that comes next")
+            misuse(f"checkpoint {position} after step {last}: name the step that comes next")
         check_tensors(tensors, writeable=False)
         check_same_layout(tensors, self._live())
         if self._under_way is not None:
@@ -289,9 +292,9 @@ class Run:
             self._recording.checkpoints.begin(position, self._done, self._state(state))
 
     def close(self) -> None:
-        """Commit what is under way and let the folder go. Collective; closing twice does nothing.
+        """Commit a checkpoint under way and unlock the folder. Collective; closing twice does nothing.
 
-        StorageError when the newest state could not be saved.
+        Raises StorageError when the newest checkpoint could not be saved.
         """
         if self._closed:
             return
@@ -413,7 +416,7 @@ class Run:
 
     def _expect(self, position: Position, what: str) -> None:
         if self._expected and position != self._expected[0]:
-            other_loop(f"{what} comes where step {self._expected[0]} is next")
+            other_loop(f"{what} where step {self._expected[0]} is expected")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -422,9 +425,9 @@ class Run:
     def _check_ready(self) -> None:
         self._check_open()
         if self._tensors is None:
-            misuse("the run is not restored yet: call restore first, in a new run too")
+            misuse("call restore first, in a new run too")
         if self._updating:
-            misuse("an update is under way: leave updating first; after an error in it, close the run")
+            misuse("an update is under way: leave updating first; after an error in it, end the run")
 
     # What the run holds
 
@@ -458,7 +461,7 @@ class Run:
             now = _digests(self._live())
             changed = [name for name, found in self._digests.items() if now[name] != found]
             if changed:
-                misuse(f"{when}, outside updating, these changed: {', '.join(changed[:8])}")
+                misuse(f"{when}: changed outside updating: {', '.join(changed[:8])}")
 
     def _abandon(self, error: BaseException) -> None:
         try:

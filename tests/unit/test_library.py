@@ -364,15 +364,15 @@ def other_loop(tmp_path: Path) -> rollforward.Run:
     [
         (
             lambda run: run.once(4, "other", lambda: 1),
-            r"step 0_4: 'other' is asked for where 'batch' was recorded",
+            r"step 0_4: once\('other'\) where 'batch' was recorded",
         ),
         (
             lambda run: run.outcome(4, loss=1.0),
-            r"step 0_4 ends with 0 results of once, and was recorded with 1",
+            r"step 0_4 ends after 0 results of once; it was recorded with 1",
         ),
-        (lambda run: run.once(5, "batch", lambda: 1), r"step 0_5 comes where step 0_4 is next"),
+        (lambda run: run.once(5, "batch", lambda: 1), r"step 0_5 where step 0_4 is expected"),
         (lambda run: run.once(0, "batch", lambda: 1), r"step 0_0 comes after step 0_3: steps only go up"),
-        (lambda run: run.checkpoint(5, fresh()), r"checkpoint 0_5 comes where step 0_4 is next"),
+        (lambda run: run.checkpoint(5, fresh()), r"checkpoint 0_5 where step 0_4 is expected"),
     ],
 )
 def test_a_loop_that_asks_for_something_else_is_refused(
@@ -385,7 +385,9 @@ def test_a_loop_that_asks_for_something_else_is_refused(
 def test_more_results_than_were_recorded_are_refused(tmp_path: Path) -> None:
     with other_loop(tmp_path) as run:
         run.once(4, "batch", lambda: pytest.fail("made again"))
-        with pytest.raises(InputError, match=r"'more' is asked for as number 2, .* recorded with 1 results"):
+        with pytest.raises(
+            InputError, match=r"'more' would be result 2 of once; the step was recorded with 1"
+        ):
             run.once(4, "more", lambda: 1)
 
 
@@ -401,7 +403,7 @@ def test_a_step_that_comes_after_another_than_it_did_is_refused(tmp_path: Path) 
         run.restore(fresh())
         for step in ((0, 0), (0, 1)):
             run.outcome(step, loss=1.0)
-        with pytest.raises(InputError, match="step 0_2 comes where step 1_0 is next"):
+        with pytest.raises(InputError, match="step 0_2 where step 1_0 is expected"):
             run.outcome((0, 2), loss=1.0)
 
 
@@ -411,7 +413,7 @@ def test_a_step_that_comes_after_another_than_it_did_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("calls", "message"),
     [
-        (lambda run: run.restore(fresh()), "restore was called before"),
+        (lambda run: run.restore(fresh()), "restore was called twice"),
         (lambda run: (run.outcome(0, a=1), run.outcome(0, a=1)), "outcome of step 0_0 was recorded already"),
         (lambda run: (run.outcome(0, a=1), run.once(0, "x", lambda: 1)), "step 0_0 was recorded already"),
         (
@@ -421,7 +423,7 @@ def test_a_step_that_comes_after_another_than_it_did_is_refused(tmp_path: Path) 
         (lambda run: (run.once(3, "x", lambda: 1), run.once(2, "x", lambda: 1)), "comes after step 0_3"),
         (lambda run: run.once(0, "x", lambda: run.once(0, "y", lambda: 1)), "inside once"),
         (lambda run: run.once(0, "x", lambda: np.array(["text"])), "cannot be stored"),
-        (lambda run: run.once(0, "x", lambda: (1, float("nan"))), "cannot be kept"),
+        (lambda run: run.once(0, "x", lambda: (1, float("nan"))), "cannot be stored"),
         (lambda run: run.once(0, "x", lambda: (1, 2, 3)), "a tuple of 3"),
         (lambda run: run.once(0, "x", lambda: {1: np.zeros(1)}), "the name 1 is not a string"),
         (lambda run: run.outcome(0, a="high"), "outcome a is 'high', not a number"),
@@ -430,15 +432,15 @@ def test_a_step_that_comes_after_another_than_it_did_is_refused(tmp_path: Path) 
         (lambda run: run.outcome(-1, a=1), "is negative"),
         (
             lambda run: (run.once(1, "x", lambda: 1), run.checkpoint(1, fresh())),
-            "named after the step that comes",
+            "name the step that comes next",
         ),
         (lambda run: (run.outcome(1, a=1), run.checkpoint(1, fresh())), "checkpoint 0_1 after step 0_1"),
         (lambda run: run.checkpoint(1, fresh(), every=0), "every 0 steps"),
         (
             lambda run: (run.outcome(0), run.checkpoint(1, fresh()), run.outcome(2)),
-            "step 0_2 comes where step 0_1",
+            "step 0_2 where step 0_1 is expected",
         ),
-        (lambda run: run.checkpoint(1, {"policy_model": {}}), "other tensors than at restore"),
+        (lambda run: run.checkpoint(1, {"policy_model": {}}), "not the tensors of restore"),
         (
             lambda run: run.checkpoint(1, {**fresh(), "policy_model": {"w": np.zeros(4)}}),
             r"policy_model w is float64 \[4\] and was float64 \[3\]",
@@ -528,15 +530,13 @@ def test_weights_that_change_outside_updating_are_found(tmp_path: Path) -> None:
         run.outcome(0, loss=1.0)
         run.checkpoint(1, tensors)
         tensors["optimizer"]["m"][1] = 5
-        with pytest.raises(
-            InputError, match=r"update of step 0_1, outside updating, these changed: optimizer m"
-        ):
+        with pytest.raises(InputError, match=r"update of step 0_1: changed outside updating: optimizer m"):
             run.updating(1).__enter__()
         tensors["optimizer"]["m"][1] = 0
     run = rollforward.open_run(tmp_path, prove_unchanged=True)
     run.restore(tensors)
     tensors["policy_model"]["w"] += 1
-    with pytest.raises(InputError, match="before the run was closed, outside updating"):
+    with pytest.raises(InputError, match="before the run was closed: changed outside updating"):
         run.close()
 
 

@@ -26,8 +26,8 @@ def misuse(message: str) -> NoReturn:
 def other_loop(message: str) -> NoReturn:
     """For a loop that asks for something else than the one that was recorded."""
     raise InputError(
-        f"{message}: the loop is not the one that the run was recorded with",
-        hint="go on with that loop; or change a fact, and nothing that was recorded with others is replayed",
+        f"{message}: this is not the loop that recorded the run",
+        hint="continue with that loop; or change a fact, and nothing recorded with the old ones is replayed",
     )
 
 
@@ -78,7 +78,7 @@ def check_tensors(tensors: Tensors, *, writeable: bool) -> None:
             except ValueError as error:
                 misuse(f"{role} {name}: {error}")
             if writeable and not array.flags.writeable:
-                misuse(f"{role} {name} is read-only, and a checkpoint is to be read into it")
+                misuse(f"{role} {name} is read-only; a checkpoint has to be read into it")
 
 
 def check_same_layout(now: Tensors, before: Tensors) -> None:
@@ -90,7 +90,7 @@ def check_same_layout(now: Tensors, before: Tensors) -> None:
         if given.get(name) != was.get(name)
     ]
     if differing:
-        misuse("other tensors than at restore: " + "; ".join(differing[:_SHOWN]))
+        misuse("not the tensors of restore: " + "; ".join(differing[:_SHOWN]))
 
 
 def check_alike(answers: Sequence[Any], world_size: int) -> None:

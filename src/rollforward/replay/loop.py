@@ -217,8 +217,8 @@ class Recording:
         number = step.chunks
         if step.recorded_chunks is not None and number >= step.recorded_chunks:
             other_loop(
-                f"{where} is asked for as number {number + 1}, and the step was recorded with "
-                f"{step.recorded_chunks} results of once"
+                f"{where} would be result {number + 1} of once; "
+                f"the step was recorded with {step.recorded_chunks}"
             )
         found = self._find(step, number, name)
         if found is None:
@@ -233,8 +233,8 @@ class Recording:
                 self._journal.append(step.position, number, arrays, {**metadata, **about})
             except ValueError as error:
                 raise InputError(
-                    f"{where}: what was made cannot be kept: {error}",
-                    hint="make an array, arrays by name, or a pair of these and a JSON value",
+                    f"{where}: the result cannot be stored: {error}",
+                    hint="return an array, arrays by name, or a pair of one of these and a JSON value",
                 ) from error
             found = [once.unpack(arrays, metadata)]
         step.chunks += 1
@@ -244,7 +244,7 @@ class Recording:
         """The step is over: what it gave is compared with the record, or becomes one."""
         if step.recorded_chunks is not None and step.chunks != step.recorded_chunks:
             other_loop(
-                f"step {step.position} ends with {step.chunks} results of once, and was recorded with "
+                f"step {step.position} ends after {step.chunks} results of once; it was recorded with "
                 f"{step.recorded_chunks}"
             )
         if step.outcome is not None and step.recorded_by is not None:
@@ -284,10 +284,10 @@ class Recording:
             return None
         recorded, after = record.metadata.get(once.NAME), record.metadata.get(AFTER)
         if recorded != name:
-            other_loop(f"{where}: {name!r} is asked for where {recorded!r} was recorded")
+            other_loop(f"{where}: once({name!r}) where {recorded!r} was recorded")
         if after != said(step.after):
             other_loop(
-                f"{where} comes after {said(step.after) or 'none'} where it came after {after or 'none'}"
+                f"{where} comes after {said(step.after) or 'none'}; it was recorded after {after or 'none'}"
             )
         return [found]
 
