@@ -7,7 +7,8 @@ import numpy as np
 
 from rollforward.grpo.types import RolloutChunk, TokenBatch, UpdateOutcome
 from rollforward.position import Position
-from rollforward.replay.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
+from rollforward.replay.inheriting import JournalReport
+from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
 from rollforward.storage import Storage
 from rollforward.store.journal.records import Identity
 

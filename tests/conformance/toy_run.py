@@ -16,7 +16,8 @@ from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import Trainer
 from rollforward.grpo.types import Floats, Prompt
 from rollforward.position import Position
-from rollforward.replay.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
+from rollforward.replay.inheriting import JournalReport
+from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
 from rollforward.storage import Storage
 from rollforward.store import CheckpointStore, Manifest, Retention, find, read_tensors
 from rollforward.store.catalog import positions

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from rollforward.config.ignored import IGNORED
-from rollforward.config.keys import fingerprint, what_affects_numbers
+from rollforward.config.keys import what_affects_numbers
 from rollforward.config.loading import load, parse_override
 from rollforward.config.schema import walk
 from rollforward.errors import ConfigError
+from rollforward.replay.facts import fingerprint
 
 MINDRLHF = """\
 rl_config:

@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,10 @@ checkpoint. A step that is under way, or that a kill cut short, shows the chunks
 
 On a terminal it is text to read, elsewhere one line a completion, with tabs between: rank, chunk,
 sample, number of the prompt, reward, tokens, stopped (or cut, at the greatest length), prompt,
-completion; the two texts are JSON strings, so that a line stays a line."""
+completion; the two texts are JSON strings, so that a line stays a line.
+
+Of a loop of one's own (open_run) the arrays are listed that it made once: rank, number, name, name of
+the array, dtype and shape; and what it gave as the outcome of the step, with its rank."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -49,7 +53,18 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
             "updates": [asdict(outcome) for _, outcome in sorted(step.outcomes.items())],
             "problems": list(step.problems),
         }
+        if step.made or step.numbers:
+            value |= {
+                "made": [asdict(made) for made in step.made],
+                "outcome": {
+                    str(rank): {n: v if math.isfinite(v) else repr(v) for n, v in numbers.items()}
+                    for rank, numbers in step.numbers.items()
+                },
+            }
         sys.stdout.write(json.dumps(value) + "\n")
+    elif step.made or step.numbers:
+        for fields in _of_a_loop(step):
+            sys.stdout.write("\t".join(fields) + "\n")
     elif sys.stdout.isatty():
         _text(step, samples)
     else:
@@ -65,6 +80,21 @@ def _fields(sample: Sample) -> list[str]:
     texts = (json.dumps(sample.prompt), json.dumps(sample.completion))
     ended = "stopped" if sample.stopped else "cut"
     return [*map(str, numbers), f"{sample.reward:.9g}", str(sample.tokens), ended, *texts]
+
+
+def _of_a_loop(step: StepTexts) -> Iterator[tuple[str, ...]]:
+    for made in step.made:
+        where = (str(made.rank), str(made.chunk), _on_a_line(made.name))
+        for name, what in made.arrays.items():
+            yield (*where, _on_a_line(name), what)
+        if made.info is not None:
+            yield (*where, "info", json.dumps(made.info))
+    for rank, numbers in step.numbers.items():
+        yield str(rank), "outcome", *(f"{_on_a_line(name)} {value!r}" for name, value in numbers.items())
+
+
+def _on_a_line(name: str) -> str:
+    return json.dumps(name)[1:-1]
 
 
 def _text(step: StepTexts, samples: Sequence[Sample]) -> None:

@@ -12,12 +12,8 @@ Keys that are ours, since MindRLHF has none for them: `rl_config.max_steps`, `ad
 `docs/reference/config.md` is generated from this file.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import xxhash
 
 from rollforward.config.schema import key, meaning_of, walk
 
@@ -276,9 +272,3 @@ def what_affects_numbers(config: Config) -> dict[str, Any]:
                 value = value[part]
             found[path] = list(value) if isinstance(value, tuple) else value
     return found
-
-
-def fingerprint(facts: Mapping[str, Any]) -> str:
-    """XXH3-128, in hexadecimal, of facts that influence the numbers; independent of their order."""
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return xxhash.xxh3_128(text.encode()).hexdigest()

@@ -14,8 +14,8 @@ from typing import Literal
 
 from rollforward.position import Position
 from rollforward.replay import report as recovery_report
+from rollforward.replay.inheriting import FAILED, FINISHED
 from rollforward.replay.report import RecoveryReport
-from rollforward.replay.rollout_log import FAILED
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointInfo, list_checkpoints
 from rollforward.store.journal.history import StartOfRun, history, journal_ranks
@@ -26,8 +26,6 @@ from rollforward.wording import counted, in_bytes
 What = Literal[
     "started", "resumed", "checkpoint", "finished", "failed", "stopped", "killed", "running", "damage"
 ]
-FINISHED = "finished"
-"""The event of the journal that says that a start came to the run's end."""
 
 
 @dataclass(frozen=True, kw_only=True)

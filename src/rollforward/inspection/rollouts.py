@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollforward.inspection.steps import JournaledChunk, read_step
+from rollforward.inspection.steps import JournaledChunk, Made, read_step
 from rollforward.models.config import CONFIG_FILE
 from rollforward.position import Position
 from rollforward.replay.codec import RecordedOutcome
@@ -52,6 +52,10 @@ class StepTexts:
     """By rank, chunk and number."""
     outcomes: Mapping[int, RecordedOutcome]
     """By iteration: what the updates gave."""
+    made: tuple[Made, ...]
+    """Of a loop of `open_run`, whose arrays mean what the loop says: no samples then."""
+    numbers: Mapping[int, Mapping[str, float]]
+    """Rank -> outcome, of such a loop."""
     problems: tuple[str, ...]
     """What could not be read, a line each."""
 
@@ -59,14 +63,20 @@ class StepTexts:
 def read_texts(storage: LocalStorage, position: Position) -> StepTexts:
     """The rollouts of a step; NothingToResume, with what there is, when the journal has none."""
     step = read_step(storage, position)
-    manifest = find(storage).manifest
-    decode, missing = _decoder(storage, manifest)
+    samples: tuple[Sample, ...] = ()
+    missing: list[str] = []
+    if step.chunks:
+        manifest = find(storage).manifest
+        decode, missing = _decoder(storage, manifest)
+        samples = tuple(
+            sample for chunk in step.chunks for sample in _samples(chunk, decode, _weights(chunk, manifest))
+        )
     return StepTexts(
         position=position,
-        samples=tuple(
-            sample for chunk in step.chunks for sample in _samples(chunk, decode, _weights(chunk, manifest))
-        ),
+        samples=samples,
         outcomes=step.outcomes,
+        made=step.made,
+        numbers=step.numbers,
         problems=(*step.problems, *missing),
     )
 

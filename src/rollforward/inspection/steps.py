@@ -1,4 +1,4 @@
-"""The rollouts and outcomes of one step, for people who look at a run.
+"""The rollouts and outcomes of one step, for people who look at a run: of GRPO, or of a loop of `open_run`.
 
 Takes the newest history, every rank, and changes nothing on disk. What could not be read is said
 and left out. Left out too: texts; whoever has the run's tokenizer makes them.
@@ -6,12 +6,16 @@ and left out. Left out too: texts; whoever has the run's tokenizer makes them.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rollforward.errors import CheckpointInvalid, NothingToResume
 from rollforward.grpo.types import RolloutChunk
 from rollforward.position import Position
+from rollforward.replay import once
 from rollforward.replay.codec import RecordedOutcome, unpack, unpack_outcome
+from rollforward.replay.recorded_steps import CHUNKS
 from rollforward.storage import Storage
+from rollforward.store import strictjson
 from rollforward.store.journal.history import history, journal_ranks
 from rollforward.store.journal.reading import JournalView, Key, Place, read_journal, read_record
 from rollforward.store.journal.records import Identity, Record
@@ -31,14 +35,32 @@ class JournaledChunk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Made:
+    """What `Run.once` recorded, in short."""
+
+    rank: int
+    chunk: int
+    """Which call of the step it was."""
+    name: str
+    arrays: Mapping[str, str]
+    """Name -> dtype and shape."""
+    info: Any
+    """The JSON value that was given with them; None without."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JournaledStep:
     """What the journal has of a step."""
 
     position: Position
     chunks: tuple[JournaledChunk, ...]
-    """By rank and chunk."""
+    """By rank and chunk; of a run of GRPO."""
     outcomes: Mapping[int, RecordedOutcome]
     """By iteration. They are of all ranks together, so one rank's are enough."""
+    made: tuple[Made, ...]
+    """By rank and chunk; of a loop of `open_run`."""
+    numbers: Mapping[int, Mapping[str, float]]
+    """Rank -> what the loop gave as the outcome of the step."""
     problems: tuple[str, ...]
     """What could not be read, a line each."""
 
@@ -47,6 +69,8 @@ def read_step(storage: Storage, position: Position) -> JournaledStep:
     """All chunks and outcomes of a step; NothingToResume says what there is when the journal has none."""
     chunks: list[JournaledChunk] = []
     outcomes: dict[int, RecordedOutcome] = {}
+    made: list[Made] = []
+    numbers: dict[int, dict[str, float]] = {}
     problems: list[str] = []
     for rank in journal_ranks(storage):
         behind = Position(position.epoch, position.step + 1)
@@ -54,22 +78,35 @@ def read_step(storage: Storage, position: Position) -> JournaledStep:
         problems += view.problems
         for (_, number), place, record in _records(view.rollouts, problems):
             try:
-                chunks.append(_chunk(rank, number, record, place, view))
+                if once.FORM in record.metadata:
+                    made.append(_made(rank, number, record))
+                else:
+                    chunks.append(_chunk(rank, number, record, place, view))
             except ValueError as error:
                 problems.append(f"{place.segment}, byte {place.offset}: {error}")
         for (_, iteration), place, record in _records(view.outcomes, problems):
             try:
-                outcomes.setdefault(iteration, unpack_outcome(record))
+                if CHUNKS in record.metadata:
+                    numbers[rank] = {name: float(array) for name, array in record.arrays.items()}
+                else:
+                    outcomes.setdefault(iteration, unpack_outcome(record))
             except ValueError as error:
                 problems.append(f"{place.segment}, byte {place.offset}: {error}")
-    if not chunks and not outcomes:
+    if not (chunks or outcomes or made or numbers):
         lines = [f"the journal in {storage} has nothing of step {position}"]
         raise NothingToResume(
             "\n".join([*lines, *(f"  {line}" for line in (*problems, *_what_there_is(storage)))]),
             hint="name one of the steps above; the journal reaches back to the oldest kept checkpoint, and "
-            "rl_config.save_max_ckpt_num says how many are kept",
+            "rl_config.save_max_ckpt_num (keep, of open_run) says how many are kept",
         )
-    return JournaledStep(position=position, chunks=tuple(chunks), outcomes=outcomes, problems=tuple(problems))
+    return JournaledStep(
+        position=position,
+        chunks=tuple(chunks),
+        outcomes=outcomes,
+        made=tuple(made),
+        numbers=numbers,
+        problems=tuple(problems),
+    )
 
 
 def _records(places: Mapping[Key, Place], problems: list[str]) -> Iterator[tuple[Key, Place, Record]]:
@@ -87,6 +124,17 @@ def _chunk(rank: int, number: int, record: Record, place: Place, view: JournalVi
         rollouts=unpack(record),
         identity=view.headers[place.segment.name].identity,
         time=record.time,
+    )
+
+
+def _made(rank: int, number: int, record: Record) -> Made:
+    info = record.metadata.get(once.INFO)
+    return Made(
+        rank=rank,
+        chunk=number,
+        name=record.metadata.get(once.NAME, ""),
+        arrays={name: f"{array.dtype} {list(array.shape)}" for name, array in record.arrays.items()},
+        info=None if info is None else strictjson.parse(info.encode()),
     )
 
 

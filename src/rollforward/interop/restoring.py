@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from rollforward.agreement import together
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch
 from rollforward.grpo.ports import Engine
 from rollforward.interop.files import read_arrays
@@ -43,20 +44,28 @@ class Taken:
 def take(source: FromForeign, engine: Engine) -> Taken:
     """Read, check and put in place the newest position that can be read. Collective."""
     rejected: dict[Position, str] = {}
-    while True:
-        began = time.perf_counter()
-        group = engine.group
+    group = engine.group
+    state: dict[str, Fitted] = {}
+
+    def read() -> tuple[ForeignCheckpoint, dict[str, Any]]:
+        """Read what is newest of what is left; what came of it."""
         found = newest(source.folders, source.ranks, rejected)
-        state: dict[str, Fitted] = {}
         answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
+        state.clear()
         try:
-            state = _read(source, found, engine.layout(), group.rank)
+            state.update(_read(source, found, engine.layout(), group.rank))
             answer["digests"] = {role: digest_of_arrays(file.tensors) for role, file in state.items()}
         except CheckpointInvalid as error:
             answer["damage"] = error.message
         except CheckpointMismatch as error:
+            # Not raised yet: damage on another rank comes first, since an older position may be whole.
             answer["mismatch"] = [error.message, error.hint]
-        reason = _verdict(group.all_gather(answer))
+        return found, answer
+
+    while True:
+        began = time.perf_counter()
+        (found, _), answers = together(read, group.all_gather, tell=lambda found: found[1])
+        reason = _verdict(answers)
         if reason is None:
             for role, file in state.items():
                 for name, array in file.tensors.items():

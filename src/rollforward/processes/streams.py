@@ -30,13 +30,30 @@ def guard_descriptors() -> None:
                 os.close(found)
 
 
+class _Nowhere(io.TextIOBase):
+    """A stream that takes everything and keeps nothing."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        """Take it."""
+        return len(text)
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+
 class Forgiving(io.TextIOBase):
     """A stream whose writes succeed; everything else is the stream's own."""
 
     def __init__(self, stream: TextIO | None, told: Callable[[OSError | ValueError], None]) -> None:
         """`told` is called once, with what made the stream useless."""
-        self._stream: TextIO = stream if stream is not None else _nowhere()
+        self._stream: TextIO | _Nowhere = stream if stream is not None else _Nowhere()
         self._told = told
+        self._fileno = -1
+        with suppress(OSError, ValueError, AttributeError):
+            self._fileno = self._stream.fileno()
         self.lost: OSError | ValueError | None = None
         """Why nothing is shown any more; None while everything is."""
 
@@ -63,12 +80,12 @@ class Forgiving(io.TextIOBase):
         if self.lost is not None:
             return
         self.lost = error
-        with suppress(OSError, ValueError):
+        if self._fileno >= 0:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             # Inherited by what is started from here, as the stream itself would have been.
-            os.dup2(nowhere, self._stream.fileno())
+            os.dup2(nowhere, self._fileno)
             os.close(nowhere)
-        self._stream = _nowhere()
+        self._stream = _Nowhere()
         self._told(error)
 
     def isatty(self) -> bool:
@@ -77,7 +94,10 @@ class Forgiving(io.TextIOBase):
 
     def fileno(self) -> int:
         """The stream's own."""
-        return self._stream.fileno()
+        if self._fileno < 0:
+            raise io.UnsupportedOperation("fileno")
+        # What a lost stream had is open still, and leads nowhere.
+        return self._fileno
 
     def writable(self) -> bool:
         """Always."""
@@ -96,7 +116,7 @@ class Forgiving(io.TextIOBase):
     @property
     def buffer(self) -> Any:
         """The stream's own; what is written there directly is not forgiven."""
-        return self._stream.buffer
+        return io.BytesIO() if isinstance(self._stream, _Nowhere) else self._stream.buffer
 
 
 class Forgiven:
@@ -157,7 +177,3 @@ def telling_loss(tell: Callable[[str], None]) -> Iterator[None]:
 def reason(error: OSError | ValueError) -> str:
     """What made a stream useless, in words."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - as long as the process lives

@@ -11,7 +11,6 @@ completion token that is 6 bytes (id and reference log-probability), or 8 with i
                                             stopped               bool [B]
 """
 
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +124,6 @@ def unpack_outcome(record: Record) -> RecordedOutcome:
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a record of an outcome: {error}") from None
     return RecordedOutcome(**values, weights=record.metadata.get("weights", ""))
-
-
-def same_bits(first: float, second: float) -> bool:
-    """Whether two float64 are the same to the last bit."""
-    return struct.pack("<d", first) == struct.pack("<d", second)
 
 
 def _distinct_prompts(tokens: TokenBatch) -> tuple[Ints, NDArray[np.intp]]:

@@ -16,12 +16,37 @@ Left out: rolling the journal forward from there, which `rollout_log` prepares a
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
+from rollforward.agreement import together
 from rollforward.errors import CheckpointInvalid, NothingToResume
-from rollforward.grpo.ports import Engine
+from rollforward.grpo.ports import Group
 from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store import Manifest, check_layout, find, read_tensors, restore_into
+from rollforward.tensors import Layout, Tensors, layout_of
+
+
+class Target(Protocol):
+    """What a checkpoint is put into; a `grpo.ports.Engine` is one."""
+
+    group: Group
+    views: bool
+    """Whether `tensors()` are the memory itself, so that bytes can be read straight into it."""
+
+    def layout(self) -> Layout:
+        """What there is, without reading any of it."""
+        ...
+
+    def tensors(self) -> Tensors:
+        """role -> name -> array, as it is now."""
+        ...
+
+    def load(self, role: str, name: str, array: NDArray[Any]) -> None:
+        """Put one tensor in place."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,31 +64,61 @@ class Restored:
     """To read, verify and put in place, those that were rejected on the way included."""
 
 
-def restore(storage: Storage, engine: Engine, *, until: Position | None = None) -> Restored:
+class Arrays:
+    """A `Target` of plain arrays."""
+
+    views = True
+
+    def __init__(self, tensors: Tensors, group: Group) -> None:
+        self.group = group
+        self._tensors = tensors
+
+    def layout(self) -> Layout:
+        """That of the arrays; they are whole."""
+        return layout_of(self._tensors)
+
+    def tensors(self) -> Tensors:
+        """The arrays themselves."""
+        return self._tensors
+
+    def load(self, role: str, name: str, array: NDArray[Any]) -> None:
+        """Put one tensor in place."""
+        self._tensors[role][name][...] = array
+
+
+def restore(storage: Storage, engine: Target, *, until: Position | None = None) -> Restored:
     """Load the newest checkpoint, not after `until`, that proves intact on every worker. Collective.
 
     Raises NothingToResume, with all reasons, when none does, and CheckpointMismatch for an
-    intact one that does not belong to this engine.
+    intact one that does not belong to this engine; what one worker raises, all raise.
     """
     rejected: dict[Position, str] = {}
     began, finding = time.perf_counter(), 0.0
-    while True:
+
+    def attempt() -> tuple[Manifest, str | None, float]:
+        """The newest that is left, put in place; what is wrong with it; and how long it took to find."""
         looking = time.perf_counter()
         try:
             found = find(storage, skip=rejected, until=until)
         except NothingToResume as error:
             raise NothingToResume(_with_reasons(error.message, rejected), hint=error.hint) from None
-        finding += time.perf_counter() - looking
+        seconds = time.perf_counter() - looking
         for item in found.rejected:
             rejected.setdefault(item.position, item.reason)
-        manifest = found.manifest
-        check_layout(manifest, engine.layout(), world_size=engine.group.world_size)
-        problem = None
+        check_layout(found.manifest, engine.layout(), world_size=engine.group.world_size)
         try:
-            _put_in_place(storage, manifest, engine)
+            _put_in_place(storage, found.manifest, engine)
         except CheckpointInvalid as error:
-            problem = error.message
-        answers = engine.group.all_gather({"position": str(manifest.position), "problem": problem})
+            return found.manifest, error.message, seconds
+        return found.manifest, None, seconds
+
+    while True:
+        (manifest, _, seconds), answers = together(
+            attempt,
+            engine.group.all_gather,
+            tell=lambda found: {"position": str(found[0].position), "problem": found[1]},
+        )
+        finding += seconds
         reason = _disagreement(answers)
         if reason is None:
             return Restored(
@@ -78,7 +133,7 @@ def restore(storage: Storage, engine: Engine, *, until: Position | None = None) 
         rejected[newest] = reason
 
 
-def _put_in_place(storage: Storage, manifest: Manifest, engine: Engine) -> None:
+def _put_in_place(storage: Storage, manifest: Manifest, engine: Target) -> None:
     """All tensors into the engine. After CheckpointInvalid what is there must not be used."""
     if engine.views:
         restore_into(storage, manifest, engine.tensors())

@@ -14,12 +14,12 @@ Left out: resuming from another trainer's folder, which has no journal and no di
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from rollforward.grpo.ports import Group
 from rollforward.position import Position
+from rollforward.replay.inheriting import JournalReport
 from rollforward.replay.recovery import Restored
-from rollforward.replay.rollout_log import JournaledRollouts, JournalReport
 from rollforward.storage import Storage, read_small
 from rollforward.store.journal.writing import utc_now
 from rollforward.wording import counted, in_bytes
@@ -71,7 +71,8 @@ class RecoveryReport:
     """`prepare`: from the start of the process until configuration and data are read; `framework`: loading
     it and meeting the other workers; `engine`: model and graphs; `find` and `load` the checkpoint, where
     verifying is part of loading; `journal`: reading it; and once it is over `replay`, and `total`: from the
-    start of the process until step `next` begins."""
+    start of the process until step `next` begins. A loop of `open_run` does not have the first three, and its
+    `total` counts from there."""
 
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; positions as text."""
@@ -115,8 +116,9 @@ class RecoveryReport:
         proof = ""
         if self.updates_replayed:
             proof = f", {self.updates_repeated} of {self.updates_replayed} updates equal to the last bit"
+        since = "the process started" if "prepare" in self.seconds else "the run was opened"
         return (
-            f"over {self.seconds['total']:.2f} s after the process started, {self.seconds['replay']:.2f} s "
+            f"over {self.seconds['total']:.2f} s after {since}, {self.seconds['replay']:.2f} s "
             f"of it for replaying {counted(self.steps_replayed, 'step')}{proof}; "
             f"{counted(self.chunks_reused, 'chunk')} from the journal, "
             f"{counted(self.chunks_generated_again, 'chunk')} generated again; next is step {self.next}"
@@ -153,20 +155,35 @@ def make_report(
     )
 
 
+class Replayed(Protocol):
+    """What is counted while a run replays."""
+
+    @property
+    def replayed_updates(self) -> int:
+        """Updates whose outcome was compared with a recorded one."""
+
+    @property
+    def repeated_updates(self) -> int:
+        """Those of them that gave the same bits."""
+
+    unreadable_chunks: int
+    """Chunks that the journal had, and that could not be read intact when they were wanted."""
+
+
 class Recovering:
     """Watches a resumed run until its replay is over; an `Observer`, on every rank.
 
-    `say` and `keep` get the report: once when this is made, and once when step `next` begins. `age` gives the
-    seconds since the process started.
+    `say` and `keep` get the report: once when this is made, and once when step `next` begins. `following`
+    names the step after one. `age` gives the seconds since the process started.
     """
 
     def __init__(
         self,
         report: RecoveryReport,
-        log: JournaledRollouts,
+        log: Replayed,
         group: Group,
         *,
-        steps_per_epoch: int,
+        following: Callable[[Position], Position],
         say: Callable[[str], None],
         keep: Callable[[RecoveryReport], None],
         age: Callable[[], float],
@@ -174,7 +191,7 @@ class Recovering:
         self.report = report
         self._log = log
         self._group = group
-        self._steps_per_epoch = steps_per_epoch
+        self._following = following
         self._say = say
         self._keep = keep
         self._age = age
@@ -190,7 +207,12 @@ class Recovering:
 
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 (an Observer's)
         """The replay is over with the last step that had been finished before. Collective."""
-        if not self.report.over and position.following(self._steps_per_epoch) == self.report.next:
+        if not self.report.over and self._following(position) == self.report.next:
+            self._finish()
+
+    def begins(self, position: Position) -> None:
+        """The same, for a run that cannot name the step after one: told when a step begins. Collective."""
+        if not self.report.over and position >= self.report.next:
             self._finish()
 
     def _finish(self) -> None:

@@ -11,9 +11,9 @@ not half made. Nothing of P or later is taken over.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rollforward.config.keys import fingerprint
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume
 from rollforward.position import Position
+from rollforward.replay.facts import changes, fingerprint
 from rollforward.storage import Storage
 from rollforward.store import Manifest
 from rollforward.store.journal.reading import read_journal
@@ -98,12 +98,3 @@ def check_same_facts(manifest: Manifest, facts: Mapping[str, Any], position: Pos
         hint=f"rollforward rebuild RUN --to {position} --out NEW, with the run's own configuration, makes a "
         "checkpoint of that step; a run that is resumed from NEW may have another configuration",
     )
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, a line each."""
-    return [
-        f"{name} changed from {before.get(name)!r} to {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]

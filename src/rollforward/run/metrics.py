@@ -56,6 +56,14 @@ class SaveTrouble:
     suspicious: int = 0
     """How many hold the same policy as the one before, although steps were taken."""
 
+    def count_failed(self) -> None:
+        """One more could not be saved."""
+        self.failed += 1
+
+    def count_suspicious(self) -> None:
+        """One more looks as if nothing had been learnt."""
+        self.suspicious += 1
+
     def take(self) -> dict[str, int]:
         """The counts as figures of a record; they begin again at 0."""
         taken = {"saves_failed": self.failed, "saves_suspicious": self.suspicious}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollforward.config.keys import Config, fingerprint, what_affects_numbers
+from rollforward.config.keys import Config, what_affects_numbers
 from rollforward.config.loading import Loaded
 from rollforward.config.places import Outputs, outputs
 from rollforward.data.dataset import load_dataset
@@ -23,6 +23,7 @@ from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.types import Prompt
 from rollforward.models.config import CONFIG_FILE, parse_model_config
 from rollforward.position import Position
+from rollforward.replay.facts import fingerprint
 from rollforward.run import branching
 from rollforward.run.origin import find_origin
 from rollforward.run.request import Request

@@ -21,17 +21,19 @@ from functools import partial
 from typing import Any
 
 from rollforward import verifiers
+from rollforward.agreement import together
 from rollforward.engines.base import EnginePackage
-from rollforward.errors import NonFinite, NothingToResume, RunLocked
+from rollforward.errors import NonFinite, NothingToResume
 from rollforward.grpo.ports import Engine, Observer
 from rollforward.grpo.trainer import Trainer
 from rollforward.position import Position
 from rollforward.processes import environment, stopping
 from rollforward.replay import report as recovery_report
+from rollforward.replay.facts import changes
+from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
-from rollforward.replay.rollout_log import JournaledRollouts, JournalReport, LogSettings, open_rollout_log
+from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
 from rollforward.run import evidence, metrics, strategy_folder
-from rollforward.run.branching import changes
 from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
 from rollforward.run.plan import Plan, schedule_of
@@ -72,7 +74,6 @@ def train(plan: Plan, package: EnginePackage) -> None:
             engine,
             log.journal,
             about_checkpoints(plan, beginning, log.journal.identity),
-            run=plan.outputs.run,
             say=worker.log.line,
             warn=worker.log.warn,
             committed=worker.display.saved,
@@ -106,24 +107,22 @@ class Claim:
 
 
 def claim_folder(plan: Plan, worker: Worker) -> Claim:
-    """Lock the run's folder, on the first rank, for all. Collective; RunLocked on all ranks."""
-    after = plan.source.newest_incarnation()
-    answer: dict[str, Any] = {}
-    fence: Callable[[], None] = _no_fence
-    if worker.is_first:
-        try:
-            lock = worker.closing.enter_context(RunLock.acquire(plan.outputs.run, after=after))
-            if lock.taken_over is not None:
-                worker.log.line(f"lock: taken over, its owner ended without releasing it: {lock.taken_over}")
-            fence = lock.check
-            remove_strays(LocalStorage(plan.outputs.run))
-            answer = {"incarnation": lock.incarnation}
-        except RunLocked as error:
-            answer = {"message": error.message, "hint": error.hint}
-    answer = worker.group.all_gather(answer)[0]
-    if "message" in answer:
-        raise RunLocked(answer["message"], hint=answer["hint"])
-    return Claim(incarnation=answer["incarnation"], fence=fence)
+    """Lock the run's folder, on the first rank, for all. Collective: what fails there fails on all ranks."""
+
+    def acquire() -> RunLock | None:
+        if not worker.is_first:
+            return None
+        after = plan.source.newest_incarnation()
+        lock = worker.closing.enter_context(RunLock.acquire(plan.outputs.run, after=after))
+        if lock.taken_over is not None:
+            worker.log.line(f"lock: taken over, its owner ended without releasing it: {lock.taken_over}")
+        remove_strays(LocalStorage(plan.outputs.run))
+        return lock
+
+    lock, incarnations = together(
+        acquire, worker.group.all_gather, tell=lambda lock: None if lock is None else lock.incarnation
+    )
+    return Claim(incarnation=incarnations[0], fence=_no_fence if lock is None else lock.check)
 
 
 def _no_fence() -> None:
@@ -295,7 +294,7 @@ def watch_recovery(
         report,
         log,
         worker.group,
-        steps_per_epoch=plan.steps_per_epoch,
+        following=lambda position: position.following(plan.steps_per_epoch),
         say=worker.log.line,
         keep=partial(recovery_report.keep, storage) if worker.is_first else lambda _: None,
         age=environment.age,
@@ -339,7 +338,7 @@ def run_steps(
     if start >= plan.until:
         reason = f"checkpoint {plan.until} is there, nothing to replay"
         say(f"{doing}: {reason if plan.rebuild else f'nothing to do, the run ends at {plan.until}'}")
-        log.journal.note(start, "finished", {"steps": plan.total_steps})
+        log.journal.note(start, FINISHED, {"steps": plan.total_steps})
         return
     how = "starts" if plan.source.run is None else "goes on"
     say(f"{doing}: {how} at step {start} ({done + 1} of {plan.total_steps})")
@@ -355,7 +354,7 @@ def run_steps(
             tensors=engine.tensors(),
         )
         raise evidence.keep(error, worker.group, about) from error
-    log.journal.note(plan.until, "finished", {"steps": plan.total_steps})
+    log.journal.note(plan.until, FINISHED, {"steps": plan.total_steps})
     done = plan.until.global_step(plan.steps_per_epoch)
     say(f"done: {done} steps, the last checkpoint is {plan.until} in {plan.outputs.run}")
 

@@ -71,13 +71,18 @@ def positions(storage: Storage) -> list[Position]:
     return sorted(found, key=lambda position: (found[position] or latest, position), reverse=True)
 
 
+def named_positions(storage: Storage) -> list[Position]:
+    """The positions of all manifests, whole or not; by their names, nothing is opened."""
+    named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
+    return [position for position in named if position is not None]
+
+
 def oldest_position(storage: Storage) -> Position:
     """The least position of all manifests, whole or not; by their names, nothing is opened.
 
     For whoever has just committed one: StorageError when there is none.
     """
-    named = [parse_manifest_name(entry.name) for entry in storage.scan(COMMITS)]
-    found = [position for position in named if position is not None]
+    found = named_positions(storage)
     if not found:
         raise StorageError(
             f"looking for the oldest checkpoint: there is no manifest in {storage}/{COMMITS}",
@@ -88,8 +93,7 @@ def oldest_position(storage: Storage) -> Position:
 
 def peek_incarnations(storage: Storage) -> dict[Position, int]:
     """The incarnation that each manifest claims to be of, 0 when it cannot be read; nothing is verified."""
-    named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
-    return {position: _peek(storage, position) for position in named if position is not None}
+    return {position: _peek(storage, position) for position in named_positions(storage)}
 
 
 def _peek(storage: Storage, position: Position) -> int:

@@ -13,16 +13,17 @@ Left out: threads, and when to save. `exchange` is an all-gather of small JSON v
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rollforward.errors import EngineError, RollforwardError, StorageError
+from rollforward.agreement import Failure, kind_of, together
+from rollforward.errors import EngineError, StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
-from rollforward.store import cleaning, strictjson
+from rollforward.store import cleaning
 from rollforward.store import manifest as manifests
 from rollforward.store.attachments import write_attachments
 from rollforward.store.attempt import Attempt, Committed, Description, Saved
@@ -43,6 +44,8 @@ from rollforward.store.tensorfile import dtype_code
 from rollforward.tensors import Layout, Tensors
 
 Exchange = Callable[[Any], list[Any]]
+
+_BREAK = "\n"
 
 
 class CheckpointStore:
@@ -394,36 +397,21 @@ class CheckpointStore:
                 continue  # the next save's cleaning tries again
 
     def _together(self, position: Position, doing: str, work: Callable[[], Any]) -> list[Any]:
-        """Do this rank's work, then learn how the others fared; all raise when one failed.
+        """Do this rank's work, then learn how the others fared; all raise when one failed."""
 
-        What is no trouble with the storage is no reason to go on: RollforwardError on all ranks but the
-        one whose own error it is.
-        """
-        value: Any = None
-        own: Exception | None = None
-        try:
-            value = work()
-            strictjson.dump(value)
-        except Exception as error:
-            own = error
-        message: dict[str, Any] = {"value": value}
-        if own is not None:
-            message = {
-                "error": str(own).partition("\n")[0],
-                "hint": _hint(own),
-                "storage": isinstance(own, StorageError),
-            }
-        answers = self._exchange(message)
-        failed = [(rank, answer) for rank, answer in enumerate(answers) if "error" in answer]
-        if own is not None and not isinstance(own, StorageError):
-            raise own
-        if failed:
-            told = "; ".join(f"rank {rank}: {answer['error']}" for rank, answer in failed[:8])
-            kind = StorageError if all(answer["storage"] for _, answer in failed) else RollforwardError
-            raise kind(
-                f"checkpoint {position} was not saved, {doing} it failed on {told}", hint=failed[0][1]["hint"]
-            ) from own
-        return [answer["value"] for answer in answers]
+        def policy(failures: Sequence[Failure], own: Exception | None, _: int) -> Exception:
+            if own is not None and not isinstance(own, StorageError):
+                return own
+            told = "; ".join(
+                f"rank {failure.rank}: {failure.message.partition(_BREAK)[0]}" for failure in failures[:8]
+            )
+            # A checkpoint that the storage refused is survivable. Anything else stops the run, so it must
+            # not look like that on any rank.
+            return kind_of(failures)(
+                f"checkpoint {position} was not saved, {doing} it failed on {told}", hint=failures[0].hint
+            )
+
+        return together(work, self._exchange, policy=policy)[1]
 
 
 def _sizes(layout: Layout) -> dict[str, dict[str, int]]:
@@ -460,7 +448,3 @@ def _suspicion(before: Manifest | None, now: Manifest) -> str | None:
 def _role_of(file: FileRecord) -> str | None:
     name = TensorFileName.parse(file.path)
     return name.role if name else None
-
-
-def _hint(error: Exception) -> str | None:
-    return getattr(error, "hint", None)

@@ -56,10 +56,11 @@ class _Worker:
             self._thread.start()
 
     def wait(self) -> None:
-        """Until all that was given is done."""
+        """Until all that was given is done, or the thread is no more."""
         done = threading.Event()
         self.submit(done.set)
-        done.wait()
+        while not done.wait(1.0) and self._thread is not None and self._thread.is_alive():
+            continue
 
     def _run(self) -> None:
         while True:
@@ -186,6 +187,14 @@ class ShadowCheckpoints:
         self._tell_warnings()
         if self._unsaved is not None:
             raise self._with_what_stands(self._unsaved)
+
+    def abandon(self) -> None:
+        """Leave what is under way uncommitted: for a run that ends with an error. Not collective.
+
+        Nothing is read from the arrays or written any more once this returns.
+        """
+        self._job = None
+        self._worker.wait()
 
     def _with_what_stands(self, error: StorageError) -> StorageError:
         before = self._store.previous

@@ -1,0 +1,111 @@
+"""Each rank works, then all agree: the one way in which a failure on some ranks reaches the others.
+
+`together` lets this rank do its work and tells the others, over an all-gather of small JSON values,
+what came of it. When it failed anywhere, every rank raises, and none waits for one that has given up:
+
+    the rank whose own error it is        raises it, as it is
+    the others, of a RollforwardError     raise the same class, with the rank before the message, and the hint
+    the others, of anything else          raise RollforwardError
+    where ranks failed differently        those without an error of their own raise RollforwardError
+
+Left out: a process that ends (SystemExit, KeyboardInterrupt, a signal) tells nobody. Whatever carries
+the all-gather has to notice that.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rollforward import errors
+from rollforward.errors import RollforwardError
+
+AllGather = Callable[[Any], list[Any]]
+"""Each rank's value (anything JSON can hold), in the order of ranks, on every rank. Collective."""
+
+T = TypeVar("T")
+
+_SHOWN = 8
+"""Ranks that are named in a message; a thousand may have met the same full disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """What a rank tells the others of its error."""
+
+    rank: int
+    kind: type[RollforwardError]
+    """The error's own class, or the nearest above it in `errors`."""
+    message: str
+    hint: str | None
+
+
+Policy = Callable[[Sequence[Failure], Exception | None, int], Exception]
+"""What a rank raises: from all failures, its own error if it has one, and the number of ranks."""
+
+
+def together(
+    work: Callable[[], T],
+    all_gather: AllGather,
+    *,
+    tell: Callable[[T], Any] | None = None,
+    policy: Policy | None = None,
+) -> tuple[T, list[Any]]:
+    """Do this rank's work; returns what it gave, and what each rank tells of its own. Collective.
+
+    `tell` makes of the result what the others are told, which JSON has to be able to hold; without it
+    that is the result itself. Raises on every rank when it failed on one.
+    """
+    own: Exception | None = None
+    result: Any = None
+    message: dict[str, Any]
+    try:
+        result = work()
+        message = {"value": result if tell is None else tell(result)}
+        # What cannot be sent must not leave the others waiting for it.
+        json.dumps(message, allow_nan=False)
+    except Exception as error:
+        own = error
+        message = {"error": _as_json(error)}
+    answers = all_gather(message)
+    failures = [_failure(rank, told["error"]) for rank, told in enumerate(answers) if "error" in told]
+    if failures:
+        raised = (policy or _as_it_was)(failures, own, len(answers))
+        if raised is own or own is None:
+            raise raised
+        raise raised from own
+    return result, [told["value"] for told in answers]
+
+
+def kind_of(failures: Sequence[Failure]) -> type[RollforwardError]:
+    """The class that all failures have; RollforwardError where they differ."""
+    kinds = {failure.kind for failure in failures}
+    return kinds.pop() if len(kinds) == 1 else RollforwardError
+
+
+def in_words(failures: Sequence[Failure], world_size: int) -> str:
+    """Every failure with its rank, where there are several ranks."""
+    if world_size == 1:
+        return failures[0].message
+    told = [f"rank {failure.rank}: {failure.message}" for failure in failures[:_SHOWN]]
+    more = [f"and {len(failures) - _SHOWN} more ranks"] if len(failures) > _SHOWN else []
+    return "; ".join([*told, *more])
+
+
+def _as_it_was(failures: Sequence[Failure], own: Exception | None, world_size: int) -> Exception:
+    if own is not None:
+        return own
+    return kind_of(failures)(in_words(failures, world_size), hint=failures[0].hint)
+
+
+def _as_json(error: Exception) -> dict[str, Any]:
+    if isinstance(error, RollforwardError):
+        known = (
+            kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind
+        )
+        return {"kind": next(known), "message": error.message, "hint": error.hint}
+    return {"kind": RollforwardError.__name__, "message": f"{type(error).__name__}: {error}", "hint": None}
+
+
+def _failure(rank: int, told: dict[str, Any]) -> Failure:
+    return Failure(rank=rank, kind=getattr(errors, told["kind"]), message=told["message"], hint=told["hint"])

@@ -1,0 +1,112 @@
+"""What the caller of the library hands in, checked: every misuse is an InputError that says so."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from rollforward.errors import InputError
+from rollforward.position import Position
+from rollforward.replay.facts import changes
+from rollforward.store import strictjson
+from rollforward.store.tensorfile import dtype_code
+from rollforward.tensors import Tensors
+
+Step = int | tuple[int, int]
+"""A step's number, or its epoch and its number in the epoch."""
+
+_SHOWN = 8
+
+
+def misuse(message: str) -> NoReturn:
+    """For calls that do not mean anything."""
+    raise InputError(message, hint="the docstring of rollforward.library has the order of the calls")
+
+
+def other_loop(message: str) -> NoReturn:
+    """For a loop that asks for something else than the one that was recorded."""
+    raise InputError(
+        f"{message}: this is not the loop that recorded the run",
+        hint="continue with that loop; or change a fact, and nothing recorded with the old ones is replayed",
+    )
+
+
+def as_position(step: Step) -> Position:
+    """Where a step stands; its epoch is 0 where it is only a number."""
+    match step:
+        case int() | np.integer():
+            position = Position(0, int(step))
+        case (int() | np.integer() as epoch, int() | np.integer() as number):
+            position = Position(int(epoch), int(number))
+        case _:
+            misuse(f"{step!r} is not a step: a number, or a pair (epoch, step)")
+    if position.epoch < 0 or position.step < 0:
+        misuse(f"step {position} is negative")
+    return position
+
+
+def as_number(name: str, value: Any) -> float:
+    """An outcome as float64."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        misuse(f"outcome {name} is {value!r}, not a number")
+    if isinstance(value, int) and number != value:
+        misuse(f"outcome {name} is {value}, which float64 cannot hold")
+    return number
+
+
+def as_json(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    try:
+        parsed: dict[str, Any] = strictjson.parse(strictjson.dump(dict(value)).encode())
+    except ValueError as error:
+        raise InputError(
+            f"{what}: {error}", hint="strings, finite numbers, lists and mappings can be kept"
+        ) from None
+    return parsed
+
+
+def check_tensors(tensors: Tensors, *, writeable: bool) -> None:
+    """Unless these are arrays that a checkpoint can hold, and that one can be read into."""
+    for role, named in tensors.items():
+        for name, array in named.items():
+            if not isinstance(array, np.ndarray):
+                misuse(f"{role} {name} is of {type(array).__name__}, not a NumPy array")
+            try:
+                dtype_code(array.dtype)
+            except ValueError as error:
+                misuse(f"{role} {name}: {error}")
+            if writeable and not array.flags.writeable:
+                misuse(f"{role} {name} is read-only; a checkpoint has to be read into it")
+
+
+def check_same_layout(now: Tensors, before: Tensors) -> None:
+    """Unless roles, names, dtypes and shapes are those that were restored."""
+    given, was = _layout(now), _layout(before)
+    differing = [
+        f"{name} is {given.get(name, 'missing')} and was {was.get(name, 'missing')}"
+        for name in sorted(given.keys() | was.keys())
+        if given.get(name) != was.get(name)
+    ]
+    if differing:
+        misuse("not the tensors of restore: " + "; ".join(differing[:_SHOWN]))
+
+
+def check_alike(answers: Sequence[Any], world_size: int) -> None:
+    """Unless every process opened the same run as one of the same number: (rank, world size, facts, ...)."""
+    told = [(rank, size) for rank, size, *_ in answers]
+    if told != [(rank, world_size) for rank in range(world_size)]:
+        misuse(f"the processes call themselves (rank, world_size) {told}, in the order of all_gather")
+    first = answers[0][2]
+    for rank, (_, _, facts, *_) in enumerate(answers):
+        if facts != first:
+            misuse(f"rank {rank} has other facts: {'; '.join(changes(first, facts))}")
+
+
+def _layout(tensors: Tensors) -> dict[str, str]:
+    return {
+        f"{role} {name}": f"{array.dtype} {list(array.shape)}"
+        for role, named in tensors.items()
+        for name, array in named.items()
+    }

@@ -1,0 +1,202 @@
+"""What a start takes over from the journal: all ranks agree where the replay ends, then go on from there.
+
+    newest checkpoint at S      S, S+1, ... T-1: whole on every rank: replayed
+                                T: the first step that is not: its finished chunks are used again
+                                beyond T: nothing is taken over
+
+How steps are counted, and when one is whole, only the run knows: `Steps` says it. Nothing here knows what
+the records hold.
+
+Left out: deciding which checkpoint to start from, and the incarnation; `recovery` and the store do that.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rollforward.agreement import AllGather, together
+from rollforward.errors import StorageError
+from rollforward.position import Position
+from rollforward.storage import Storage
+from rollforward.store.journal.reading import JournalView, adopt, read_journal, repair
+from rollforward.store.journal.records import Identity
+from rollforward.store.journal.writing import Journal
+
+FAILED = "failed"
+"""The event of the journal that says which error ended a start."""
+FINISHED = "finished"
+"""The event of the journal that says that a start came to the run's end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How far the ranks have come, together."""
+
+    until: Position
+    """T: the first step that is not whole on every rank."""
+    finished: Position
+    """The first step that no rank has finished or begun to finish: `until`, or beyond it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """What is taken over and what is not. Steps are the run's, chunks are those of one rank."""
+
+    replayed_steps: int
+    replayed_chunks: int
+    reused_chunks: int
+    """Finished chunks of step `until`."""
+    lost_steps: int
+    lost_chunks: int
+    """Finished chunks that are not used again."""
+
+
+class Steps(Protocol):
+    """How a run counts its steps, and when one is whole."""
+
+    def told(self, view: JournalView) -> Any:
+        """What a rank tells the others of its journal: anything JSON can hold."""
+        ...
+
+    def reach(self, told: Sequence[Any], *, compatible: bool) -> Reach:
+        """What follows from what all ranks have told; nothing is replayed where it is not compatible."""
+        ...
+
+    def behind(self, position: Position) -> Position:
+        """A position that no record of this step is at or after, and every record of a later step is."""
+        ...
+
+    def tally(self, view: JournalView, inherited: JournalView, reach: Reach) -> Tally:
+        """Count: `view` is what a rank has, `inherited` what of it is taken over."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournalReport:
+    """What a start takes over; the same on all ranks but for `repaired`."""
+
+    start: Position
+    until: Position
+    """T: the steps from `start` up to this one, not including it, are replayed."""
+    finished: Position
+    """The first step that is new: `until`, or beyond it where finished steps are lost."""
+    replayed_steps: int
+    replayed_chunks: int
+    """Chunks of the steps that are replayed, of all ranks."""
+    reused_chunks: int
+    """Finished chunks of step `until`, of all ranks."""
+    lost_steps: int
+    """Finished steps that cannot be replayed: those from `until` up to, not including, `finished`."""
+    lost_chunks: int
+    """Finished chunks that are not used again, of all ranks: of lost steps, and of step `finished`."""
+    compatible: bool
+    """False when the records were made with another configuration or world size: none are used."""
+    repaired: tuple[str, ...]
+    """Torn ends that were cut, a line each."""
+    problems: tuple[str, ...]
+    """Damage, of all ranks, a line each."""
+
+
+def take_over(
+    *,
+    sources: Sequence[Storage],
+    storage: Storage,
+    identity: Identity,
+    start: Position,
+    checkpoint: tuple[int, Position] | None,
+    steps: Steps,
+    all_gather: AllGather,
+    inherit_before: Position | None = None,
+) -> tuple[Journal, JournalReport]:
+    """What earlier starts left beyond `start`, agreed on by all ranks, and a journal that goes on from there.
+
+    `sources`: the folders whose journals count, oldest first; empty for a new run. Those besides
+    `storage` are only read. `checkpoint`: incarnation and position of the checkpoint that was restored.
+    `inherit_before`: take over nothing of this position or later, to branch off there; None takes all.
+    Collective: what one rank raises, such as StorageError when it cannot read its journal, all raise.
+    """
+
+    def look() -> JournalView:
+        return read_journal(
+            sources,
+            rank=identity.rank,
+            since=start,
+            before=inherit_before,
+            checkpoint=checkpoint,
+            run_id=identity.run_id,
+        )
+
+    def tell(view: JournalView) -> dict[str, Any]:
+        return {
+            "compatible": _compatible(view, identity),
+            "problems": list(view.problems),
+            "steps": steps.told(view),
+        }
+
+    view, answers = together(look, all_gather, tell=tell)
+    compatible = all(answer["compatible"] for answer in answers)
+    reach = steps.reach([answer["steps"] for answer in answers], compatible=compatible)
+    before = steps.behind(reach.until) if compatible else start
+    if inherit_before is not None:
+        before = min(before, inherit_before)
+        until = min(reach.until, inherit_before)
+        reach = Reach(until=until, finished=max(until, min(reach.finished, inherit_before)))
+    inherited = view.inherited(before)
+    problems = _with_ranks([answer["problems"] for answer in answers])
+
+    def begin() -> tuple[Journal, list[str]]:
+        repaired = repair(storage, view)
+        # Before the first checkpoint of this folder: from then on it is resumed by itself.
+        adopt(storage, inherited)
+        journal = Journal(storage, identity, start=start, inherited=inherited)
+        if checkpoint is not None:
+            detail = {
+                "saved_by": checkpoint[0],
+                "replay_until": str(reach.until),
+                "compatible": compatible,
+                "repaired": repaired,
+                "problems": list(problems),
+            }
+            journal.note(start, "resumed", detail)
+        return journal, repaired
+
+    own = steps.tally(view, inherited, reach)
+    (journal, repaired), tallies = together(begin, all_gather, tell=lambda _: vars(own))
+    return journal, JournalReport(
+        start=start,
+        until=reach.until,
+        finished=reach.finished,
+        replayed_steps=max(tally["replayed_steps"] for tally in tallies),
+        replayed_chunks=sum(tally["replayed_chunks"] for tally in tallies),
+        reused_chunks=sum(tally["reused_chunks"] for tally in tallies),
+        lost_steps=max(tally["lost_steps"] for tally in tallies),
+        lost_chunks=sum(tally["lost_chunks"] for tally in tallies),
+        compatible=compatible,
+        repaired=tuple(repaired),
+        problems=problems,
+    )
+
+
+def note_failure(journal: Journal, error: Exception) -> None:
+    """Note which error ends this start, for the history of the run."""
+    # The journal itself may be what failed.
+    with suppress(StorageError):
+        journal.note(None, FAILED, {"kind": type(error).__name__, "error": str(error)})
+
+
+def _compatible(view: JournalView, identity: Identity) -> bool:
+    """Whether records of this history can be trained on here: same configuration, same number of ranks."""
+    return all(
+        header.identity.fingerprint == identity.fingerprint
+        and header.identity.world_size == identity.world_size
+        for header in view.headers.values()
+    )
+
+
+def _with_ranks(problems: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(
+        f"rank {rank}: {problem}" if len(problems) > 1 else problem
+        for rank, found in enumerate(problems)
+        for problem in found
+    )

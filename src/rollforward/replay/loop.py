@@ -1,0 +1,326 @@
+"""What one start of a training loop writes and takes over: journal, checkpoints, and the proof of the replay.
+
+`Recording` is made when it is known where the start begins. It knows steps, what is made once in each, and
+their outcomes. In which order a loop may call what is the business of `rollforward.library`.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rollforward.agreement import AllGather
+from rollforward.errors import CheckpointInvalid, InputError, StorageError
+from rollforward.position import Position
+from rollforward.replay import once
+from rollforward.replay import report as recovery_report
+from rollforward.replay.arguments import other_loop
+from rollforward.replay.comparing import Comparing, OnDivergence
+from rollforward.replay.facts import fingerprint
+from rollforward.replay.inheriting import FINISHED, JournalReport, note_failure, take_over
+from rollforward.replay.recorded_steps import AFTER, CHUNKS, RecordedSteps, said
+from rollforward.replay.recovery import Restored
+from rollforward.replay.report import Recovering, RecoveryReport, make_report
+from rollforward.replay.saving import JournaledCheckpoints
+from rollforward.storage import Storage
+from rollforward.store import CheckpointStore, Retention
+from rollforward.store.journal.records import Identity
+from rollforward.tensors import Tensors
+
+
+class Ranks:
+    """`grpo.ports.Group` of the processes that train together."""
+
+    def __init__(self, rank: int, world_size: int, all_gather: AllGather) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._all_gather = all_gather
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Each rank's value, on every rank."""
+        return self._all_gather(value)
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """Nobody watches."""
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """How a loop is recorded; see `library.open_run`."""
+
+    ranks: Ranks
+    facts: dict[str, Any]
+    versions: dict[str, str]
+    retention: Retention
+    prove_unchanged: bool
+    on_divergence: OnDivergence
+    log: Callable[[str], None]
+
+    def say(self, line: str) -> None:
+        """The first rank says it for all."""
+        if self.ranks.rank == 0:
+            self.log(line)
+
+    def warn(self, text: str) -> None:
+        """Every rank says its own."""
+        which = f"rank {self.ranks.rank}: " if self.ranks.world_size > 1 else ""
+        self.log(f"warning: {which}{text}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a start writes, and as whom."""
+
+    storage: Storage
+    incarnation: int
+    fence: Callable[[], None]
+    """See `CheckpointStore`."""
+    opened: float
+    """When the run was opened, by `time.perf_counter`."""
+
+
+@dataclass
+class StepUnderWay:
+    """A step that has begun, and what an earlier start recorded of it."""
+
+    position: Position
+    after: Position | None
+    chunks: int = 0
+    """What was made once, so far."""
+    making: str | None = None
+    """The name of what is being made."""
+    outcome: dict[str, float | str] | None = None
+    """As it was recorded."""
+    recorded_chunks: int | None = None
+    recorded_by: Identity | None = None
+
+
+class Recording:
+    """Journal and checkpoints of this start; `report.Replayed`. Making one is collective.
+
+    `start` is the first step, which comes after `after`. `restored` is the checkpoint that was put in place,
+    None for a new run. `tensors` gives the live arrays.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        settings: LoopSettings,
+        *,
+        run_id: str,
+        start: Position,
+        after: Position | None,
+        restored: Restored | None,
+        tensors: Callable[[], Tensors],
+        not_saved: Callable[[], None],
+    ) -> None:
+        ranks = settings.ranks
+        self.unreadable_chunks = 0
+        """Chunks that the journal had, and that could not be read intact when they were wanted."""
+        self._place = place
+        self._settings = settings
+        self._recovering: Recovering | None = None
+        manifest = restored.manifest if restored else None
+        identity = Identity(
+            run_id=run_id,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            incarnation=place.incarnation,
+            fingerprint=fingerprint(settings.facts),
+            versions=settings.versions,
+            device=platform.machine(),
+        )
+        opening = time.perf_counter()
+        self._steps = RecordedSteps(start=start, after=after)
+        self._journal, report = take_over(
+            sources=(place.storage,) if restored else (),
+            storage=place.storage,
+            identity=identity,
+            start=start,
+            checkpoint=manifest.order if manifest else None,
+            steps=self._steps,
+            all_gather=ranks.all_gather,
+        )
+        seconds = time.perf_counter() - opening
+        store = CheckpointStore(
+            place.storage,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            exchange=ranks.all_gather,
+            retention=settings.retention,
+            previous=manifest,
+            fence=place.fence,
+        )
+        for warning in store.derive_meta():
+            settings.warn(warning)
+        self.checkpoints = JournaledCheckpoints(
+            store,
+            self._journal,
+            tensors,
+            {
+                "run_id": run_id,
+                "incarnation": place.incarnation,
+                "fingerprint": identity.fingerprint,
+                "versions": settings.versions,
+            },
+            say=settings.say,
+            warn=settings.warn,
+            failed=not_saved,
+        )
+        self._comparing = Comparing(
+            identity,
+            notice=lambda text: settings.warn(f"journal: {text}"),
+            on_divergence=settings.on_divergence,
+            to_accept='on_divergence="accept"',
+        )
+        for line in (*report.repaired, *report.problems):
+            settings.say(f"journal: {line}")
+        if restored is not None:
+            self._recovering = self._recover(restored, report, seconds)
+
+    @property
+    def replayed_updates(self) -> int:
+        """Updates whose outcome was compared with a recorded one."""
+        return self._comparing.replayed
+
+    @property
+    def repeated_updates(self) -> int:
+        """Those of them that gave the same bits."""
+        return self._comparing.repeated
+
+    def expected(self) -> list[Position]:
+        """The steps that a loop has to take first: those that are replayed, and the one behind them."""
+        under_way = self._steps.under_way
+        steps = [*self._steps.replayed, *([under_way] if under_way is not None else [])]
+        return steps or [self._steps.start]
+
+    def begin(self, position: Position, after: Position | None) -> StepUnderWay:
+        """A step begins. Collective while a replay is not over."""
+        if self._recovering is not None:
+            self._recovering.begins(position)
+        step = StepUnderWay(position, after)
+        try:
+            record = self._journal.find_outcome(position, 0)
+            if record is not None:
+                chunks = record.number(CHUNKS)
+                place = self._journal.inherited.outcomes[position, 0]
+                step.outcome = {name: float(array) for name, array in record.arrays.items()}
+                step.recorded_chunks = chunks
+                step.recorded_by = self._journal.inherited.headers[place.segment.name].identity
+        except (CheckpointInvalid, ValueError, TypeError) as error:
+            self._settings.warn(f"journal: step {position} is replayed without proof: {error}")
+        return step
+
+    def once(self, step: StepUnderWay, name: str, make: Callable[[], Any]) -> Any:
+        """What was recorded as the next of this step; else what is made now, on stable storage."""
+        where = f"step {step.position}: {name!r}"
+        number = step.chunks
+        if step.recorded_chunks is not None and number >= step.recorded_chunks:
+            other_loop(
+                f"{where} would be result {number + 1} of once; "
+                f"the step was recorded with {step.recorded_chunks}"
+            )
+        found = self._find(step, number, name)
+        if found is None:
+            step.making = name
+            try:
+                made = make()
+            finally:
+                step.making = None
+            try:
+                arrays, metadata = once.pack(made)
+                about = {once.NAME: name, AFTER: said(step.after)}
+                self._journal.append(step.position, number, arrays, {**metadata, **about})
+            except ValueError as error:
+                raise InputError(
+                    f"{where}: the result cannot be stored: {error}",
+                    hint="return an array, arrays by name, or a pair of one of these and a JSON value",
+                ) from error
+            found = [once.unpack(arrays, metadata)]
+        step.chunks += 1
+        return found[0]
+
+    def end(self, step: StepUnderWay, values: Mapping[str, float]) -> None:
+        """The step is over: what it gave is compared with the record, or becomes one."""
+        if step.recorded_chunks is not None and step.chunks != step.recorded_chunks:
+            other_loop(
+                f"step {step.position} ends after {step.chunks} results of once; it was recorded with "
+                f"{step.recorded_chunks}"
+            )
+        if step.outcome is not None and step.recorded_by is not None:
+            where, given = f"step {step.position}", dict[str, float | str](values)
+            if self._comparing.repeats(where, given, step.outcome, step.recorded_by):
+                return
+        arrays = {name: np.array(value, np.float64) for name, value in values.items()}
+        metadata = {CHUNKS: str(step.chunks), AFTER: said(step.after)}
+        self._journal.record(step.position, 0, arrays, metadata)
+
+    def close(self, steps: int) -> None:
+        """Commit what is under way, and note that the run has ended after so many steps. Collective."""
+        self.checkpoints.close()
+        self._journal.note(None, FINISHED, {"steps": steps})
+
+    def abandon(self, error: BaseException) -> None:
+        """Commit nothing more; note which error ends this start."""
+        self.checkpoints.abandon()
+        if isinstance(error, Exception):
+            note_failure(self._journal, error)
+
+    def let_go(self) -> None:
+        """Let go of the journal's file."""
+        self._journal.close()
+
+    def _find(self, step: StepUnderWay, number: int, name: str) -> list[Any] | None:
+        """In a list, what an earlier start recorded; None when it did not, or when that cannot be read."""
+        where = f"step {step.position}"
+        try:
+            record = self._journal.find_rollouts(step.position, number)
+            if record is None:
+                return None
+            found = once.unpack(once.copied(record), record.metadata)
+        except (CheckpointInvalid, ValueError) as error:
+            self.unreadable_chunks += 1
+            self._settings.warn(f"journal: {where}, {name!r} is made again: {error}")
+            return None
+        recorded, after = record.metadata.get(once.NAME), record.metadata.get(AFTER)
+        if recorded != name:
+            other_loop(f"{where}: once({name!r}) where {recorded!r} was recorded")
+        if after != said(step.after):
+            other_loop(
+                f"{where} comes after {said(step.after) or 'none'}; it was recorded after {after or 'none'}"
+            )
+        return [found]
+
+    def _recover(self, restored: Restored, journal: JournalReport, seconds: float) -> Recovering:
+        """Tells what the run goes on from, and when the replay is over. Collective."""
+        ranks = self._settings.ranks
+
+        def keep(report: RecoveryReport) -> None:
+            if ranks.rank == 0:
+                try:
+                    recovery_report.keep(self._place.storage, report)
+                except StorageError as error:
+                    self._settings.warn(f"the report of the recovery is not kept: {error.message}")
+
+        report = make_report(
+            restored,
+            journal,
+            incarnation=self._place.incarnation,
+            end=journal.finished,
+            bytes_restored=sum(ranks.all_gather(sum(restored.role_bytes.values()))),
+            seconds={"find": restored.find_seconds, "load": restored.seconds, "journal": seconds},
+        )
+        return Recovering(
+            report,
+            self,
+            ranks,
+            following=self._steps.behind,
+            say=self._settings.say,
+            keep=keep,
+            age=lambda: time.perf_counter() - self._place.opened,
+        )

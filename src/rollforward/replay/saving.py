@@ -1,0 +1,119 @@
+"""Checkpoints in the shadow of what a run does besides, with the journal kept in step.
+
+A checkpoint that begins begins a journal segment too, so that old segments can go when old
+checkpoints do. What comes of a checkpoint is logged at the next step boundary, a line each; one
+that fails does not end the run, unless nothing newer succeeds until the run is over.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rollforward.errors import StorageError
+from rollforward.position import Position
+from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
+from rollforward.store.catalog import oldest_position
+from rollforward.store.journal.writing import Journal
+from rollforward.store.live import Live, as_live
+from rollforward.tensors import Tensors
+from rollforward.wording import in_bytes
+
+
+class JournaledCheckpoints:
+    """`ShadowCheckpoints` over `store`, and the journal. Collective: all ranks call each method alike.
+
+    `live` is what is saved, and `about` goes to every checkpoint, as for `ShadowCheckpoints`. `say` is told
+    what is the same on all ranks, `warn` what went wrong on this one; `committed` each checkpoint that
+    exists, `failed` when one could not be saved, `suspicious` when one looks as if nothing had been learnt.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        journal: Journal,
+        live: Live | Callable[[], Tensors],
+        about: Mapping[str, Any],
+        *,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
+        committed: Callable[[Position], None] = lambda _: None,
+        failed: Callable[[], None] = lambda: None,
+        suspicious: Callable[[], None] = lambda: None,
+        prove_unchanged: bool = False,
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._live = as_live(live)
+        self._about = about
+        self._say = say
+        self._warn = warn
+        self._committed = committed
+        self._failed = failed
+        self._suspicious = suspicious
+        store.restored(self._live)
+        self._shadow = ShadowCheckpoints(
+            store,
+            self._live,
+            about,
+            saved=self._saved,
+            failed=self._not_saved,
+            warned=warn,
+            tidied=self._prune_journal,
+            prove_unchanged=prove_unchanged,
+        )
+
+    def save_now(self, position: Position, global_step: int, state: Mapping[str, Any]) -> None:
+        """Save and commit before this returns. StorageError on all ranks when one cannot."""
+        self._journal.checkpoint_begun()
+        about = {**self._about, "state": state}
+        self._saved(self._store.save(position, self._live, global_step=global_step, **about))
+        for warning in self._prune_journal():
+            self._warn(warning)
+
+    def begin(self, position: Position, global_step: int, state: Mapping[str, Any]) -> None:
+        """Start to save the state as it is now, and return."""
+        self._journal.checkpoint_begun()
+        self._shadow.begin(position, global_step, state=state)
+
+    def before_update(self) -> None:
+        """The tensors may change once this returns."""
+        self._shadow.before_update()
+
+    def boundary(self) -> None:
+        """Commit what all ranks have written, and log it."""
+        self._shadow.boundary()
+
+    def close(self) -> None:
+        """Commit what is under way. StorageError when the newest state could not be saved."""
+        self._shadow.close()
+
+    def abandon(self) -> None:
+        """Leave what is under way uncommitted; nothing is written any more once this returns."""
+        self._shadow.abandon()
+
+    def _saved(self, result: Saved) -> None:
+        position = result.manifest.position
+        self._committed(position)
+        self._say(
+            f"checkpoint: {position} saved to {self._store.storage}, "
+            f"{in_bytes(result.bytes_written)} written in {result.seconds:.2f} s, "
+            f"training waited {result.blocked:.3f} s"
+        )
+        for warning in result.warnings:
+            self._warn(warning)
+        if result.suspicion is not None:
+            self._suspicious()
+            self._say(f"warning: {result.suspicion}")
+
+    def _prune_journal(self) -> list[str]:
+        """Remove what no replay from a checkpoint that is left can need; returns warnings."""
+        try:
+            self._journal.prune(oldest_position(self._store.storage))
+        except StorageError as error:
+            return [f"an old journal segment could not be removed: {error.message}"]
+        return []
+
+    def _not_saved(self, error: StorageError) -> None:
+        self._failed()
+        # All ranks fail together, so the first one speaks for all.
+        hint = f". Try: {error.hint}" if error.hint else ""
+        self._say(f"warning: {error.message}{hint}")

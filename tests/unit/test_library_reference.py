@@ -1,0 +1,67 @@
+"""docs/reference/library.md is what the library says of itself.
+
+python tests/unit/test_library_reference.py     writes it anew
+"""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import rollforward
+from rollforward import library
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "library.md"
+
+HEAD = """\
+# The library
+
+Written by `python tests/unit/test_library_reference.py` from what the library says of itself. How it is used:
+[Your own training loop](../how-to/your-own-loop.md).
+
+`rollforward` offers `open_run`, `Run`, `Start` and `__version__`. Every error is one of `rollforward.errors`.
+"""
+
+
+def page() -> str:
+    parts = [
+        HEAD,
+        "## The whole loop\n",
+        _text(library),
+        _function("rollforward.open_run", rollforward.open_run),
+    ]
+    parts += [f"## `Run`\n\n{_text(rollforward.Run)}"]
+    parts += [
+        _function(f"Run.{name}", getattr(rollforward.Run, name), level="###")
+        for name in ("restore", "once", "updating", "outcome", "checkpoint", "close")
+    ]
+    parts += [f"## `Start`\n\n{_text(rollforward.Start)}"]
+    source = inspect.getsource(rollforward.Start).splitlines()
+    for name in ("position", "state"):
+        line = next(index for index, text in enumerate(source) if text.strip().startswith(f"{name}:"))
+        parts.append(f"- `{name}`: {source[line + 1].strip().strip(chr(34))}")
+    for name in ("step", "epoch"):
+        parts.append(f"- `{name}`: {_text(getattr(rollforward.Start, name)).strip()}")
+    return "\n".join(parts) + "\n"
+
+
+def _function(name: str, function: Any, level: str = "##") -> str:
+    parameters = [
+        one.replace(annotation=inspect.Parameter.empty)
+        for one in inspect.signature(function).parameters.values()
+        if one.name != "self"
+    ]
+    return f"{level} `{name}{inspect.Signature(parameters)}`\n\n{_text(function)}"
+
+
+def _text(item: Any) -> str:
+    # Each parameter in a line of its own, as a list.
+    return re.sub(r"^(?=`[\w`, ]+`: )", "- ", inspect.getdoc(item) or "", flags=re.MULTILINE) + "\n"
+
+
+def test_the_page_is_not_stale() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), f"run python {__file__}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
