@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mindspore_case
 import numpy as np
 import pytest
 import toy_engine
@@ -38,16 +37,35 @@ from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints, find, read_tensors
 from rollforward.tensors import layout_of
 
-CASES = {
-    "toy": EngineCase("toy", toy_engine.create, toy_engine.toy_model_config(VOCABULARY)),
-    "toy-copied": EngineCase(
+
+def toy() -> EngineCase:
+    return EngineCase("toy", toy_engine.create, toy_engine.toy_model_config(VOCABULARY))
+
+
+def toy_copied() -> EngineCase:
+    return EngineCase(
         "toy-copied", toy_engine.create_copied, toy_engine.toy_model_config(VOCABULARY), views=False
-    ),
-    "mindspore": EngineCase("mindspore", mindspore_case.create, mindspore_case.MODEL),
-    "mindspore-copied": EngineCase(
-        "mindspore-copied", mindspore_case.create_copied, mindspore_case.MODEL, views=False
-    ),
-}
+    )
+
+
+def mindspore() -> EngineCase:
+    import mindspore_case
+
+    return EngineCase("mindspore", mindspore_case.create, mindspore_case.MODEL)
+
+
+def mindspore_copied() -> EngineCase:
+    import mindspore_case
+
+    return EngineCase("mindspore-copied", mindspore_case.create_copied, mindspore_case.MODEL, views=False)
+
+
+CASES = [
+    pytest.param(toy, id="toy"),
+    pytest.param(toy_copied, id="toy-copied"),
+    pytest.param(mindspore, id="mindspore", marks=pytest.mark.engine),
+    pytest.param(mindspore_copied, id="mindspore-copied", marks=pytest.mark.engine),
+]
 
 COOLER = replace(SETTINGS.sampling, temperature=0.7)
 
@@ -57,7 +75,8 @@ CLIPPING = replace(SETTINGS.optimizer, max_grad_norm=0.2)
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> EngineCase:
-    return CASES[request.param]
+    make: Callable[[], EngineCase] = request.param
+    return make()
 
 
 def gradient_of(engine: Engine) -> dict[str, np.ndarray]:
@@ -495,7 +514,10 @@ class TestSyncReference:
         np.testing.assert_allclose(engine.reference_logprobs(batch.tokens), final.logprobs, atol=2e-2)
 
 
+@pytest.mark.engine
 def test_a_layout_and_a_revision_are_had_without_copying_and_a_tensor_by_copying_it_alone() -> None:
+    import mindspore_case
+
     memory = mindspore_case.CountedCopies()
     settings = replace(SETTINGS, model_config=mindspore_case.MODEL)
     engine = mindspore_case.create(settings, memory=memory)
@@ -509,7 +531,10 @@ def test_a_layout_and_a_revision_are_had_without_copying_and_a_tensor_by_copying
         memory.copied.clear()
 
 
+@pytest.mark.engine
 def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_path: Path) -> None:
+    import mindspore_case
+
     memory = mindspore_case.CountedCopies()
     engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.MODEL), memory=memory)
     restore(engine, initial_tensors(engine))
@@ -538,8 +563,9 @@ def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_pa
     assert len(saved) == 2
 
 
+@pytest.mark.engine
 def test_copies_and_views_of_memory_give_the_same_bits() -> None:
-    viewed, copied = CASES["mindspore"].engine(), CASES["mindspore-copied"].engine()
+    viewed, copied = mindspore().engine(), mindspore_copied().engine()
     for seed in range(3):
         batch = training_batch(viewed, 7, seed=seed)
         assert_outcomes_equal(copied.update(batch, 1e-2), viewed.update(batch, 1e-2))

@@ -18,6 +18,8 @@ from rollforward.processes import heartbeat
 from rollforward.processes.environment import is_alive
 from rollforward.store import RunLock
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Command:

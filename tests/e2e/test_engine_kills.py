@@ -23,6 +23,8 @@ from rollforward.replay import report as recovery_report
 from rollforward.storage import LocalStorage
 from rollforward.store import find
 
+pytestmark = pytest.mark.engine
+
 DIES_IN_PHASE = Path(__file__).with_name("dies_in_phase.py")
 
 PLACES = {

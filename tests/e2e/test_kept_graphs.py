@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.engine
+
 SCRIPT = Path(__file__).with_name("engine_digest.py")
 SOURCE = Path(__file__).parents[2] / "src"
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from command import torn_down
 
+pytestmark = pytest.mark.engine
+
 WORKER = Path(__file__).with_name("engine_worker.py")
 SOURCE = Path(__file__).parents[2] / "src"
 

@@ -91,6 +91,7 @@ def all_gone(folder: Path) -> bool:
     return len(pids(folder)) == 2 and not any(is_alive(pid) for pid in pids(folder))
 
 
+@pytest.mark.engine
 def test_a_killed_worker_ends_the_others_and_is_named(
     script: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_killed_worker_ends_the_others_and_is_named(
     assert capsys.readouterr().out.startswith("worker 0 of 2 got")
 
 
+@pytest.mark.engine
 def test_a_workers_own_error_is_shown_and_its_code_returned(
     script: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_workers_own_error_is_shown_and_its_code_returned(
     assert all_gone(script.parent)
 
 
+@pytest.mark.engine
 def test_a_worker_that_does_not_come_is_named_and_ends_all(script: Path) -> None:
     ending = ending_of(script, "stopped")
     assert (ending.code, ending.kind, ending.position) == (1, "CollectiveTimeout", Position(0, 7))

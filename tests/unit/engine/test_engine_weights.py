@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_models import FOLDER
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -15,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 from rollforward.errors import ModelError
 from rollforward.models.config import ModelConfig
 from rollforward.models.weights import load_weights
+
+FOLDER = Path(__file__).parents[2] / "golden" / "models"
 
 Arrays = dict[str, NDArray[np.float32]]
 
