@@ -1,5 +1,6 @@
 """What a tokenizer folder must hold, and that text, ids and chats come out as `transformers` has them."""
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ CHAT = (
     "{% endfor %}\n"
     "{% if add_generation_prompt %}m:{% endif %}"
 )
+
+
+USER = [{"role": "user", "content": "1+1="}]
 
 
 def test_text_comes_back_and_special_tokens_do_not(tmp_path: Path) -> None:
@@ -41,7 +45,7 @@ def test_a_template_file_comes_before_the_one_in_the_config(tmp_path: Path) -> N
 
 def test_of_several_templates_the_default_is_used(tmp_path: Path) -> None:
     templates = [{"name": "tool_use", "template": "{{ 1 }}"}, {"name": "default", "template": "{{ 2 }}"}]
-    assert Tokenizer(write_tokenizer(tmp_path, chat_template=templates)).render([]) == "2"
+    assert Tokenizer(write_tokenizer(tmp_path, chat_template=templates)).render(USER) == "2"
 
 
 def test_what_a_template_objects_to_is_said(tmp_path: Path) -> None:
@@ -67,9 +71,23 @@ def test_a_broken_or_hostile_template_is_an_error_of_ours(tmp_path: Path, templa
         tokenizer.render([{"role": "user", "content": "1"}])
 
 
-def test_the_day_does_not_get_into_a_prompt(tmp_path: Path) -> None:
-    template = "{% if strftime_now is defined %}{{ strftime_now('%d') }}{% else %}no date{% endif %}"
-    assert Tokenizer(write_tokenizer(tmp_path, chat_template=template)).render([]) == "no date"
+def test_a_template_is_told_the_date_of_the_run_and_not_of_the_day(tmp_path: Path) -> None:
+    """A prompt must not change between a start and its resume on another day, nor within a day."""
+    folder = write_tokenizer(tmp_path, chat_template="{{ strftime_now('%d %b %Y, %H:%M') }}")
+    tokenizer = Tokenizer(folder, today=datetime.date(2026, 7, 4))
+    assert not tokenizer.dated
+    assert tokenizer.render(USER) == "04 Jul 2026, 00:00"
+    assert tokenizer.dated
+    assert Tokenizer(folder).today == datetime.date.today()
+
+
+def test_a_template_that_can_ask_for_the_date_and_does_not_is_not_dated(tmp_path: Path) -> None:
+    template = (
+        "{% if messages | length > 9 and strftime_now is defined %}{{ strftime_now('%d') }}{% endif %}1"
+    )
+    tokenizer = Tokenizer(write_tokenizer(tmp_path, chat_template=template))
+    assert tokenizer.render(USER) == "1"
+    assert not tokenizer.dated
 
 
 def test_without_a_template_a_chat_is_refused(tmp_path: Path) -> None:
@@ -126,7 +144,7 @@ def test_a_missing_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("tokenizer.json", "{", "is no tokenizer"),
+        ("tokenizer.json", "{", "is not a tokenizer"),
         ("tokenizer_config.json", "{", "is not JSON"),
         ("tokenizer_config.json", "[]", "not an object"),
         ("tokenizer_config.json", '{"eos_token": "<eos>"}', "'<eos>', which tokenizer.json does not have"),
