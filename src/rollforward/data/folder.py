@@ -15,8 +15,9 @@ transformers build anew (`LlamaTokenizer`, `Qwen2Tokenizer`): like its `PreTrain
 the file as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,6 @@ class TokenizerFolder:
     fast: FastTokenizer
     tokens: Mapping[str, str]
     """Special tokens by name, `bos_token` and the like, those of the model's own (`image_token`) included."""
-    padding_token: str | None
-    """The token that `tokenizer.json` would pad with."""
     cleans_up: bool
     """Whether decoding takes out blanks before punctuation (`clean_up_tokenization_spaces`)."""
     templates: Mapping[str, str]
@@ -58,12 +57,13 @@ def read_folder(folder: Path) -> TokenizerFolder:
     fast.no_padding()
     generation = folder / "generation_config.json"
     config = _read_object(folder / "tokenizer_config.json")
-    listed = dict(config)
+    listed = {"pad_token": padding["pad_token"]} if padding else {}
+    listed |= config
     if "added_tokens_decoder" not in config:
         listed |= _read_object(folder / "special_tokens_map.json")
     try:
         tokens = _special_tokens(listed)
-        _add_tokens(fast, config.get("added_tokens_decoder") or {}, [*tokens.values(), *_extra(listed)])
+        _add_tokens(fast, config.get("added_tokens_decoder") or {}, tokens, _extra(listed))
         fast.encode_special_tokens = config.get("split_special_tokens") is True
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -73,7 +73,6 @@ def read_folder(folder: Path) -> TokenizerFolder:
     return TokenizerFolder(
         fast=fast,
         tokens={name: str(token) for name, token in tokens.items()},
-        padding_token=padding["pad_token"] if padding else None,
         cleans_up=_cleans_up(fast, config),
         templates=_templates(folder, config),
         generation=_read_object(generation) if is_there(generation) else None,
@@ -160,24 +159,25 @@ def _token(value: Any) -> str | AddedToken | None:
     return value if isinstance(value, str) else None
 
 
-def _add_tokens(fast: FastTokenizer, decoder: Mapping[str, Any], special: list[str | AddedToken]) -> None:
+def _add_tokens(
+    fast: FastTokenizer,
+    decoder: Mapping[str, Any],
+    named: Mapping[str, str | AddedToken],
+    extra: Sequence[str | AddedToken],
+) -> None:
     """Tokens of the configuration that `tokenizer.json` lacks or flags otherwise, in transformers' order."""
     present = fast.get_added_tokens_decoder().values()
     known = {repr(token) for token in present}
-    listed = {
-        int(index): AddedToken(**{key: flag for key, flag in value.items() if key != "__type"})
-        for index, value in decoder.items()
-    }
-    added: list[str | AddedToken] = [token for _, token in sorted(listed.items()) if repr(token) not in known]
+    listed = {int(index): _flagged(value) for index, value in decoder.items()}
+    added = [token for _, token in sorted(listed.items(), key=itemgetter(0)) if repr(token) not in known]
     texts = {token.content for token in (*present, *listed.values())}
-    by_text = {token.content: token for token in listed.values()}
-    for token in special:
-        text = str(token)
-        if text not in texts and fast.token_to_id(text) is not None:
-            texts.add(text)
-            added.append(by_text.get(text) or (AddedToken(text, special=True) if text is token else token))
-    if not added:
-        return
+    for token in (*named.values(), *extra):
+        if str(token) not in texts and fast.token_to_id(str(token)) is not None:
+            texts.add(str(token))
+            added.append(AddedToken(token, special=True) if isinstance(token, str) else token)
+    names = {str(token) for token in named.values()}
+    for token in added:
+        token.special = token.special or token.content in names
     fast.add_tokens(added)
     for index, token in listed.items():
         if fast.token_to_id(token.content) != index:
@@ -185,6 +185,10 @@ def _add_tokens(fast: FastTokenizer, decoder: Mapping[str, Any], special: list[s
                 f"added_tokens_decoder gives {token.content!r} the id {index}, "
                 f"tokenizer.json {fast.token_to_id(token.content)}"
             )
+
+
+def _flagged(value: Mapping[str, Any]) -> AddedToken:
+    return AddedToken(**{key: flag for key, flag in value.items() if key != "__type"})
 
 
 def _cleans_up(fast: FastTokenizer, config: Mapping[str, Any]) -> bool:

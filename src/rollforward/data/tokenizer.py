@@ -67,7 +67,7 @@ class Tokenizer:
         """Whether a chat that was rendered so far asked for the date: then it belongs to the run's facts."""
         self.eos_token_ids: tuple[int, ...] = self._find_eos(ids_from, source)
         """What ends a completion, ascending."""
-        self.pad_token_id: int = self._find_pad(ids_from, source, read.padding_token)
+        self.pad_token_id: int = self._find_pad(ids_from, source)
         """Fills up rows; the end token where the folder names no pad token."""
 
     @property
@@ -188,11 +188,9 @@ class Tokenizer:
             )
         return tuple(sorted(ids))
 
-    def _find_pad(self, config: Mapping[str, Any], source: str, padding: str | None) -> int:
+    def _find_pad(self, config: Mapping[str, Any], source: str) -> int:
         if "pad_token" in self._tokens:
             return self._id(self._tokens["pad_token"], "pad_token")
-        if padding is not None and (found := self._fast.token_to_id(padding)) is not None:
-            return found
         return min(_token_ids(self.folder / source, config, "pad_token_id"), default=self.eos_token_ids[0])
 
 
