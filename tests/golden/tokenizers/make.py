@@ -3,10 +3,10 @@
     python -m venv /tmp/golden && /tmp/golden/bin/pip install transformers==5.24.0 jinja2
     /tmp/golden/bin/python tests/golden/tokenizers/make.py
 
-`folders/` has small tokenizers as a user would bring them, trained on the few lines below. Together they
 `folders/` has small tokenizers as a user would bring them, trained on the few lines below. Between them
 they cover models (words, byte-level BPE, BPE with bytes to fall back on, unigrams, word pieces), what is put
 around a text, flags of added tokens, and what the files beside tokenizer.json may say. `templates/` has chat
+templates in the style of those that models come with, written for this test.
 
 `expected.json` holds what transformers makes of them: of each folder its special tokens; of each plain text
 its ids and what they decode to; of each chat under a template the text and ids, or the error. The date is
