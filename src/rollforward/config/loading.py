@@ -1,7 +1,7 @@
 """The configuration read: a YAML file, with what the command line says put over it, checked as a whole.
 
-YAML is read as data: tags that would make Python objects are refused. A file is bounded before it is read, and
-what it nests too deep, repeats by anchors or writes as a huge number ends in an error that names the place.
+YAML is read as data: tags that would make Python objects are refused. A file is bounded before it is read.
+What nests too deep, is repeated by anchors or is a huge number ends in an error that names the place.
 """
 
 from collections.abc import Mapping, Sequence

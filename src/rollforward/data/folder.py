@@ -31,6 +31,7 @@ TOKENIZER_BYTES = 1 << 28
 JSON_BYTES = 1 << 25
 TEMPLATE_BYTES = 1 << 22
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -52,6 +53,12 @@ class TokenizerFolder:
 def read_folder(folder: Path) -> TokenizerFolder:
     """Read all of it; DataError names the file that is missing, damaged or something else."""
     fast = _read_fast(folder)
+    if getattr(fast.model, "dropout", None):
+        raise DataError(
+            f"{folder / 'tokenizer.json'} has a dropout of {fast.model.dropout:g}, which gives a text other "
+            "tokens each time, so a resumed run would see other prompts",
+            hint="set dropout to null in its model section",
+        )
     padding = fast.padding
     fast.no_truncation()
     fast.no_padding()
@@ -92,9 +99,8 @@ def _read_fast(folder: Path) -> FastTokenizer:
     except BaseException as error:  # the package raises plain Exception, and BaseException where it panics
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
-        raise DataError(
-            f"{path} is not a tokenizer: {_short(error)}", hint="download the file again"
-        ) from error
+        said = " ".join(str(error).split())[:300]
+        raise DataError(f"{path} is not a tokenizer: {said}", hint="download the file again") from error
 
 
 def _listing(folder: Path) -> str:
@@ -154,8 +160,7 @@ def _extra(listed: Mapping[str, Any]) -> list[str | AddedToken]:
 def _token(value: Any) -> str | AddedToken | None:
     """A token is written as its text, or as an object with its text under `content`; None: not a token."""
     if isinstance(value, dict) and isinstance(value.get("content"), str):
-        flags = {key: value[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value}
-        return AddedToken(value["content"], special=True, **flags)
+        return _flagged({**value, "special": True})
     return value if isinstance(value, str) else None
 
 
@@ -188,7 +193,7 @@ def _add_tokens(
 
 
 def _flagged(value: Mapping[str, Any]) -> AddedToken:
-    return AddedToken(**{key: flag for key, flag in value.items() if key != "__type"})
+    return AddedToken(**{key: value[key] for key in ("content", "special", *_FLAGS) if key in value})
 
 
 def _cleans_up(fast: FastTokenizer, config: Mapping[str, Any]) -> bool:
@@ -228,7 +233,3 @@ def _template_text(path: Path) -> str:
         return _read(path, TEMPLATE_BYTES).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}", hint="save it as UTF-8") from None
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -47,7 +47,12 @@ def render_chats(
     today: datetime.date,
 ) -> Rendered:
     """The text of each chat; ChatFailed for the first that has none."""
-    head = {"template": template, "variables": dict(variables), "today": today.isoformat()}
+    head = {
+        "template": template,
+        "variables": dict(variables),
+        "today": today.isoformat(),
+        "seconds": CPU_SECONDS,
+    }
     lines = [json.dumps(item) for item in (head, *chats)]
     # What this process can import, the child can; -P: and nothing that merely lies in the working folder.
     path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -94,10 +99,10 @@ def _bound() -> None:
         pass  # a lower limit stands already, or the system has none
 
 
-def _restart_clock() -> None:
+def _restart_clock(seconds: float) -> None:
     # The signal's default action ends the process wherever it is, in the middle of C code as well.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _serve() -> None:
@@ -107,9 +112,9 @@ def _serve() -> None:
     from rollforward.data.chats import Chats
 
     _bound()
-    _restart_clock()
     given = json.loads(sys.stdin.buffer.readline())
     today = datetime.date.fromisoformat(given["today"])
+    _restart_clock(given["seconds"])
     made: Chats | None = None
     for line in sys.stdin.buffer:
         try:
@@ -131,7 +136,7 @@ def _serve() -> None:
         sys.stdout.flush()
         if "failed" in answer:
             return
-        _restart_clock()
+        _restart_clock(given["seconds"])
 
 
 if __name__ == "__main__":

@@ -120,10 +120,10 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
             f"config.json: layer_types is {shown(layer_types)}",
             hint="it must be a list, an entry for each layer",
         )
-    other = sorted({str(kind) for kind in layer_types} - {"full_attention"})
+    other = sorted({str(kind)[:60] for kind in layer_types} - {"full_attention"})[:5]
     if other:
         raise ModelError(
-            f"config.json: layer_types has {', '.join(kind[:60] for kind in other[:5])}, which is not supported",
+            f"config.json: layer_types has {', '.join(other)}, which is not supported",
             hint="every layer must be full_attention",
         )
     if flag(config, "use_sliding_window") and _window_reaches_a_layer(config):
