@@ -1,5 +1,6 @@
 """A configuration that is wrong says where, all at once; one that is right means what MindRLHF means."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,61 @@ def test_every_problem_of_a_file_is_told_at_once_with_its_line(tmp_path: Path) -
 )
 def test_a_wrong_value_says_what_was_expected(tmp_path: Path, text: str, told: str) -> None:
     assert told in complaint(tmp_path, text)
+
+
+NESTED = "\n".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}" for i in range(1, 60))
+LISTS = "\n".join(f"    - &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
+HUGE = "0x" + "f" * 20_000  # PyYAML makes it, and Python does not print it
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("rl_config: !!python/object/apply:os.system [exit]", "not valid YAML: could not determine"),
+        ("rl_config: {seed: !!python/name:os.system }", "not valid YAML: could not determine"),
+        ("rl_config: {seed: !!python/tuple [1]}", "not valid YAML: could not determine"),
+        ("rl_config: {seed: !!int abc}", "not valid YAML"),
+        ("rl_config: {seed: !!bool maybe}", "not valid YAML"),
+        ("rl_config: {seed: 2001-99-99}", "not valid YAML"),
+        ("? [1, 2]\n: 3", "not valid YAML"),
+        (f"rl_config: {{seed: {'9' * 5000}}}", "not valid YAML"),
+        (f"rl_config: {{seed: {'9' * 400}}}", "expected a whole number"),
+        (f"actor_config: {{lr_schedule: {{lr: {'9' * 400}}}}}", "expected a number"),
+        (f"rl_config: {{seed: {HUGE}}}", "of too many digits"),
+        (f"rl_config: {{dataset_file: [{HUGE}]}}", "expected text"),
+        ("rl_config: {max_steps: 99999999999999999999}", "expected a whole number"),
+        (f"rl_config: {'[' * 5000}", "nests too deep"),
+        (f"a0: &a0 {{x: 1}}\n{NESTED}", "unknown key"),
+        (f"rl_config:\n  dataset_file:\n    - &a0 [1]\n{LISTS}", "expected text, got the list"),
+        ("rl_config: &a {seed: 1, x: *a}", "rl_config.x: unknown key"),
+        ("rl_config: {dataset_file: &a [*a]}", "expected text"),
+    ],
+)
+def test_yaml_that_is_more_than_data_ends_in_an_error(tmp_path: Path, text: str, told: str) -> None:
+    """Tags for Python objects, numbers without measure, anchors that stand for billions or for themselves."""
+    assert told in complaint(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "value", ["!!python/name:os.system", "9" * 5000, "[" * 5000, "2001-99-99", "!!int x"]
+)
+def test_odd_yaml_of_the_command_line_is_named(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set rl_config\.seed="):
+        parse_override(f"rl_config.seed={value}")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "huge"])
+def test_a_configuration_that_is_not_a_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "grpo.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        path.touch()
+        os.truncate(path, 1 << 40)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(str(path))
 
 
 def test_a_missing_file_is_an_error_of_input(tmp_path: Path) -> None:

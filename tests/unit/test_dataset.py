@@ -50,6 +50,16 @@ def test_chat_messages_are_rendered(tmp_path: Path, chat_tokenizer: Tokenizer) -
     assert prompt.token_ids == tuple(chat_tokenizer.encode("1+1=")[1:])
 
 
+def test_of_many_chats_the_one_that_cannot_be_rendered_is_named(
+    tmp_path: Path, chat_tokenizer: Tokenizer
+) -> None:
+    good = '{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}'
+    bad = '{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "2"}'
+    source = write(tmp_path, '{"prompt": "1=", "answer": "1"}', good, "", bad, good)
+    with pytest.raises(DataError, match=r"problems\.jsonl:4: .*'image'"):
+        load_dataset(source, chat_tokenizer, 10)
+
+
 def test_a_chat_that_cannot_be_rendered_names_its_line(tmp_path: Path, tokenizer: Tokenizer) -> None:
     source = write(tmp_path, '{"prompt": [{"role": "user", "content": "1+1"}], "answer": "2"}')
     with pytest.raises(DataError, match=r"problems\.jsonl:1: .*no chat template"):
@@ -71,6 +81,14 @@ def test_a_chat_that_cannot_be_rendered_names_its_line(tmp_path: Path, tokenizer
         ('{"prompt": ["hello"], "answer": "1"}', "neither text nor a list of chat messages"),
         ('{"prompt": "1", "answer": null}', "answer is None"),
         ('{"prompt": "1", "answer": true}', "answer is True"),
+        ('{"prompt": "1", "answer": NaN}', "answer is NaN"),
+        ('{"prompt": "1", "answer": Infinity}', "answer is Infinity"),
+        ('{"prompt": "1", "answer": -1e400}', "answer is -Infinity"),
+        ('{"prompt": "1", "answer": ""}', "answer is empty"),
+        ('{"prompt": "1", "answer": " \\n"}', "answer is empty"),
+        ('{"prompt": "1", "answer": "2", "answer": "3"}', "the key 'answer' twice"),
+        ('{"prompt": "1\\ud83d", "answer": "2"}', "half a character"),
+        ('{"prompt": [{"role": 3, "content": "1"}], "answer": "2"}', "neither text nor a list of chat"),
         ('{"prompt": "1", "answer": "2", "completions": 1}', "a column is called completions"),
     ],
 )

@@ -24,7 +24,8 @@ class RlConfig:
 
     dataset_file: str = key(
         "",
-        "JSON Lines with `prompt` and `answer`, or `reasoning_gym:NAME?parameter=value&...`.",
+        "JSON Lines (gzipped or not) or Parquet with `prompt` and `answer`, or "
+        "`reasoning_gym:NAME?parameter=value&...`; see [data.md](data.md).",
         affects_numbers=False,
     )
     tokenizer_dir: str = key(

@@ -1,8 +1,11 @@
-"""The configuration read: a YAML file, with what the command line says put over it, checked as a whole."""
+"""The configuration read: a YAML file, with what the command line says put over it, checked as a whole.
+
+YAML is read as data: tags that would make Python objects are refused. A file is bounded before it is read.
+What nests too deep, is repeated by anchors or is a huge number ends in an error that names the place.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,6 +14,9 @@ from rollforward.config.ignored import is_ignored
 from rollforward.config.keys import Config
 from rollforward.config.schema import Problems, parse
 from rollforward.errors import ConfigError
+from rollforward.inputs import read_input
+
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +51,7 @@ def parse_override(text: str) -> tuple[str, Any]:
             f"--set {text}: expected section.key=value",
             hint="write it as in --set rl_config.seed=7",
         )
-    try:
-        return path.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not YAML: {error}") from None
+    return path.strip(), _parse(value, f"--set {text[:200]}")[0]
 
 
 def _check_together(config: Config, problems: Problems) -> None:
@@ -95,16 +98,16 @@ def _check_together(config: Config, problems: Problems) -> None:
 def _read(file: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The mapping in a YAML file, and the line of each dotted key."""
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = read_input(file, _MOST_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file", hint="give the configuration with --config FILE") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: cannot be read: {error.strerror or error}", hint="give a YAML file with --config FILE"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 at byte {error.start}", hint="save it as UTF-8") from None
+    tree, root = _parse(text, file)
     if tree is None:
         return {}, {}
     if not isinstance(tree, dict):
@@ -112,13 +115,33 @@ def _read(file: str) -> tuple[dict[str, Any], dict[str, int]]:
             f"{file}: expected sections such as rl_config at the top, got {type(tree).__name__}"
         )
     lines: dict[str, int] = {}
-    _note_lines(root, "", file, lines)
+    _note_lines(root, "", file, lines, set())
     return tree, lines
 
 
-def _note_lines(node: yaml.Node | None, prefix: str, file: str, lines: dict[str, int]) -> None:
-    if not isinstance(node, yaml.MappingNode):
+def _parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+    """The value that YAML holds, and its nodes; ConfigError, naming `where`, when it holds none."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(f"{where}: it nests too deep", hint="sections nest three deep") from None
+    except (yaml.YAMLError, ValueError, ArithmeticError, TypeError, AttributeError, LookupError) as error:
+        # PyYAML makes numbers and dates with Python's own functions and lets their errors through.
+        said = " ".join(str(error).split())[:300]
+        hint = "a configuration is data: numbers, text, lists and sections"
+        raise ConfigError(f"{where}: not valid YAML: {said}", hint=hint) from None
+    return value, root
+
+
+def _note_lines(
+    node: yaml.Node | None, prefix: str, file: str, lines: dict[str, int], seen: set[int]
+) -> None:
+    # What an anchor repeats is noted where it stands first: repeated within each other, anchors would make
+    # a few lines stand for billions, and one that repeats itself for no end.
+    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return
+    seen.add(id(node))
     for name, value in node.value:
         path = f"{prefix}{name.value}"
         line = name.start_mark.line + 1
@@ -126,7 +149,7 @@ def _note_lines(node: yaml.Node | None, prefix: str, file: str, lines: dict[str,
             # YAML would keep the last one and say nothing.
             raise ConfigError(f"{file}:{line}: {path}: given twice, first on line {lines[path]}")
         lines[path] = line
-        _note_lines(value, f"{path}.", file, lines)
+        _note_lines(value, f"{path}.", file, lines, seen)
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

@@ -10,6 +10,7 @@ Left out: references between keys, includes, environment variables. A configurat
 
 import difflib
 import math
+import reprlib
 import types
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -18,6 +19,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from rollforward.errors import ConfigError
 
 Section = TypeVar("Section")
+
+_LARGEST = (1 << 63) - 1
+"""Of whole numbers: what the trainer's arrays can hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +195,7 @@ def _convert(kind: Any, value: Any) -> Any:
     if kind is bool:
         return _boolean(value)
     if kind is int:
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _LARGEST:
             raise TypeError
         return value
     if kind is float:
@@ -216,7 +220,9 @@ def _number(value: Any) -> float:
             value = float(value)
         except ValueError:
             raise TypeError from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
+        raise TypeError
+    if isinstance(value, int) and abs(value) > _LARGEST:
         raise TypeError
     return float(value)
 
@@ -240,5 +246,9 @@ def _written(value: Any) -> str:
     if isinstance(value, Mapping):
         return "keys below it"
     if isinstance(value, (list, tuple)):
-        return f"the list {list(value)!r}"
-    return f"{names.get(type(value), type(value).__name__)} {value!r}"
+        names[type(value)] = "the list"
+    try:
+        text = reprlib.repr(value)  # bounded: anchors can make a few lines of YAML stand for billions
+    except ValueError:  # more digits than Python writes
+        text = "of too many digits"
+    return f"{names.get(type(value), type(value).__name__)} {text if len(text) <= 80 else text[:77] + '...'}"

@@ -1,10 +1,10 @@
-"""The problems of a run: a JSON Lines file, or a dataset that the reasoning-gym package makes.
+"""The problems of a run: a JSON Lines or Parquet file, or a dataset that the reasoning-gym package makes.
 
-    data/train.jsonl                                       one object a line
+    data/train.jsonl                                       one object a line; may be gzipped
     reasoning_gym:chain_sum?size=500&seed=1&min_terms=2    a dataset's name and its parameters
 
-A line has a `prompt`, which is text or a list of chat messages, and an `answer`, which is text
-or a number; all else is columns, handed to verifiers by name. A problem's index is its place
+A row has a `prompt`, which is text or a list of chat messages, and an `answer`, which is text
+or a number and never empty; all else is columns, handed to verifiers by name. A problem's index is its place
 among the problems, from 0: what the order of an epoch permutes. Everything is in memory.
 
 Left out: MindRecord files, remote datasets, and datasets larger than memory.
@@ -12,7 +12,8 @@ Left out: MindRecord files, remote datasets, and datasets larger than memory.
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from rollforward.data.tokenizer import Tokenizer
+from rollforward.data.rows import LINE_HINT, Row, read_rows
+from rollforward.data.tokenizer import ChatError, Tokenizer
 from rollforward.errors import DataError
 from rollforward.grpo.types import Prompt
 
@@ -51,52 +53,43 @@ def load_dataset(source: str, tokenizer: Tokenizer, max_prompt_length: int) -> l
     if source.startswith(GYM_PREFIX):
         problems = _gym_problems(source, chat=tokenizer.has_chat_template)
     else:
-        problems = _read_lines(Path(source))
+        problems = [_problem(row) for row in _rows(Path(source))]
     if not problems:
         raise DataError(f"{source} holds no problems", hint="a problem is a line with `prompt` and `answer`")
-    prompts = [_tokenized(index, problem, tokenizer) for index, problem in enumerate(problems)]
+    texts = _texts(problems, tokenizer)
+    prompts = [
+        _tokenized(index, problem, text, tokenizer)
+        for index, (problem, text) in enumerate(zip(problems, texts, strict=True))
+    ]
     _check_lengths(problems, prompts, max_prompt_length)
     return prompts
 
 
-def _read_lines(path: Path) -> list[_Problem]:
+def _rows(path: Path) -> Iterator[Row]:
     if path.suffix.startswith(".mindrecord"):
         raise DataError(
             f"{path} is a MindRecord file, which is not read here",
             hint="rl_config.dataset_file names a JSON Lines file with `prompt` and `answer` on each line",
         )
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"cannot read the dataset {path}: {error.strerror or error}",
-            hint="set rl_config.dataset_file (--dataset_file) to a JSON Lines file, or to reasoning_gym:NAME",
-        ) from error
-    numbered = enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-    return [_parse_line(f"{path}:{number}", line) for number, line in numbered if line.strip()]
+    return read_rows(path)
 
 
-def _parse_line(where: str, line: bytes) -> _Problem:
-    hint = 'a line looks like {"prompt": "1+2=", "answer": "3"}'
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}", hint=hint) from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: {type(row).__name__} instead of an object", hint=hint)
-    missing = [key for key in ("prompt", "answer") if key not in row]
+def _problem(row: Row) -> _Problem:
+    values = dict(row.values)
+    missing = [key for key in ("prompt", "answer") if key not in values]
     if missing:
         raise DataError(
-            f"{where}: no {' and no '.join(missing)}; it has {', '.join(row) or 'nothing'}", hint=hint
+            f"{row.where}: no {' and no '.join(missing)}; it has {', '.join(values) or 'nothing'}",
+            hint=LINE_HINT,
         )
-    prompt, answer = row.pop("prompt"), row.pop("answer")
-    reserved = [key for key in _RESERVED if key in row]
+    prompt, answer = values.pop("prompt"), values.pop("answer")
+    reserved = [key for key in _RESERVED if key in values]
     if reserved:
         raise DataError(
-            f"{where}: a column is called {reserved[0]}, by which name verifiers are handed something else",
+            f"{row.where}: a column is called {reserved[0]}, a name under which verifiers get something else",
             hint="rename the column",
         )
-    return _Problem(where, _checked_prompt(where, prompt), _checked_answer(where, answer), row)
+    return _Problem(row.where, _checked_prompt(row.where, prompt), _checked_answer(row.where, answer), values)
 
 
 def _checked_prompt(where: str, prompt: Any) -> str | list[dict[str, Any]]:
@@ -105,7 +98,7 @@ def _checked_prompt(where: str, prompt: Any) -> str | list[dict[str, Any]]:
     if (
         isinstance(prompt, list)
         and prompt
-        and all(isinstance(turn, dict) and "role" in turn for turn in prompt)
+        and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in prompt)
     ):
         return prompt
     raise DataError(
@@ -115,17 +108,29 @@ def _checked_prompt(where: str, prompt: Any) -> str | list[dict[str, Any]]:
 
 
 def _checked_answer(where: str, answer: Any) -> str:
+    hint = "write it as text"
     if isinstance(answer, str):
-        return answer
+        if answer.strip():
+            return answer
+        raise DataError(f"{where}: answer is empty", hint="leave out problems that have no answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
-        return json.dumps(answer)
-    raise DataError(f"{where}: answer is {_cut(answer)}, neither text nor a number", hint="write it as text")
+        if isinstance(answer, int) or math.isfinite(answer):
+            return json.dumps(answer)
+        hint = "pandas writes a missing value as NaN: leave such problems out, or write the answer as text"
+        raise DataError(f"{where}: answer is {json.dumps(answer)}, which nothing can equal", hint=hint)
+    raise DataError(f"{where}: answer is {_cut(answer)}, neither text nor a number", hint=hint)
 
 
 def _gym_problems(source: str, *, chat: bool) -> list[_Problem]:
     """Problems of reasoning-gym; for a model with a chat template, each question is the user's turn."""
     name, _, query = source.removeprefix(GYM_PREFIX).partition("?")
-    parameters = _GYM_DEFAULTS | {key: yaml.safe_load(value) for key, value in parse_qsl(query)}
+    try:
+        parameters = _GYM_DEFAULTS | {key: yaml.safe_load(value) for key, value in parse_qsl(query)}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{source[:200]}: a parameter cannot be read: {' '.join(str(error).split())[:200]}",
+            hint="parameters are numbers, true, false or text: reasoning_gym:chain_sum?size=500&seed=1",
+        ) from error
     try:
         from reasoning_gym import create_dataset
         from reasoning_gym.factory import DATASETS
@@ -153,16 +158,22 @@ def _gym_problems(source: str, *, chat: bool) -> list[_Problem]:
     return problems
 
 
-def _tokenized(index: int, problem: _Problem, tokenizer: Tokenizer) -> Prompt:
-    if isinstance(problem.prompt, str):
-        text = problem.prompt
-        ids = tokenizer.encode(text)
-    else:
-        try:
-            text = tokenizer.render(problem.prompt)
-        except DataError as error:
-            raise DataError(f"{problem.where}: {error.message}", hint=error.hint) from error
-        ids = tokenizer.encode_rendered(text)
+def _texts(problems: Sequence[_Problem], tokenizer: Tokenizer) -> list[str]:
+    """What the model is shown, problem by problem; all chats are rendered at once."""
+    chats = [(problem.where, problem.prompt) for problem in problems if not isinstance(problem.prompt, str)]
+    try:
+        rendered = iter(tokenizer.render_all([chat for _, chat in chats]) if chats else [])
+    except ChatError as error:
+        raise DataError(f"{chats[error.index][0]}: {error.message}", hint=error.hint) from error
+    return [problem.prompt if isinstance(problem.prompt, str) else next(rendered) for problem in problems]
+
+
+def _tokenized(index: int, problem: _Problem, text: str, tokenizer: Tokenizer) -> Prompt:
+    encode = tokenizer.encode if isinstance(problem.prompt, str) else tokenizer.encode_rendered
+    try:
+        ids = encode(text)
+    except DataError as error:
+        raise DataError(f"{problem.where}: {error.message}", hint=error.hint) from error
     if not ids:
         raise DataError(
             f"{problem.where}: the prompt {_cut(text)} has no tokens", hint="is this its tokenizer?"

@@ -1,54 +1,74 @@
 """A model's tokenizer, read from a Hugging Face folder without `transformers`.
 
-Read are `tokenizer.json` (required), `tokenizer_config.json`, `special_tokens_map.json`,
-`generation_config.json`, and the chat template (`chat_template.jinja`, or the entry of that
-name in `tokenizer_config.json`). Where they name a token differently, the first of
-`tokenizer_config.json`, `special_tokens_map.json` counts.
+Text becomes the ids that transformers and TRL give it. Plain text gets what the tokenizer puts around it
+(a first token, perhaps), once: a text that begins or ends with that token already gets no second one. A chat
+is rendered by its template (`chats.py`), which writes all special tokens itself, so nothing is put around it.
 
-Left out: tokenizers that have no `tokenizer.json` (SentencePiece models alone, Python code), and
-the function `strftime_now` that some templates ask for when it is there: the prompt of a problem
-must not depend on the day.
+What ends a completion: `eos_token` and the ids in `generation_config.json`, or in the model's `config.json`
+where there is no such file.
+
+Trusted: a model's folder, like a program that one runs. A template runs in a sandbox with bounds on time and
+memory (`rendering.py`); `tokenizer.json` is read by the package tokenizers, and its regular expressions run
+unbounded. Left out: tokenizers that have no `tokenizer.json` (SentencePiece models alone, Python code).
 """
 
-import json
+import datetime
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import Encoding
 
+from rollforward.data.folder import read_folder
+from rollforward.data.rendering import ChatFailed, render_chats
 from rollforward.errors import DataError
 
 Message = Mapping[str, Any]
 """One turn of a chat: `role` and `content`, and whatever else the template knows."""
 
 
+_MIXED_HINT = "the files of the folder belong to different tokenizers; take them from one model"
+
+
+class ChatError(DataError):
+    """A chat that cannot be rendered; `index` is its number among those that were given."""
+
+    def __init__(self, message: str, *, hint: str, index: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.index = index
+
+
 class Tokenizer:
     """Text to token ids and back, and chats to text."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the folder; DataError when a file is missing or cannot be read."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model_config: Mapping[str, Any] | None = None,
+        today: datetime.date | None = None,
+    ) -> None:
+        """Read the folder; DataError when a file is missing or cannot be read.
+
+        `model_config` is the model's `config.json`. `today` is the date that chat templates are told; a
+        resumed run gives the date of its first start, so that its prompts stay the same.
+        """
         self.folder = folder
-        self._fast = _read_fast(folder)
-        config = _read_json(folder / "tokenizer_config.json")
-        special = _read_json(folder / "special_tokens_map.json")
-        generation = _read_json(folder / "generation_config.json")
-        self._tokens = {
-            name: token
-            for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-            if (token := _token_text(config.get(name)) or _token_text(special.get(name))) is not None
-        }
-        self._template = _chat_template(folder, config)
-        self.eos_token_ids: tuple[int, ...] = self._find_eos(generation)
-        """What ends a completion: the ids in `generation_config.json` and the `eos_token`, ascending."""
-        self.pad_token_id: int = self._find_pad(generation)
-        """Fills up rows; the first end token where the folder names no pad token."""
+        read = read_folder(folder)
+        self._fast = read.fast
+        self._tokens = read.tokens
+        self._templates = read.templates
+        self._cleans_up = read.cleans_up
+        self._lacking = [text for text in read.tokens.values() if self._fast.token_to_id(text) is None]
+        ids_from = read.generation if read.generation is not None else model_config or {}
+        source = "config.json" if read.generation is None else "generation_config.json"
+        self.today = today or datetime.date.today()
+        self.dated = False
+        """Whether a chat that was rendered so far asked for the date: then it belongs to the run's facts."""
+        self.eos_token_ids: tuple[int, ...] = self._find_eos(ids_from, source)
+        """What ends a completion, ascending."""
+        self.pad_token_id: int = self._find_pad(ids_from, source)
+        """Fills up rows; the end token where the folder names no pad token."""
 
     @property
     def vocab_size(self) -> int:
@@ -57,38 +77,59 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `render` can be used."""
-        return self._template is not None
+        """Whether chats can be rendered."""
+        return bool(self._templates)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text, with what the tokenizer itself puts around it (a first token, perhaps)."""
-        return self._fast.encode(text).ids
+        """The ids of plain text, with what the tokenizer puts around it unless that is there already."""
+        whole, plain = self._encoding(text, special=True), self.encode_rendered(text)
+        begin = next(
+            (place for place, put in enumerate(whole.special_tokens_mask) if not put), len(whole.ids)
+        )
+        before, after = whole.ids[:begin], whole.ids[begin + len(plain) :]
+        if whole.ids != [*before, *plain, *after]:
+            return whole.ids  # a post-processor that does more than to add
+        doubled_first = before == plain[: len(before)]
+        doubled_last = after == plain[len(plain) - len(after) :]
+        return [*([] if doubled_first else before), *plain, *([] if doubled_last else after)]
 
     def encode_rendered(self, text: str) -> list[int]:
         """The ids of text that `render` made: the template has put in all special tokens already."""
-        return self._fast.encode(text, add_special_tokens=False).ids
+        return self._encoding(text, special=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens left out."""
-        return self._fast.decode(list(ids), skip_special_tokens=True)
+        text = self._fast.decode(list(ids), skip_special_tokens=True)
+        return _cleaned_up(text) if self._cleans_up else text
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A chat as the text that the model is shown, ending where its own turn begins.
+        """A chat as the text that the model is shown; see `render_all`."""
+        return self.render_all([messages])[0]
 
-        Raises DataError when the folder has no chat template, or the template refuses the chat.
+    def render_all(self, chats: Sequence[Sequence[Message]]) -> list[str]:
+        """The text of each chat, ending where the model's own words begin.
+
+        ChatError when the folder has no template for them, or the template refuses one.
         """
-        if self._template is None:
-            raise DataError(
-                f"{self.folder} has no chat template, so a prompt of chat messages cannot be rendered",
-                hint="use prompts that are plain text, or put chat_template.jinja into the folder",
-            )
+        template = self._default_template()
         try:
-            return self._compiled.render(messages=list(messages), add_generation_prompt=True, **self._tokens)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise DataError(
-                f"the chat template of {self.folder} failed: {error}",
+            rendered = render_chats(template, self._tokens, chats, self.today)
+        except ChatFailed as error:
+            raise ChatError(
+                f"the chat template of {self.folder} failed: {error.reason}",
                 hint="each message needs the fields that the template asks for, usually role and content",
+                index=error.index,
             ) from error
+        for index, text in enumerate(rendered.texts):
+            for token in self._lacking:
+                if token in text:
+                    raise ChatError(
+                        f"{self.folder}: the chat template writes {token}, which tokenizer.json lacks",
+                        hint=_MIXED_HINT,
+                        index=index,
+                    )
+        self.dated = self.dated or rendered.dated
+        return rendered.texts
 
     def check_fits(self, model_vocab_size: int) -> None:
         """DataError when this tokenizer can make ids that the model has no embedding for."""
@@ -100,27 +141,44 @@ class Tokenizer:
                 "to the folder that the model came with",
             )
 
-    @cached_property
-    def _compiled(self) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
+    def _encoding(self, text: str, *, special: bool) -> Encoding:
+        try:
+            return self._fast.encode(text, add_special_tokens=special)
+        except (
+            BaseException
+        ) as error:  # the package raises plain Exception, and BaseException where it panics
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+                raise
+            raise DataError(
+                f"the tokenizer in {self.folder} cannot encode {text[:60]!r}: {error}",
+                hint="half a surrogate pair is not text; else the tokenizer may lack an unknown token",
+            ) from error
+
+    def _default_template(self) -> str:
+        if "default" in self._templates:
+            return self._templates["default"]
+        if self._templates:
+            raise ChatError(
+                f"{self.folder} has chat templates called {', '.join(sorted(self._templates))}, and none "
+                "called default, so a prompt of chat messages cannot be rendered",
+                hint="put the one to be used into the folder as chat_template.jinja",
+            )
+        raise ChatError(
+            f"{self.folder} has no chat template, so a prompt of chat messages cannot be rendered",
+            hint="use prompts that are plain text, or put chat_template.jinja into the folder",
         )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        assert self._template is not None
-        return environment.from_string(self._template)
 
     def _id(self, token: str, source: str) -> int:
         found = self._fast.token_to_id(token)
         if found is None:
             raise DataError(
                 f"{self.folder}: {source} is {token!r}, which tokenizer.json does not have",
-                hint="the files of the folder belong to different tokenizers; take them from one model",
+                hint=_MIXED_HINT,
             )
         return found
 
-    def _find_eos(self, generation: Mapping[str, Any]) -> tuple[int, ...]:
-        ids = _token_ids(self.folder, generation, "eos_token_id")
+    def _find_eos(self, config: Mapping[str, Any], source: str) -> tuple[int, ...]:
+        ids = _token_ids(self.folder / source, config, "eos_token_id")
         if "eos_token" in self._tokens:
             ids.add(self._id(self._tokens["eos_token"], "eos_token"))
         if not ids:
@@ -130,87 +188,28 @@ class Tokenizer:
             )
         return tuple(sorted(ids))
 
-    def _find_pad(self, generation: Mapping[str, Any]) -> int:
+    def _find_pad(self, config: Mapping[str, Any], source: str) -> int:
         if "pad_token" in self._tokens:
             return self._id(self._tokens["pad_token"], "pad_token")
-        return min(_token_ids(self.folder, generation, "pad_token_id"), default=self.eos_token_ids[0])
+        return min(_token_ids(self.folder / source, config, "pad_token_id"), default=self.eos_token_ids[0])
 
 
-class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks the model's own words for training; here it is plain."""
-
-    tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The block's body, as if the tags were not there."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _read_fast(folder: Path) -> FastTokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        there = (
-            ", ".join(sorted(entry.name for entry in folder.iterdir()))
-            if folder.is_dir()
-            else "no such folder"
-        )
-        raise DataError(
-            f"no tokenizer.json in {folder} (there: {there or 'nothing'})",
-            hint="rl_config.tokenizer_dir (--tokenizer_dir) names a Hugging Face folder with tokenizer.json",
-        )
-    try:
-        return FastTokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the package raises plain Exception
-        raise DataError(f"{path} is no tokenizer: {error}", hint="download the file again") from error
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}", hint="download the file again") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds {type(value).__name__}, not an object", hint="download the file again")
-    return value
-
-
-def _token_text(value: Any) -> str | None:
-    """A token is written as text, or as an object with its text under `content`."""
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _token_ids(folder: Path, generation: Mapping[str, Any], key: str) -> set[int]:
-    value = generation.get(key)
+def _token_ids(path: Path, config: Mapping[str, Any], key: str) -> set[int]:
+    value = config.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(item) is int and item >= 0 for item in ids):
+    if not all(type(item) is int and 0 <= item < 1 << 31 for item in ids):
         raise DataError(
-            f"{folder / 'generation_config.json'}: {key} is {value!r}, not an id or a list of ids",
+            f"{path}: {key} is {str(value)[:60]}, not an id or a list of ids",
             hint="ids are whole numbers from 0",
         )
     return set(ids)
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, Mapping)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # jinja2's own filter escapes HTML characters, which would change what the model reads.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _cleaned_up(text: str) -> str:
+    """Without the blanks that tokenizers of words leave before punctuation; transformers' list, in order."""
+    for ending in (".", "?", "!", ","):
+        text = text.replace(f" {ending}", ending)
+    text = text.replace(" ' ", "'")
+    for ending in ("n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {ending}", ending)
+    return text

@@ -10,7 +10,6 @@ not supported is refused by name and never ignored: sliding windows in use, othe
 quantised weights, partial rotation, mixtures of experts (other families).
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,10 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.errors import ModelError
+from rollforward.inputs import LFS_HINT, is_lfs_pointer, parse_json
 from rollforward.models.rope import RopeConfig
+from rollforward.models.values import flag, number, shown, whole
 
 CONFIG_FILE = "config.json"
 FAMILIES = ("llama", "qwen2", "qwen3")
+
+# Far beyond what there is, and small enough that shapes and loops made of them stay harmless.
+_MOST_LAYERS = 4096
+_MOST_HEADS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +61,9 @@ class ModelConfig:
         """Read a parsed `config.json`; ModelError names what is missing, wrong or not supported."""
         family = _family(config)
         _refuse_unsupported(config)
-        hidden = _positive(config, "hidden_size")
-        heads = _positive(config, "num_attention_heads")
-        kv_heads = _positive(config, "num_key_value_heads", default=heads)
+        hidden = whole(config, "hidden_size")
+        heads = whole(config, "num_attention_heads", most=_MOST_HEADS)
+        kv_heads = whole(config, "num_key_value_heads", default=heads, most=_MOST_HEADS)
         head_dim = _head_dim(config, family, hidden, heads)
         if heads % kv_heads:
             raise ModelError(
@@ -66,23 +71,24 @@ class ModelConfig:
                 f"num_key_value_heads ({kv_heads})",
                 hint="each key-value head must serve the same number of query heads",
             )
-        attention_bias = _flag(config, "attention_bias")
+        attention_bias = flag(config, "attention_bias")
+        epsilon = config.get("rms_norm_eps")
         return cls(
             family=family,
-            vocab_size=_positive(config, "vocab_size"),
+            vocab_size=whole(config, "vocab_size"),
             hidden_size=hidden,
-            layers=_positive(config, "num_hidden_layers"),
+            layers=whole(config, "num_hidden_layers", most=_MOST_LAYERS),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            intermediate=_positive(config, "intermediate_size"),
-            rms_norm_eps=_number(config, "rms_norm_eps", default=1e-6),
+            intermediate=whole(config, "intermediate_size"),
+            rms_norm_eps=number("rms_norm_eps", 1e-6 if epsilon is None else epsilon),
             rope=RopeConfig.parse(config),
             qkv_bias=family == "qwen2" or attention_bias,
             output_bias=family != "qwen2" and attention_bias,
-            mlp_bias=family == "llama" and _flag(config, "mlp_bias"),
+            mlp_bias=family == "llama" and flag(config, "mlp_bias"),
             qk_norm=family == "qwen3",
-            tied=_flag(config, "tie_word_embeddings"),
+            tied=flag(config, "tie_word_embeddings"),
         )
 
 
@@ -93,10 +99,11 @@ def _family(config: Mapping[str, Any]) -> str:
     known = ", ".join(FAMILIES)
     if family is None:
         raise ModelError("config.json has no model_type", hint=f"supported families: {known}")
-    near = get_close_matches(str(family), FAMILIES, n=1)
+    near = get_close_matches(str(family)[:60], FAMILIES, n=1)
     nearest = f"; the nearest is {near[0]}" if near else ""
     raise ModelError(
-        f"config.json: model_type {family!r} is not supported{nearest}", hint=f"supported families: {known}"
+        f"config.json: model_type {shown(family)} is not supported{nearest}",
+        hint=f"supported families: {known}",
     )
 
 
@@ -104,16 +111,22 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ModelError(
-            f"config.json: hidden_act {activation!r} is not supported", hint="the activation must be silu"
+            f"config.json: hidden_act {shown(activation)} is not supported",
+            hint="the activation must be silu",
         )
     layer_types = config.get("layer_types") or []
-    other = sorted({str(kind) for kind in layer_types} - {"full_attention"})
+    if not isinstance(layer_types, list):
+        raise ModelError(
+            f"config.json: layer_types is {shown(layer_types)}",
+            hint="it must be a list, an entry for each layer",
+        )
+    other = sorted({str(kind)[:60] for kind in layer_types} - {"full_attention"})[:5]
     if other:
         raise ModelError(
             f"config.json: layer_types has {', '.join(other)}, which is not supported",
             hint="every layer must be full_attention",
         )
-    if config.get("use_sliding_window") and _window_reaches_a_layer(config):
+    if flag(config, "use_sliding_window") and _window_reaches_a_layer(config):
         raise ModelError(
             "config.json: use_sliding_window is true, and sliding-window attention is not supported",
             hint="use a model with full attention; with sequences shorter than the window, "
@@ -129,8 +142,14 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
 def _window_reaches_a_layer(config: Mapping[str, Any]) -> bool:
     if config.get("layer_types"):
         return False  # they have just been found to be full attention, and they take precedence
-    window, first = config.get("sliding_window", 4096), config.get("max_window_layers", 28)
-    return window is not None and first < config.get("num_hidden_layers", 0)
+    if config.get("sliding_window", 4096) is None:
+        return False
+    first = config.get("max_window_layers", 28)
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise ModelError(
+            f"config.json: max_window_layers is {shown(first)}", hint="it must be a whole number from 0"
+        )
+    return first < whole(config, "num_hidden_layers", most=_MOST_LAYERS)
 
 
 def _head_dim(config: Mapping[str, Any], family: str, hidden: int, heads: int) -> int:
@@ -140,7 +159,9 @@ def _head_dim(config: Mapping[str, Any], family: str, hidden: int, heads: int) -
             hint="give head_dim where it is not hidden_size / num_attention_heads",
         )
     # Without the key, transformers takes 128 for Qwen3 and the quotient for the others.
-    head_dim = _positive(config, "head_dim", default=128 if family == "qwen3" else hidden // heads)
+    head_dim = whole(
+        config, "head_dim", most=_MOST_HEADS, default=128 if family == "qwen3" else hidden // heads
+    )
     if head_dim % 2:
         raise ModelError(
             f"config.json: head_dim {head_dim} is odd", hint="rotary positions rotate pairs: it must be even"
@@ -148,39 +169,12 @@ def _head_dim(config: Mapping[str, Any], family: str, hidden: int, heads: int) -
     return head_dim
 
 
-def _positive(config: Mapping[str, Any], key: str, *, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise ModelError(f"config.json has no {key}", hint="is this the config.json of a decoder model?")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelError(f"config.json: {key} is {value!r}", hint="it must be a whole number of at least 1")
-    return value
-
-
-def _number(config: Mapping[str, Any], key: str, *, default: float) -> float:
-    value = config.get(key)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ModelError(f"config.json: {key} is {value!r}", hint="it must be a number above 0")
-    return float(value)
-
-
-def _flag(config: Mapping[str, Any], key: str) -> bool:
-    value = config.get(key)
-    if value is None:
-        return False  # the default of every flag read here, in every family
-    if not isinstance(value, bool):
-        raise ModelError(f"config.json: {key} is {value!r}", hint="it must be true or false")
-    return value
-
-
 def parse_model_config(content: bytes, path: Path) -> dict[str, Any]:
-    """A parsed `config.json`; ModelError, naming `path`, when it is no JSON object."""
+    """A parsed `config.json`; ModelError, naming `path`, when it is not a JSON object."""
+    if is_lfs_pointer(content):
+        raise ModelError(f"{path} is a pointer of Git LFS, not the file itself", hint=LFS_HINT)
     try:
-        value = json.loads(content)
+        value = parse_json(content)
     except ValueError as error:
         raise ModelError(f"{path}: not JSON: {error}", hint="download the file again") from None
     if not isinstance(value, dict):

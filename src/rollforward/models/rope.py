@@ -24,6 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import ModelError
+from rollforward.models.values import flag, number, shown, whole
+
+_ORIGINAL = "original_max_position_embeddings"
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
@@ -55,33 +58,48 @@ class RopeConfig:
         kind = values.get("rope_type", values.get("type")) or "default"
         if kind not in KINDS:
             raise ModelError(
-                f"config.json: rotary scaling {kind!r} is not supported",
+                f"config.json: rotary scaling {shown(kind)} is not supported",
                 hint=f"supported: {', '.join(KINDS)}",
             )
         theta = _number(values, "rope_theta", kind, default=10000.0)
-        max_positions = int(_number(config, "max_position_embeddings", kind, default=2048))
+        max_positions = whole(config, "max_position_embeddings", default=2048, most=1 << 31)
         if kind == "default":
             return cls(theta=theta, max_positions=max_positions)
-        original = config.get("original_max_position_embeddings") or values.get(
-            "original_max_position_embeddings", max_positions
-        )
+        named = config if config.get(_ORIGINAL) is not None else values
+        original = whole(named, _ORIGINAL, default=max_positions, most=1 << 31)
         factor = values.get("factor")
         if factor is None and kind == "yarn":
             factor = max_positions / original
         ramp_default = (None, None) if kind == "llama3" else (cls.low_freq_factor, cls.high_freq_factor)
-        values = {**values, "factor": factor, "original_max_position_embeddings": original}
-        return cls(
+        values = {**values, "factor": factor}
+        found = cls(
             kind=kind,
             theta=theta,
             factor=_number(values, "factor", kind),
             max_positions=max_positions,
-            original_max_positions=int(_number(values, "original_max_position_embeddings", kind)),
+            original_max_positions=original,
             low_freq_factor=_number(values, "low_freq_factor", kind, default=ramp_default[0]),
             high_freq_factor=_number(values, "high_freq_factor", kind, default=ramp_default[1]),
             beta_fast=_number(values, "beta_fast", kind, default=32.0),
             beta_slow=_number(values, "beta_slow", kind, default=1.0),
             attention_factor=_yarn_attention_factor(values) if kind == "yarn" else 1.0,
-            truncate=bool(values.get("truncate", True)),
+            truncate=flag(values, "truncate", default=True),
+        )
+        _check_ramp(found)
+        return found
+
+
+def _check_ramp(rope: RopeConfig) -> None:
+    """ModelError where the ramp between kept and stretched waves has no width to divide by."""
+    if rope.kind == "llama3" and rope.low_freq_factor >= rope.high_freq_factor:
+        raise ModelError(
+            f"config.json: low_freq_factor ({rope.low_freq_factor:g}) is not below high_freq_factor "
+            f"({rope.high_freq_factor:g})",
+            hint="take the config.json that the model came with",
+        )
+    if rope.kind == "yarn" and rope.theta <= 1:
+        raise ModelError(
+            f"config.json: rope_theta is {rope.theta:g}", hint="with yarn scaling it must be above 1"
         )
 
 
@@ -132,7 +150,8 @@ def _yarn_attention_factor(values: Mapping[str, Any]) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
     if values.get("mscale") and values.get("mscale_all_dim"):
-        return scale(float(values["mscale"])) / scale(float(values["mscale_all_dim"]))
+        top, bottom = (number(key, values[key]) for key in ("mscale", "mscale_all_dim"))
+        return scale(top) / scale(bottom)
     return scale(1.0)
 
 
@@ -142,7 +161,7 @@ def _merged(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         part = config.get(key) or {}
         if not isinstance(part, Mapping):
-            raise ModelError(f"config.json: {key} is {part!r}", hint="it must be an object or null")
+            raise ModelError(f"config.json: {key} is {shown(part)}", hint="it must be an object or null")
         if any(isinstance(value, Mapping) for value in part.values()):
             raise ModelError(
                 f"config.json: {key} differs from layer to layer, which is not supported",
@@ -152,7 +171,7 @@ def _merged(config: Mapping[str, Any]) -> dict[str, Any]:
     fraction = values.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if fraction not in (None, 1, 1.0):
         raise ModelError(
-            f"config.json: partial_rotary_factor {fraction!r} is not supported",
+            f"config.json: partial_rotary_factor {shown(fraction)} is not supported",
             hint="it must be 1, or absent",
         )
     return values
@@ -166,6 +185,4 @@ def _number(values: Mapping[str, Any], key: str, kind: str, *, default: float | 
         raise ModelError(
             f"config.json: rotary scaling {kind!r} needs {key}", hint=f"add {key} to rope_parameters"
         )
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ModelError(f"config.json: {key} is {value!r}", hint="it must be a number above 0")
-    return float(value)
+    return number(key, value)

@@ -9,7 +9,6 @@ The format: https://github.com/huggingface/safetensors#format. Loads no framewor
 pickled weights (`pytorch_model.bin`), which could run code, and quantised ones.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -22,6 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import ModelError
+from rollforward.inputs import (
+    LFS_HINT,
+    LFS_POINTER,
+    is_lfs_pointer,
+    is_there,
+    open_input,
+    parse_json,
+    read_input,
+)
 from rollforward.models.config import ModelConfig
 
 SINGLE = "model.safetensors"
@@ -29,7 +37,9 @@ INDEX = "model.safetensors.index.json"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-_MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors library
+_MAX_HEADER_BYTES = 1 << 23
+"""Room for some 50,000 tensors. What the safetensors library allows (100 MB) takes gigabytes to parse."""
+_MAX_DIMENSIONS, _MAX_INDEX_BYTES = 8, 1 << 24
 _LISTED = 5
 """How many names of a kind an error lists."""
 
@@ -69,9 +79,9 @@ def load_weights(
 
 def _entries(folder: Path) -> dict[str, _Entry]:
     """Every tensor of the folder's files."""
-    if (folder / SINGLE).is_file():
+    if is_there(folder / SINGLE):
         return _read_header(folder / SINGLE)
-    if not (folder / INDEX).is_file():
+    if not is_there(folder / INDEX):
         raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}", hint=_what_to_do_without(folder))
     placed = _weight_map(folder / INDEX)
     shards = {file: _read_header(folder / file) for file in sorted(set(placed.values()))}
@@ -94,8 +104,11 @@ def _what_to_do_without(folder: Path) -> str:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        content = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        text = read_input(index, _MAX_INDEX_BYTES)
+        if is_lfs_pointer(text):
+            raise ModelError(f"{index} is a pointer of Git LFS, not the file itself", hint=LFS_HINT)
+        content = parse_json(text, unique=True)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{index} cannot be read: {error}", hint="fetch the index again") from error
     placed = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
@@ -103,7 +116,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, file in placed.items():
         if file != Path(file).name or not file.endswith(".safetensors"):
             raise ModelError(
-                f"{index} places {name} in {file!r}, which is no safetensors file of the same folder",
+                f"{index} places {name} in {file!r}, which is not a safetensors file of the same folder",
                 hint="use an index whose shards lie beside it",
             )
     return placed
@@ -111,19 +124,23 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _read_header(path: Path) -> dict[str, _Entry]:
     try:
-        with path.open("rb") as file:
+        with open_input(path) as file:
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
+            first = file.read(len(LFS_POINTER))
+            if is_lfs_pointer(first):
+                raise ModelError(f"{path} is a pointer of Git LFS, not the weights", hint=LFS_HINT)
+            length = int.from_bytes(first[:8], "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
+            file.seek(8)
+            header = parse_json(file.read(length), unique=True)
         if not isinstance(header, dict):
             raise ValueError("the header is not an object")
         header.pop("__metadata__", None)
         return {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
     except FileNotFoundError as error:
         raise ModelError(f"{path} is missing", hint=f"{INDEX} names it: fetch it again") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(
             f"{path} is not a safetensors file: {error}",
             hint="the download may be incomplete: fetch it again",
@@ -138,11 +155,11 @@ def _entry(path: Path, name: str, value: Any, data: int, size: int) -> _Entry:
         whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
     except (TypeError, KeyError, ValueError):
         whole = False
-    if not whole or min(numbers) < 0 or begin > end or data + end > size:
+    if not whole or len(shape) > _MAX_DIMENSIONS or min(numbers) < 0 or begin > end or data + end > size:
         raise ValueError(f"the entry of {name} is malformed or points outside the file")
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"{name} is {dtype}; supported are {', '.join(_DTYPES)}")
-    if math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
+    if max(shape, default=0) > size or math.prod(shape) * _DTYPES[dtype].itemsize != end - begin:
         raise ValueError(f"{name} is {dtype}{list(shape)}, which does not fill its {end - begin} bytes")
     return _Entry(path, dtype, shape, data + begin)
 

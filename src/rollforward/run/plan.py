@@ -5,6 +5,7 @@ resume from, and answers with a `Plan`, or with the error that a user can mend. 
 framework and changes nothing on disk: the parent of several workers calls it for all of them.
 """
 
+import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from rollforward.run.request import Request
 from rollforward.run.sources import Source
 from rollforward.run.versions import versions
 from rollforward.storage import LocalStorage
+from rollforward.store import Manifest
 from rollforward.store.lock import check_free
 from rollforward.verifiers import resolve
 
@@ -98,7 +100,11 @@ def prepare(
     source, folder, files = origin.source, origin.model, origin.files
     model_config = parse_model_config(files[CONFIG_FILE], folder / CONFIG_FILE)
     vocab_size = package.vocab_size(model_config)
-    tokenizer = Tokenizer(Path(config.rl_config.tokenizer_dir or folder))
+    tokenizer = Tokenizer(
+        Path(config.rl_config.tokenizer_dir or folder),
+        model_config=model_config,
+        today=_chat_date(source.checkpoint),
+    )
     tokenizer.check_fits(vocab_size)
     _check_token_ids(config, vocab_size)
     verifiers = resolve(config.reward_config.verifier_function)
@@ -131,6 +137,7 @@ def prepare(
             "model": hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
             "dataset": _dataset_digest(prompts),
             "world_size": world_size,
+            **({"chat_date": tokenizer.today.isoformat()} if tokenizer.dated else {}),
         },
         versions=versions(package),
         branch=request.position,
@@ -151,6 +158,16 @@ def schedule_of(config: Config, prompts: Sequence[Prompt], *, rank: int, world_s
         rank=rank,
         world_size=world_size,
     )
+
+
+def _chat_date(manifest: Manifest | None) -> datetime.date | None:
+    """The date that the run's first start told its chat templates, so that its prompts stay the same."""
+    facts = manifest.state.get("facts") if manifest is not None else None
+    told = facts.get("chat_date") if isinstance(facts, dict) else None
+    try:
+        return datetime.date.fromisoformat(told) if isinstance(told, str) else None
+    except ValueError:
+        return None
 
 
 def _check_reachable(plan: Plan, position: Position, ranks: Sequence[int]) -> None:

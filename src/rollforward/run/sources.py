@@ -14,6 +14,7 @@ from typing import Protocol
 
 from rollforward.errors import CheckpointMismatch, ConfigError, ModelError
 from rollforward.grpo.ports import Engine
+from rollforward.inputs import is_there, read_input
 from rollforward.interop.restoring import take
 from rollforward.interop.resuming import FromForeign, check_headers, next_position
 from rollforward.interop.role_folders import CheckpointFolders
@@ -34,6 +35,8 @@ MODEL_FILES = (
     "chat_template.jinja",
 )
 """What of a Hugging Face folder a run keeps beside its checkpoints, so that a resume needs no such folder."""
+
+_MODEL_FILE_BYTES = 1 << 28
 
 _ROLE_WORDS = {"policy_model": "policy", "optimizer": "optimizer", "ref": "reference"}
 
@@ -304,7 +307,7 @@ def _check_model_folder(option: str, folder: Path) -> None:
     name = f"--{option}_checkpoint_path {folder}"
     if not folder.is_dir():
         raise ModelError(f"{name}: no such folder", hint="name a Hugging Face folder")
-    if (folder / "config.json").is_file():
+    if is_there(folder / "config.json"):
         return
     if any(folder.glob("rank_*")) or (folder / COMMITS).is_dir():
         raise ModelError(
@@ -327,8 +330,10 @@ def model_files(model: Path, tokenizer: Path) -> dict[str, bytes]:
     for name in MODEL_FILES:
         path = (model if name == "config.json" else tokenizer) / name
         try:
-            if path.is_file():
-                found[name] = path.read_bytes()
+            if is_there(path):
+                found[name] = read_input(path, _MODEL_FILE_BYTES)
         except OSError as error:
-            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+            raise ModelError(
+                f"{path}: cannot be read: {error.strerror or error}", hint="check the model's folder"
+            ) from None
     return found

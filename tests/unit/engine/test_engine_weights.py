@@ -197,7 +197,7 @@ def test_an_index_cannot_lead_out_of_its_folder(llama: Path, file: str) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["model.norm.weight"] = file
     index.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="no safetensors file of the same folder"):
+    with pytest.raises(ModelError, match="not a safetensors file of the same folder"):
         load_weights(llama, config_of(llama), parameters)
 
 
