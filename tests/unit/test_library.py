@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from lockstep import LockStep
@@ -31,7 +32,7 @@ Tensors = dict[str, dict[str, np.ndarray]]
 
 
 def fresh() -> Tensors:
-    return {"policy_model": {"w": np.zeros(3)}, "optimizer": {"m": np.zeros(3, np.float32)}}
+    return {"policy": {"w": np.zeros(3)}, "optimizer": {"m": np.zeros(3, np.float32)}}
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,9 @@ def train(
             with run.updating(step):
                 if step == dies_at:
                     raise Died
-                tensors["policy_model"]["w"] += batch + 0.1
+                tensors["policy"]["w"] += batch + 0.1
                 tensors["optimizer"]["m"] += 1
-            run.outcome(step, loss=loss(tensors["policy_model"]["w"].sum()))
+            run.outcome(step, loss=loss(tensors["policy"]["w"].sum()))
             run.checkpoint(step + 1, tensors, every=every)
     return tensors
 
@@ -110,7 +111,7 @@ def test_a_new_run_starts_with_none_and_saves_what_the_arrays_hold_at_its_first_
     tensors = fresh()
     with rollforward.open_run(tmp_path) as run:
         assert run.restore(tensors) is None
-        tensors["policy_model"]["w"] += 7
+        tensors["policy"]["w"] += 7
         run.once(0, "x", lambda: np.zeros(1))
         assert positions(LocalStorage(tmp_path)) == [Position(0, 0)]
     other = fresh()
@@ -147,6 +148,7 @@ FORMS = [
     (np.float16([1, np.nan]), None),
     [1, 2, 3],
     {},
+    {"low": np.arange(5).astype(ml_dtypes.bfloat16), "lower": np.array([0.5], ml_dtypes.float8_e4m3fn)},
 ]
 
 
@@ -158,7 +160,7 @@ def described(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         flags = value.flags
         return (
-            value.dtype.str,
+            value.dtype,
             value.shape,
             value.tobytes(),
             flags.writeable,
@@ -228,7 +230,7 @@ def test_a_step_without_an_outcome_is_replayed_like_any_other(tmp_path: Path) ->
         for step in range(start.step if start else 0, steps):
             batch = run.once(step, "x", lambda step=step: made.append(step) or np.full(3, 1.0 + step))
             with run.updating(step):
-                tensors["policy_model"]["w"] += batch
+                tensors["policy"]["w"] += batch
         run._abandon(Died())
         return made
 
@@ -253,6 +255,19 @@ def test_by_default_the_logger_of_the_package_is_told(
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == ["warning: since the checkpoint was saved lr changed from 1 to 2"]
     assert any(record.levelno == logging.INFO for record in caplog.records)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.complex64, np.bool_, np.uint8, ">f8"])
+def test_tensors_of_any_dtype_come_back_to_the_bit(tmp_path: Path, dtype: Any) -> None:
+    values = np.array([0, 1, 1, 0]).astype(dtype)
+    with rollforward.open_run(tmp_path, log=lambda _: None) as run:
+        run.restore({"critic": {"w": values, "flipped": np.ones((2, 3), dtype)[:, ::-1].T}})
+        run.outcome(0)
+    found = {"critic": {"w": np.zeros(4, dtype), "flipped": np.zeros((2, 3), dtype)[:, ::-1].T}}
+    with rollforward.open_run(tmp_path, log=lambda _: None) as run:
+        run.restore(found)
+    assert found["critic"]["w"].tobytes() == values.tobytes()
+    assert found["critic"]["flipped"].tobytes() == np.ones((3, 2), dtype).tobytes()
 
 
 # Replay
@@ -440,10 +455,10 @@ def test_a_step_that_comes_after_another_than_it_did_is_refused(tmp_path: Path) 
             lambda run: (run.outcome(0), run.checkpoint(1, fresh()), run.outcome(2)),
             "step 0_2 where step 0_1 is expected",
         ),
-        (lambda run: run.checkpoint(1, {"policy_model": {}}), "not the tensors of restore"),
+        (lambda run: run.checkpoint(1, {"policy": {}}), "not the tensors of restore"),
         (
-            lambda run: run.checkpoint(1, {**fresh(), "policy_model": {"w": np.zeros(4)}}),
-            r"policy_model w is float64 \[4\] and was float64 \[3\]",
+            lambda run: run.checkpoint(1, {**fresh(), "policy": {"w": np.zeros(4)}}),
+            r"policy w is float64 \[4\] and was float64 \[3\]",
         ),
         (lambda run: run.checkpoint(1, fresh(), state={"x": {1, 2}}), "state: "),
         (lambda run: (run.close(), run.outcome(0)), "the run is closed"),
@@ -502,9 +517,11 @@ def test_a_run_that_is_open_cannot_be_opened_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"policy_model": {"w": [1, 2]}}, "is of list, not a NumPy array"),
-        ({"policy_model": {"w": np.array(["a"])}}, "cannot be stored"),
-        ({"policy_model": {"w": np.broadcast_to(0.0, 3)}}, "is read-only"),
+        ({"policy": {"w": [1, 2]}}, "is of list, not a NumPy array"),
+        ({"policy": {"w": np.array(["a"])}}, "cannot be stored"),
+        ({"Policy": {"w": np.zeros(1)}}, "'Policy' cannot be the name of a role"),
+        ({"journal": {"w": np.zeros(1)}}, "'journal' cannot be the name of a role"),
+        ({"policy": {"w": np.broadcast_to(0.0, 3)}}, "is read-only"),
     ],
 )
 def test_tensors_that_a_checkpoint_cannot_be_read_into_are_refused(
@@ -516,17 +533,17 @@ def test_tensors_that_a_checkpoint_cannot_be_read_into_are_refused(
 
 def test_a_checkpoint_of_other_tensors_is_not_restored(tmp_path: Path) -> None:
     killed(tmp_path)
-    with pytest.raises(CheckpointMismatch, match="policy_model w"), rollforward.open_run(tmp_path) as run:
-        run.restore({**fresh(), "policy_model": {"w": np.zeros(4)}})
+    with pytest.raises(CheckpointMismatch, match="policy w"), rollforward.open_run(tmp_path) as run:
+        run.restore({**fresh(), "policy": {"w": np.zeros(4)}})
 
 
 def test_weights_that_change_outside_updating_are_found(tmp_path: Path) -> None:
     with rollforward.open_run(tmp_path, prove_unchanged=True) as run:
         tensors = fresh()
         run.restore(tensors)
-        tensors["policy_model"]["w"] += 1  # before the first step they may
+        tensors["policy"]["w"] += 1  # before the first step they may
         with run.updating(0):
-            tensors["policy_model"]["w"] += 1
+            tensors["policy"]["w"] += 1
         run.outcome(0, loss=1.0)
         run.checkpoint(1, tensors)
         tensors["optimizer"]["m"][1] = 5
@@ -535,7 +552,7 @@ def test_weights_that_change_outside_updating_are_found(tmp_path: Path) -> None:
         tensors["optimizer"]["m"][1] = 0
     run = rollforward.open_run(tmp_path, prove_unchanged=True)
     run.restore(tensors)
-    tensors["policy_model"]["w"] += 1
+    tensors["policy"]["w"] += 1
     with pytest.raises(InputError, match="before the run was closed: changed outside updating"):
         run.close()
 

@@ -9,6 +9,7 @@ from rollforward.errors import InputError
 from rollforward.position import Position
 from rollforward.replay.facts import changes
 from rollforward.store import strictjson
+from rollforward.store.layout import check_roles
 from rollforward.store.tensorfile import dtype_code
 from rollforward.tensors import Tensors
 
@@ -69,6 +70,10 @@ def as_json(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_tensors(tensors: Tensors, *, writeable: bool) -> None:
     """Unless these are arrays that a checkpoint can hold, and that one can be read into."""
+    try:
+        check_roles(tensors)
+    except ValueError as error:
+        misuse(str(error))
     for role, named in tensors.items():
         for name, array in named.items():
             if not isinstance(array, np.ndarray):
