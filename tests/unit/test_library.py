@@ -355,6 +355,25 @@ def test_a_damaged_checkpoint_costs_a_replay(tmp_path: Path) -> None:
     assert any("5 of 5 updates equal to the last bit" in line for line in said)
 
 
+def test_a_gap_in_the_journal_ends_the_replay_before_it(tmp_path: Path) -> None:
+    killed(tmp_path, at=9, steps=10, every=2, keep=0)
+    for step in (4, 6, 8):
+        (tmp_path / "commits" / f"0_{step}.json").unlink()
+    (tmp_path / "journal" / "rank_0" / "1-0_4.journal").unlink()
+    made: list[int] = []
+    said: list[str] = []
+
+    def make(step: int) -> Any:
+        made.append(step)
+        return np.arange(3.0) * step
+
+    ended = train(tmp_path, 10, every=2, make=make, said=said)
+    assert same(ended, train(tmp_path / "whole", 10))
+    assert made == [4, 5, 6, 7, 8, 9]
+    assert any("2 steps to replay, up to 0_4" in line for line in said)
+    assert any(line.startswith("recovery: lost: 3 finished steps from 0_4 on") for line in said), said
+
+
 def test_a_run_whose_checkpoints_are_gone_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
     killed(tmp_path)
     for path in (tmp_path / "commits").iterdir():
