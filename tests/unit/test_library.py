@@ -556,6 +556,17 @@ def test_a_checkpoint_of_other_tensors_is_not_restored(tmp_path: Path) -> None:
         run.restore({**fresh(), "policy": {"w": np.zeros(4)}})
 
 
+def test_after_a_restore_that_failed_nothing_is_recorded_over_the_run(tmp_path: Path) -> None:
+    killed(tmp_path)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with rollforward.open_run(tmp_path) as run:
+        with pytest.raises(CheckpointMismatch):
+            run.restore({"policy": {"w": np.zeros(4)}})
+        with pytest.raises(InputError, match="call restore first"):
+            run.outcome(0, loss=1.0)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
 def test_weights_that_change_outside_updating_are_found(tmp_path: Path) -> None:
     with rollforward.open_run(tmp_path, prove_unchanged=True) as run:
         tensors = fresh()
