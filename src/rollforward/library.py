@@ -131,7 +131,7 @@ def open_run(
     settings = LoopSettings(
         ranks=Ranks(rank, world_size, all_gather),
         facts=as_json("facts", facts or {}),
-        versions={"numpy": np.__version__, **(versions or {})},
+        versions={"numpy": np.__version__, **{name: str(text) for name, text in (versions or {}).items()}},
         retention=keep if isinstance(keep, Retention) else Retention(newest=keep),
         prove_unchanged=prove_unchanged,
         on_divergence=on_divergence,
@@ -292,7 +292,9 @@ class Run:
         self._expected = self._expected or [position]
         if self._recording is None:
             self._begin_run(position, state)
-        elif position != self._saved and (every is None or self._done % every == 0):
+            return
+        self._recording.reached(position)
+        if position != self._saved and (every is None or self._done % every == 0):
             self._saved = position
             self._recording.checkpoints.begin(position, self._done, self._state(state))
 
@@ -308,7 +310,7 @@ class Run:
                 misuse("the run is closed inside updating")
             if self._recording is not None:
                 self._check_unchanged("before the run was closed")
-                self._recording.close(self._done)
+                self._recording.close(self._done, self._last)
         except BaseException as error:
             self._abandon(error)
             raise

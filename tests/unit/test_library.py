@@ -300,6 +300,29 @@ def test_other_versions_are_compared_with_a_tolerance(tmp_path: Path) -> None:
     assert any("within tolerance, with torch 2.6 instead of 2.5" in line for line in said)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_replay_that_ends_with_the_loop_is_reported_as_over(tmp_path: Path, last: bool) -> None:
+    train(tmp_path)
+    tensors, said = fresh(), list[str]()
+    with rollforward.open_run(tmp_path, log=said.append) as run:
+        start = run.restore(tensors)
+        assert start is not None
+        for step in range(start.step, 6):
+            batch = run.once(step, "batch", lambda: pytest.fail("made again"))
+            with run.updating(step):
+                tensors["policy"]["w"] += batch + 0.1
+            run.outcome(step, loss=tensors["policy"]["w"].sum())
+        if last:
+            run.checkpoint(6, tensors)
+    assert any("2 of 2 updates equal to the last bit" in line for line in said)
+    assert recovery_report.read(LocalStorage(tmp_path))[-1].over
+
+
+def test_versions_may_be_anything_that_has_a_text(tmp_path: Path) -> None:
+    for _ in range(2):
+        train(tmp_path, versions={"own": (1, 2)})
+
+
 def test_nan_is_an_outcome_like_any_other(tmp_path: Path) -> None:
     killed(tmp_path, loss=lambda _: float("nan"))
     train(tmp_path, loss=lambda _: float("nan"))
@@ -464,6 +487,7 @@ def test_a_step_that_comes_after_another_than_it_did_is_refused(tmp_path: Path) 
         (lambda run: run.outcome(0, a=2**53 + 1), "which float64 cannot hold"),
         (lambda run: run.outcome("0", a=1), "'0' is not a step"),
         (lambda run: run.outcome(-1, a=1), "is negative"),
+        (lambda run: run.outcome((1, 10**18), a=1), "more than 18 digits"),
         (
             lambda run: (run.once(1, "x", lambda: 1), run.checkpoint(1, fresh())),
             "name the step that comes next",

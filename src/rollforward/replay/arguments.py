@@ -17,6 +17,8 @@ Step = int | tuple[int, int]
 """A step's number, or its epoch and its number in the epoch."""
 
 _SHOWN = 8
+_LIMIT = 10**18
+"""Names of files hold 18 digits."""
 
 
 def misuse(message: str) -> NoReturn:
@@ -41,8 +43,8 @@ def as_position(step: Step) -> Position:
             position = Position(int(epoch), int(number))
         case _:
             misuse(f"{step!r} is not a step: a number, or a pair (epoch, step)")
-    if position.epoch < 0 or position.step < 0:
-        misuse(f"step {position} is negative")
+    if min(position) < 0 or max(position) >= _LIMIT:
+        misuse(f"step {position} is negative, or has more than 18 digits")
     return position
 
 
