@@ -35,7 +35,7 @@ def gradient(logits, batch):
 def train(path, steps, rank=0, world_size=1, all_gather=lambda value: [value]):
     """Train to the end, from wherever the run in `path` stands; returns the logits."""
     logits, momentum = np.zeros((2, len(WORD), len(LETTERS)))
-    tensors = {"policy_model": {"logits": logits}, "optimizer": {"momentum": momentum}}
+    tensors = {"policy": {"logits": logits}, "optimizer": {"momentum": momentum}}
     facts = {"word": WORD, "seed": SEED, "samples": SAMPLES, "rate": RATE}
     processes = {"rank": rank, "world_size": world_size, "all_gather": all_gather}
     with rollforward.open_run(path, facts=facts, log=print, **processes) as run:

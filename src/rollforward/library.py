@@ -131,7 +131,7 @@ def open_run(
     settings = LoopSettings(
         ranks=Ranks(rank, world_size, all_gather),
         facts=as_json("facts", facts or {}),
-        versions={"numpy": np.__version__, **(versions or {})},
+        versions={"numpy": np.__version__, **{name: str(text) for name, text in (versions or {}).items()}},
         retention=keep if isinstance(keep, Retention) else Retention(newest=keep),
         prove_unchanged=prove_unchanged,
         on_divergence=on_divergence,
@@ -178,7 +178,8 @@ class Run:
         self._release = release
         self._closed = False
         self._tensors: Tensors | None = None
-        """The live ones; None until `restore`."""
+        """The live ones; None until `restore` is called."""
+        self._restored = False
         self._digests: dict[str, str] | None = None
         self._recording: Recording | None = None
         """None until there is something to go on from: in a new run, until its first step."""
@@ -210,8 +211,12 @@ class Run:
         self._tensors = tensors
         if self._is_new():
             self._settings.say(f"run: {self._place.storage} is new")
-            return None
-        return self._go_on(restore(self._place.storage, Arrays(tensors, self._settings.ranks)))
+            start = None
+        else:
+            start = self._go_on(restore(self._place.storage, Arrays(tensors, self._settings.ranks)))
+        # After an error the arrays hold no state of the run, and nothing may be recorded over it.
+        self._restored = True
+        return start
 
     def once(self, step: Step, name: str, make: Callable[[], T]) -> T:
         """The result of `make`, or what an earlier start recorded as that.
@@ -287,7 +292,9 @@ class Run:
         self._expected = self._expected or [position]
         if self._recording is None:
             self._begin_run(position, state)
-        elif position != self._saved and (every is None or self._done % every == 0):
+            return
+        self._recording.reached(position)
+        if position != self._saved and (every is None or self._done % every == 0):
             self._saved = position
             self._recording.checkpoints.begin(position, self._done, self._state(state))
 
@@ -303,7 +310,7 @@ class Run:
                 misuse("the run is closed inside updating")
             if self._recording is not None:
                 self._check_unchanged("before the run was closed")
-                self._recording.close(self._done)
+                self._recording.close(self._done, self._last)
         except BaseException as error:
             self._abandon(error)
             raise
@@ -424,7 +431,7 @@ class Run:
 
     def _check_ready(self) -> None:
         self._check_open()
-        if self._tensors is None:
+        if not self._restored:
             misuse("call restore first, in a new run too")
         if self._updating:
             misuse("an update is under way: leave updating first; after an error in it, end the run")

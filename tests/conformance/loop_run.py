@@ -53,8 +53,8 @@ class Work:
 
 def new_state() -> State:
     return {
-        "policy_model": {"w": np.linspace(0, 1, 5, dtype=np.float32), "b": np.zeros((), np.float64)},
-        "optimizer": {"m": np.zeros(5, np.float32), "count": np.zeros(1, np.int64)},
+        "policy": {"w": np.linspace(0, 1, 5, dtype=np.float32), "b": np.zeros((), np.float64)},
+        "optimizer_state": {"m": np.zeros(5, np.float32), "count": np.zeros(1, np.int64)},
     }
 
 
@@ -123,7 +123,7 @@ def _maker(
             work.again.append(key)
         work.made[key] += 1
         rng = np.random.default_rng([*step, rank, len(name)])
-        return {"x": (rng.random(5) * tensors["policy_model"]["w"]).astype(np.float32), "n": np.int8(rank)}
+        return {"x": (rng.random(5) * tensors["policy"]["w"]).astype(np.float32), "n": np.int8(rank)}
 
     return make
 
@@ -134,7 +134,7 @@ def _sum(exchange: Exchange, mine: NDArray[Any]) -> NDArray[Any]:
 
 
 def _update(tensors: State, total: NDArray[Any]) -> float:
-    policy, optimizer = tensors["policy_model"], tensors["optimizer"]
+    policy, optimizer = tensors["policy"], tensors["optimizer_state"]
     optimizer["m"] *= np.float32(0.9)
     optimizer["m"] += total
     optimizer["count"] += 1

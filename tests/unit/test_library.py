@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from lockstep import LockStep
@@ -31,7 +32,7 @@ Tensors = dict[str, dict[str, np.ndarray]]
 
 
 def fresh() -> Tensors:
-    return {"policy_model": {"w": np.zeros(3)}, "optimizer": {"m": np.zeros(3, np.float32)}}
+    return {"policy": {"w": np.zeros(3)}, "optimizer": {"m": np.zeros(3, np.float32)}}
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,9 @@ def train(
             with run.updating(step):
                 if step == dies_at:
                     raise Died
-                tensors["policy_model"]["w"] += batch + 0.1
+                tensors["policy"]["w"] += batch + 0.1
                 tensors["optimizer"]["m"] += 1
-            run.outcome(step, loss=loss(tensors["policy_model"]["w"].sum()))
+            run.outcome(step, loss=loss(tensors["policy"]["w"].sum()))
             run.checkpoint(step + 1, tensors, every=every)
     return tensors
 
@@ -110,7 +111,7 @@ def test_a_new_run_starts_with_none_and_saves_what_the_arrays_hold_at_its_first_
     tensors = fresh()
     with rollforward.open_run(tmp_path) as run:
         assert run.restore(tensors) is None
-        tensors["policy_model"]["w"] += 7
+        tensors["policy"]["w"] += 7
         run.once(0, "x", lambda: np.zeros(1))
         assert positions(LocalStorage(tmp_path)) == [Position(0, 0)]
     other = fresh()
@@ -147,6 +148,7 @@ FORMS = [
     (np.float16([1, np.nan]), None),
     [1, 2, 3],
     {},
+    {"low": np.arange(5).astype(ml_dtypes.bfloat16), "lower": np.array([0.5], ml_dtypes.float8_e4m3fn)},
 ]
 
 
@@ -158,7 +160,7 @@ def described(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         flags = value.flags
         return (
-            value.dtype.str,
+            value.dtype,
             value.shape,
             value.tobytes(),
             flags.writeable,
@@ -228,7 +230,7 @@ def test_a_step_without_an_outcome_is_replayed_like_any_other(tmp_path: Path) ->
         for step in range(start.step if start else 0, steps):
             batch = run.once(step, "x", lambda step=step: made.append(step) or np.full(3, 1.0 + step))
             with run.updating(step):
-                tensors["policy_model"]["w"] += batch
+                tensors["policy"]["w"] += batch
         run._abandon(Died())
         return made
 
@@ -253,6 +255,19 @@ def test_by_default_the_logger_of_the_package_is_told(
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == ["warning: since the checkpoint was saved lr changed from 1 to 2"]
     assert any(record.levelno == logging.INFO for record in caplog.records)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.complex64, np.bool_, np.uint8, ">f8"])
+def test_tensors_of_any_dtype_come_back_to_the_bit(tmp_path: Path, dtype: Any) -> None:
+    values = np.array([0, 1, 1, 0]).astype(dtype)
+    with rollforward.open_run(tmp_path, log=lambda _: None) as run:
+        run.restore({"critic": {"w": values, "flipped": np.ones((2, 3), dtype)[:, ::-1].T}})
+        run.outcome(0)
+    found = {"critic": {"w": np.zeros(4, dtype), "flipped": np.zeros((2, 3), dtype)[:, ::-1].T}}
+    with rollforward.open_run(tmp_path, log=lambda _: None) as run:
+        run.restore(found)
+    assert found["critic"]["w"].tobytes() == values.tobytes()
+    assert found["critic"]["flipped"].tobytes() == np.ones((3, 2), dtype).tobytes()
 
 
 # Replay
@@ -283,6 +298,29 @@ def test_other_versions_are_compared_with_a_tolerance(tmp_path: Path) -> None:
     near = lambda value: value * (1 + 1e-9)  # noqa: E731
     train(tmp_path, loss=near, versions={"torch": "2.6"}, said=said)
     assert any("within tolerance, with torch 2.6 instead of 2.5" in line for line in said)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_replay_that_ends_with_the_loop_is_reported_as_over(tmp_path: Path, last: bool) -> None:
+    train(tmp_path)
+    tensors, said = fresh(), list[str]()
+    with rollforward.open_run(tmp_path, log=said.append) as run:
+        start = run.restore(tensors)
+        assert start is not None
+        for step in range(start.step, 6):
+            batch = run.once(step, "batch", lambda: pytest.fail("made again"))
+            with run.updating(step):
+                tensors["policy"]["w"] += batch + 0.1
+            run.outcome(step, loss=tensors["policy"]["w"].sum())
+        if last:
+            run.checkpoint(6, tensors)
+    assert any("2 of 2 updates equal to the last bit" in line for line in said)
+    assert recovery_report.read(LocalStorage(tmp_path))[-1].over
+
+
+def test_versions_may_be_anything_that_has_a_text(tmp_path: Path) -> None:
+    for _ in range(2):
+        train(tmp_path, versions={"own": (1, 2)})
 
 
 def test_nan_is_an_outcome_like_any_other(tmp_path: Path) -> None:
@@ -338,6 +376,25 @@ def test_a_damaged_checkpoint_costs_a_replay(tmp_path: Path) -> None:
     assert same(train(tmp_path, make=lambda _: pytest.fail("made again"), said=said), whole)
     assert any("checkpoint 0_4 was rejected" in line for line in said)
     assert any("5 of 5 updates equal to the last bit" in line for line in said)
+
+
+def test_a_gap_in_the_journal_ends_the_replay_before_it(tmp_path: Path) -> None:
+    killed(tmp_path, at=9, steps=10, every=2, keep=0)
+    for step in (4, 6, 8):
+        (tmp_path / "commits" / f"0_{step}.json").unlink()
+    (tmp_path / "journal" / "rank_0" / "1-0_4.journal").unlink()
+    made: list[int] = []
+    said: list[str] = []
+
+    def make(step: int) -> Any:
+        made.append(step)
+        return np.arange(3.0) * step
+
+    ended = train(tmp_path, 10, every=2, make=make, said=said)
+    assert same(ended, train(tmp_path / "whole", 10))
+    assert made == [4, 5, 6, 7, 8, 9]
+    assert any("2 steps to replay, up to 0_4" in line for line in said)
+    assert any(line.startswith("recovery: lost: 3 finished steps from 0_4 on") for line in said), said
 
 
 def test_a_run_whose_checkpoints_are_gone_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
@@ -430,6 +487,7 @@ def test_a_step_that_comes_after_another_than_it_did_is_refused(tmp_path: Path) 
         (lambda run: run.outcome(0, a=2**53 + 1), "which float64 cannot hold"),
         (lambda run: run.outcome("0", a=1), "'0' is not a step"),
         (lambda run: run.outcome(-1, a=1), "is negative"),
+        (lambda run: run.outcome((1, 10**18), a=1), "more than 18 digits"),
         (
             lambda run: (run.once(1, "x", lambda: 1), run.checkpoint(1, fresh())),
             "name the step that comes next",
@@ -440,10 +498,10 @@ def test_a_step_that_comes_after_another_than_it_did_is_refused(tmp_path: Path) 
             lambda run: (run.outcome(0), run.checkpoint(1, fresh()), run.outcome(2)),
             "step 0_2 where step 0_1 is expected",
         ),
-        (lambda run: run.checkpoint(1, {"policy_model": {}}), "not the tensors of restore"),
+        (lambda run: run.checkpoint(1, {"policy": {}}), "not the tensors of restore"),
         (
-            lambda run: run.checkpoint(1, {**fresh(), "policy_model": {"w": np.zeros(4)}}),
-            r"policy_model w is float64 \[4\] and was float64 \[3\]",
+            lambda run: run.checkpoint(1, {**fresh(), "policy": {"w": np.zeros(4)}}),
+            r"policy w is float64 \[4\] and was float64 \[3\]",
         ),
         (lambda run: run.checkpoint(1, fresh(), state={"x": {1, 2}}), "state: "),
         (lambda run: (run.close(), run.outcome(0)), "the run is closed"),
@@ -502,9 +560,11 @@ def test_a_run_that_is_open_cannot_be_opened_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"policy_model": {"w": [1, 2]}}, "is of list, not a NumPy array"),
-        ({"policy_model": {"w": np.array(["a"])}}, "cannot be stored"),
-        ({"policy_model": {"w": np.broadcast_to(0.0, 3)}}, "is read-only"),
+        ({"policy": {"w": [1, 2]}}, "is of list, not a NumPy array"),
+        ({"policy": {"w": np.array(["a"])}}, "cannot be stored"),
+        ({"Policy": {"w": np.zeros(1)}}, "'Policy' cannot be the name of a role"),
+        ({"journal": {"w": np.zeros(1)}}, "'journal' cannot be the name of a role"),
+        ({"policy": {"w": np.broadcast_to(0.0, 3)}}, "is read-only"),
     ],
 )
 def test_tensors_that_a_checkpoint_cannot_be_read_into_are_refused(
@@ -516,17 +576,28 @@ def test_tensors_that_a_checkpoint_cannot_be_read_into_are_refused(
 
 def test_a_checkpoint_of_other_tensors_is_not_restored(tmp_path: Path) -> None:
     killed(tmp_path)
-    with pytest.raises(CheckpointMismatch, match="policy_model w"), rollforward.open_run(tmp_path) as run:
-        run.restore({**fresh(), "policy_model": {"w": np.zeros(4)}})
+    with pytest.raises(CheckpointMismatch, match="policy w"), rollforward.open_run(tmp_path) as run:
+        run.restore({**fresh(), "policy": {"w": np.zeros(4)}})
+
+
+def test_after_a_restore_that_failed_nothing_is_recorded_over_the_run(tmp_path: Path) -> None:
+    killed(tmp_path)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with rollforward.open_run(tmp_path) as run:
+        with pytest.raises(CheckpointMismatch):
+            run.restore({"policy": {"w": np.zeros(4)}})
+        with pytest.raises(InputError, match="call restore first"):
+            run.outcome(0, loss=1.0)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_weights_that_change_outside_updating_are_found(tmp_path: Path) -> None:
     with rollforward.open_run(tmp_path, prove_unchanged=True) as run:
         tensors = fresh()
         run.restore(tensors)
-        tensors["policy_model"]["w"] += 1  # before the first step they may
+        tensors["policy"]["w"] += 1  # before the first step they may
         with run.updating(0):
-            tensors["policy_model"]["w"] += 1
+            tensors["policy"]["w"] += 1
         run.outcome(0, loss=1.0)
         run.checkpoint(1, tensors)
         tensors["optimizer"]["m"][1] = 5
@@ -535,7 +606,7 @@ def test_weights_that_change_outside_updating_are_found(tmp_path: Path) -> None:
         tensors["optimizer"]["m"][1] = 0
     run = rollforward.open_run(tmp_path, prove_unchanged=True)
     run.restore(tensors)
-    tensors["policy_model"]["w"] += 1
+    tensors["policy"]["w"] += 1
     with pytest.raises(InputError, match="before the run was closed: changed outside updating"):
         run.close()
 

@@ -9,6 +9,7 @@ from rollforward.errors import InputError
 from rollforward.position import Position
 from rollforward.replay.facts import changes
 from rollforward.store import strictjson
+from rollforward.store.layout import check_roles
 from rollforward.store.tensorfile import dtype_code
 from rollforward.tensors import Tensors
 
@@ -16,6 +17,8 @@ Step = int | tuple[int, int]
 """A step's number, or its epoch and its number in the epoch."""
 
 _SHOWN = 8
+_LIMIT = 10**18
+"""Names of files hold 18 digits."""
 
 
 def misuse(message: str) -> NoReturn:
@@ -40,8 +43,8 @@ def as_position(step: Step) -> Position:
             position = Position(int(epoch), int(number))
         case _:
             misuse(f"{step!r} is not a step: a number, or a pair (epoch, step)")
-    if position.epoch < 0 or position.step < 0:
-        misuse(f"step {position} is negative")
+    if min(position) < 0 or max(position) >= _LIMIT:
+        misuse(f"step {position} is negative, or has more than 18 digits")
     return position
 
 
@@ -69,6 +72,10 @@ def as_json(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_tensors(tensors: Tensors, *, writeable: bool) -> None:
     """Unless these are arrays that a checkpoint can hold, and that one can be read into."""
+    try:
+        check_roles(tensors)
+    except ValueError as error:
+        misuse(str(error))
     for role, named in tensors.items():
         for name, array in named.items():
             if not isinstance(array, np.ndarray):

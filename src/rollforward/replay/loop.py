@@ -201,8 +201,7 @@ class Recording:
 
     def begin(self, position: Position, after: Position | None) -> StepUnderWay:
         """A step begins. Collective while a replay is not over."""
-        if self._recovering is not None:
-            self._recovering.begins(position)
+        self.reached(position)
         step = StepUnderWay(position, after)
         try:
             record = self._journal.find_outcome(position, 0)
@@ -215,6 +214,11 @@ class Recording:
         except (CheckpointInvalid, ValueError, TypeError) as error:
             self._settings.warn(f"journal: step {position} is replayed without proof: {error}")
         return step
+
+    def reached(self, position: Position) -> None:
+        """All steps before this one are over. Collective while a replay is not over."""
+        if self._recovering is not None:
+            self._recovering.begins(position)
 
     def once(self, step: StepUnderWay, name: str, make: Callable[[], Any]) -> Any:
         """What was recorded as the next of this step; else what is made now, on stable storage."""
@@ -260,8 +264,10 @@ class Recording:
         metadata = {CHUNKS: str(step.chunks), AFTER: said(step.after)}
         self._journal.record(step.position, 0, arrays, metadata)
 
-    def close(self, steps: int) -> None:
+    def close(self, steps: int, last: Position | None) -> None:
         """Commit what is under way, and note that the run has ended after so many steps. Collective."""
+        if last is not None:
+            self.reached(self._steps.behind(last))
         self.checkpoints.close()
         self._journal.note(None, FINISHED, {"steps": steps})
 
