@@ -46,6 +46,8 @@ class Promise:
     chunks: frozenset[Key] = frozenset()
     oldest: Position = FIRST
     """Chunks before this may have been removed."""
+    worked: int = 0
+    """The newest incarnation that has a chunk of its own."""
 
 
 @dataclass
@@ -200,7 +202,7 @@ class Driver:
         key, seed = (position, part), self._salt + 10 * position.step + part
         self.run.meant[self.run.promise.incarnation][key] = seed
         self._log.append(*key, made(seed))
-        self.run.promised(chunks=self.run.promise.chunks | {key})
+        self.run.promised(chunks=self.run.promise.chunks | {key}, worked=self.run.promise.incarnation)
 
 
 def record(script: list[str], storage: Open = open_storage, *, too_many: int = 0) -> JournalRun:
@@ -234,9 +236,10 @@ def check(run: JournalRun, tree: Tree, promise: Promise) -> int:
     if view.problems:
         raise Violation(f"a crash was taken for damage: {view.problems}")
     tip = view.header.identity.incarnation if view.header is not None else 0
-    if tip < promise.incarnation:
-        raise Violation(f"start {promise.incarnation} was reported and {tip} is what is found")
-    promised = promise.chunks if tip == promise.incarnation else promise.chunks & run.inherited[tip]
+    if tip < promise.worked:
+        raise Violation(f"work of start {promise.worked} was reported and {tip} is what is found")
+    # A start that has done nothing yet hides nothing: what is found then is of the one before it.
+    promised = promise.chunks if tip <= promise.incarnation else promise.chunks & run.inherited[tip]
     lost = [key for key in promised if key[0] >= promise.oldest and key not in view.rollouts]
     if lost:
         raise Violation(f"reported and not there: {sorted(lost)}")

@@ -334,9 +334,35 @@ def test_a_branch_replays_up_to_its_beginning_and_takes_nothing_beyond(
     assert report.replayed_steps == replayed
     assert report.reused_chunks == int(branch == 9)
     assert (log.find(step(4), 0) is not None) == (branch > 4)
-    run_step(log, step(2))
+    last = min(branch, 5)
+    for number in range(2, last + 1):
+        run_step(log, step(number))
     _, report = open_log(storage, 3, step(2), (1, step(2)))
-    assert report.replayed_steps == max(replayed, 1), "the abandoned part stays abandoned"
+    assert report.replayed_steps == last - 1, "the abandoned part stays abandoned"
+
+
+def test_a_start_that_only_looked_leaves_the_next_one_everything(storage: LocalStorage) -> None:
+    log, _ = open_log(storage, 1, START)
+    for number in range(5):
+        run_step(log, step(number))
+    _, slip = open_log(storage, 2, step(2), (1, step(2)), fingerprint="slip")
+    assert (slip.compatible, slip.replayed_steps) == (False, 0)
+    _, report = open_log(storage, 3, step(2), (1, step(2)))
+    assert (report.replayed_steps, report.lost_steps, report.passed_over) == (3, 0, ())
+
+
+def test_a_start_with_another_configuration_leaves_the_next_one_what_it_can_use(
+    storage: LocalStorage,
+) -> None:
+    log, _ = open_log(storage, 1, START)
+    for number in range(5):
+        run_step(log, step(number))
+    other, _ = open_log(storage, 2, step(2), (1, step(2)), fingerprint="other")
+    run_step(other, step(2))
+    _, report = open_log(storage, 3, step(2), (1, step(2)))
+    assert (report.replayed_steps, report.lost_steps, report.passed_over) == (3, 0, (2,))
+    _, report = open_log(storage, 4, step(2), (1, step(2)), fingerprint="other")
+    assert (report.replayed_steps, report.passed_over) == (1, ()), "start 3 did nothing"
 
 
 def test_reading_a_stretch_reads_that_stretch_only(storage: LocalStorage) -> None:

@@ -1,5 +1,6 @@
 """Whatever starts, kills and branches a run has seen: each start replays its own past, and no other's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -8,12 +9,15 @@ from hypothesis import strategies as st
 from rollforward.position import Position
 from rollforward.store.journal.timeline import (
     Lineage,
-    choose_tip,
+    choose_history,
     ends,
     holds_checkpoint,
     inherit,
     is_live,
     removable,
+)
+from rollforward.store.journal.timeline import (
+    Start as Started,
 )
 from rollforward.store.layout import SegmentName
 
@@ -100,18 +104,31 @@ def test_what_is_removed_is_not_needed_and_what_is_not_needed_is_removed(
         assert not not_needed, f"{name} ends before {oldest} and stays"
 
 
+def started(incarnation: int, lineage: Lineage, *, worked: bool = True, fingerprint: str = "f") -> Started:
+    return Started(
+        incarnation=incarnation, fingerprint=fingerprint, world_size=1, lineage=lineage, worked=worked
+    )
+
+
+def tip_of(lineages: Mapping[int, Lineage], checkpoint: tuple[int, Position] | None) -> int | None:
+    """The start whose history is resumed, when all have worked with the same configuration."""
+    starts = [started(incarnation, lineage) for incarnation, lineage in lineages.items()]
+    found = choose_history(starts, checkpoint)
+    return None if found is None else found.incarnation
+
+
 @given(runs(), st.data())
 def test_the_newest_start_is_gone_on_from_unless_its_past_lacks_the_checkpoint(
     starts: dict[int, Start], data: st.DataObject
 ) -> None:
     lineages = {incarnation: whole(starts, incarnation) for incarnation in starts}
-    assert choose_tip(lineages, None) == max(starts)
+    assert tip_of(lineages, None) == max(starts)
     incarnation = data.draw(st.sampled_from(sorted(starts)))
     steps = [step for writer, step in starts[incarnation].past if writer == incarnation]
     if not steps:
         return
     saved = data.draw(st.sampled_from(steps)) + 1
-    tip = choose_tip(lineages, (incarnation, at(saved)))
+    tip = tip_of(lineages, (incarnation, at(saved)))
     assert tip is not None
     past_of_checkpoint = {(i, s) for i, s in starts[incarnation].past if i == incarnation and s < saved}
     assert past_of_checkpoint <= starts[tip].past
@@ -136,9 +153,9 @@ def test_a_killed_branch_does_not_hide_the_history_of_the_checkpoint_that_is_gon
         2: {1: at(6), 2: None},
         3: {1: at(2), 3: None},
     }
-    assert choose_tip(lineages, (2, at(8))) == 2
-    assert choose_tip(lineages, (1, at(2))) == 3
-    assert choose_tip(lineages, (9, at(2))) is None
+    assert tip_of(lineages, (2, at(8))) == 2
+    assert tip_of(lineages, (1, at(2))) == 3
+    assert tip_of(lineages, (9, at(2))) is None
 
 
 def test_the_end_of_a_segment_is_its_successor_or_the_lineage_whichever_is_earlier() -> None:
@@ -149,3 +166,20 @@ def test_the_end_of_a_segment_is_its_successor_or_the_lineage_whichever_is_earli
         segments[1]: at(4),
         segments[2]: None,
     }
+
+
+def test_a_start_that_did_nothing_hides_nothing_of_those_before_it() -> None:
+    starts = [started(1, {1: None}), started(2, {1: at(5), 2: None}, worked=False, fingerprint="slip")]
+    for fingerprint in ("f", "slip", "third"):
+        chosen = choose_history(starts, None, fingerprint=fingerprint, world_size=1)
+        assert chosen is not None
+        assert chosen.incarnation == 1
+
+
+def test_a_start_that_did_something_else_does_not_hide_records_that_can_be_used() -> None:
+    starts = [started(1, {1: None}), started(2, {1: at(5), 2: None}, fingerprint="other")]
+    chosen = [
+        choose_history(starts, None, fingerprint=name, world_size=1) for name in ("f", "other", "third")
+    ]
+    assert [start.incarnation for start in chosen if start is not None] == [1, 2, 2]
+    assert choose_history([], None, fingerprint="f") is None

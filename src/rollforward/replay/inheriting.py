@@ -19,8 +19,9 @@ from rollforward.agreement import AllGather, together
 from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.journal.reading import JournalView, adopt, read_journal, repair
+from rollforward.store.journal.reading import JournalView, adopt, read_journal, read_starts, repair
 from rollforward.store.journal.records import Identity
+from rollforward.store.journal.timeline import Start, choose_history
 from rollforward.store.journal.writing import Journal
 
 FAILED = "failed"
@@ -96,6 +97,8 @@ class JournalReport:
     """Torn ends that were cut, a line each."""
     problems: tuple[str, ...]
     """Damage, of all ranks, a line each."""
+    passed_over: tuple[int, ...] = ()
+    """Newer starts from the same checkpoint, of another configuration: nothing that they did is used."""
 
 
 def take_over(
@@ -117,14 +120,23 @@ def take_over(
     Collective: what one rank raises, such as StorageError when it cannot read its journal, all raise.
     """
 
+    def survey() -> list[Start]:
+        return read_starts(sources, rank=identity.rank, run_id=identity.run_id)
+
+    starts = _of_all_ranks(together(survey, all_gather, tell=lambda found: list(map(_as_json, found)))[1])
+    chosen = choose_history(
+        starts, checkpoint, fingerprint=identity.fingerprint, world_size=identity.world_size
+    )
+
     def look() -> JournalView:
         return read_journal(
             sources,
             rank=identity.rank,
             since=start,
             before=inherit_before,
-            checkpoint=checkpoint,
             run_id=identity.run_id,
+            checkpoint=checkpoint,
+            history=chosen,
         )
 
     def tell(view: JournalView) -> dict[str, Any]:
@@ -175,6 +187,11 @@ def take_over(
         compatible=compatible,
         repaired=tuple(repaired),
         problems=problems,
+        passed_over=tuple(
+            other.incarnation
+            for other in starts
+            if chosen is not None and other.worked and other.incarnation > chosen.incarnation
+        ),
     )
 
 
@@ -188,10 +205,29 @@ def note_failure(journal: Journal, error: Exception) -> None:
 def _compatible(view: JournalView, identity: Identity) -> bool:
     """Whether records of this history can be trained on here: same configuration, same number of ranks."""
     return all(
-        header.identity.fingerprint == identity.fingerprint
-        and header.identity.world_size == identity.world_size
-        for header in view.headers.values()
+        writer.fingerprint == identity.fingerprint and writer.world_size == identity.world_size
+        for writer in view.writers
     )
+
+
+def _as_json(start: Start) -> list[Any]:
+    lineage = [[number, None if end is None else str(end)] for number, end in start.lineage.items()]
+    return [start.incarnation, start.fingerprint, start.world_size, lineage, start.worked]
+
+
+def _of_all_ranks(told: Sequence[Sequence[Any]]) -> list[Start]:
+    """The starts that any rank has a journal of. One has worked when it has on any rank."""
+    found: dict[int, Start] = {}
+    for incarnation, fingerprint, world_size, lineage, worked in (each for rank in told for each in rank):
+        known = found.get(incarnation)
+        found[incarnation] = Start(
+            incarnation=incarnation,
+            fingerprint=fingerprint,
+            world_size=world_size,
+            lineage={number: None if end is None else Position.parse(end) for number, end in lineage},
+            worked=worked or (known is not None and known.worked),
+        )
+    return [found[number] for number in sorted(found)]
 
 
 def _with_ranks(problems: Sequence[Sequence[str]]) -> tuple[str, ...]:

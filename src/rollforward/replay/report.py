@@ -255,7 +255,12 @@ def read(storage: Storage) -> list[RecoveryReport]:
 
 
 def _lost(journal: JournalReport) -> tuple[str, ...]:
-    """What of earlier starts is not taken over, and why."""
+    """What of earlier starts is not taken over, and why; the most important first."""
+    return (*_lost_here(journal), *_passed_over(journal))
+
+
+def _lost_here(journal: JournalReport) -> tuple[str, ...]:
+    """Of the history that is resumed."""
     if journal.lost_chunks:
         which = (
             f"{counted(journal.lost_steps, 'finished step')} from {journal.until} on, "
@@ -272,3 +277,10 @@ def _lost(journal: JournalReport) -> tuple[str, ...]:
             *journal.problems,
         )
     return ()
+
+
+def _passed_over(journal: JournalReport) -> tuple[str, ...]:
+    return tuple(
+        f"what start {incarnation} did from {journal.start} on: it had another configuration"
+        for incarnation in journal.passed_over
+    )

@@ -16,7 +16,8 @@ from rollforward.position import Position
 from rollforward.replay.facts import changes, fingerprint
 from rollforward.storage import Storage
 from rollforward.store import Manifest
-from rollforward.store.journal.reading import read_journal
+from rollforward.store.journal.reading import read_journal, read_starts
+from rollforward.store.journal.timeline import choose_history
 
 
 def check_named(position: Position, steps_per_epoch: int, end: Position) -> None:
@@ -49,23 +50,22 @@ def check_reach(
     CheckpointMismatch when records on the way were made with another configuration than that of
     `fingerprint`.
     """
+    starts = [start for rank in ranks for start in read_starts([storage], rank=rank, run_id=manifest.run_id)]
+    chosen = choose_history(starts, manifest.order, fingerprint=fingerprint, world_size=manifest.world_size)
     for rank in ranks:
         view = read_journal(
             [storage],
             rank=rank,
             since=manifest.position,
             before=position,
-            checkpoint=manifest.order,
             run_id=manifest.run_id,
+            checkpoint=manifest.order,
+            history=chosen,
         )
         reached = view.first_incomplete(
             manifest.position, chunks_per_step=chunks_per_step, steps_per_epoch=steps_per_epoch
         )
-        others = [
-            header.identity.incarnation
-            for header in view.headers.values()
-            if header.identity.fingerprint != fingerprint
-        ]
+        others = [writer.incarnation for writer in view.writers if writer.fingerprint != fingerprint]
         if others:
             raise CheckpointMismatch(
                 f"steps between checkpoint {manifest.position} and {position} were made with another "

@@ -1,7 +1,7 @@
 """Reading a journal: what one rank has of one history, found without holding it in memory.
 
-`read_journal` looks at segments from the newest back, takes the newest history that holds the
-checkpoint to go on from, and makes an index of its records: where each is, not what it says.
+`read_journal` takes a history that holds the checkpoint to resume from (`timeline.choose_history` says
+which), and makes an index of its records: where each is, not what it says.
 Every frame is verified here, and again when it is read. Nothing on disk is changed, so anyone may
 look at any time; only `repair`, for who holds the run's lock, cuts a torn end.
 """
@@ -20,11 +20,25 @@ from rollforward.store.journal.frames import (
     read_frame,
     read_frames,
 )
-from rollforward.store.journal.records import Record, SegmentHeader, decode_header, decode_record
-from rollforward.store.journal.timeline import Lineage, choose_tip, ends, inherit, is_live
+from rollforward.store.journal.records import (
+    Identity,
+    Record,
+    SegmentHeader,
+    decode_header,
+    decode_record,
+)
+from rollforward.store.journal.timeline import (
+    Lineage,
+    Start,
+    choose_history,
+    ends,
+    inherit,
+    is_live,
+)
 from rollforward.store.layout import SegmentName, journal_folder
 
 _COPY_BYTES = 4 << 20
+_WORK = ("rollouts", "outcome")
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,13 @@ class JournalView:
         while all((position, chunk) in self.rollouts for chunk in range(chunks_per_step)):
             position = position.following(steps_per_epoch)
         return position
+
+    @property
+    def writers(self) -> list[Identity]:
+        """Who wrote the records, oldest first; a start that recorded nothing is not among them."""
+        places = (*self.rollouts.values(), *self.outcomes.values())
+        names = sorted({place.segment.name for place in places})
+        return [self.headers[name].identity for name in names]
 
     def inherited(self, before: Position) -> "JournalView":
         """What a new start has of it that takes over nothing of `before` or later."""
@@ -138,22 +159,25 @@ def read_journal(
     before: Position | None = None,
     checkpoint: tuple[int, Position] | None = None,
     run_id: str | None = None,
+    history: Start | None = None,
 ) -> JournalView:
     """What the journal of `rank` has of positions from `since` on and, where it is given, before `before`.
 
     `storages`: the folders of the run, those it was resumed from first; of a segment that several have,
-    the first counts. `checkpoint`: incarnation and position of the one that is gone on from; None
-    takes the newest history. `run_id`: segments of other runs are passed over. What is damaged is
-    reported in `problems` and never handed out.
+    the first counts. `history`: the start whose history is read; None takes the newest which did
+    anything, among those that hold the `checkpoint`: incarnation and position of the one to resume from.
+    `run_id`: segments of other runs are passed over. What is damaged is reported in `problems` and never
+    handed out.
     """
-    found: dict[SegmentName, Segment] = {}
-    for storage in storages:
-        for segment in list_segments(storage, rank):
-            found.setdefault(segment.name, segment)
-    segments = [found[name] for name in sorted(found)]
+    segments = _segments(storages, rank)
     newest = max((segment.name.incarnation for segment in segments), default=0)
-    tip, unreadable = _find_tip(segments, checkpoint, run_id)
-    lineage: Lineage = {} if tip is None else tip.whole_lineage
+    headers, unreadable = _headers_of_starts(segments, run_id)
+    chosen = history or choose_history(_starts(segments, headers), checkpoint)
+    lineage: Lineage = {} if chosen is None else chosen.lineage
+    tip = None if chosen is None else headers.get(chosen.incarnation)
+    # Whose a segment without a header is nobody knows; it may belong to the newest history.
+    known = SegmentName(rank, tip.identity.incarnation, tip.first) if tip is not None else None
+    unreadable = [segment for segment in unreadable if known is None or segment.name > known]
     if before is not None:
         lineage = inherit(lineage, before)
     reading = _Reading(run_id, lineage, since)
@@ -180,27 +204,69 @@ def read_journal(
     )
 
 
-def _find_tip(
-    segments: Sequence[Segment], checkpoint: tuple[int, Position] | None, run_id: str | None
-) -> tuple[SegmentHeader | None, list[Segment]]:
-    """The newest header of the newest history that holds the checkpoint; and segments that have none."""
+def read_starts(storages: Sequence[Storage], *, rank: int, run_id: str | None = None) -> list[Start]:
+    """The starts of which `rank` has a journal, oldest first."""
+    segments = _segments(storages, rank)
+    return _starts(segments, _headers_of_starts(segments, run_id)[0])
+
+
+def _segments(storages: Sequence[Storage], rank: int) -> list[Segment]:
+    """Of all folders, each once, oldest first."""
+    found: dict[SegmentName, Segment] = {}
+    for storage in storages:
+        for segment in list_segments(storage, rank):
+            found.setdefault(segment.name, segment)
+    return [found[name] for name in sorted(found)]
+
+
+def _headers_of_starts(
+    segments: Sequence[Segment], run_id: str | None
+) -> tuple[dict[int, SegmentHeader], list[Segment]]:
+    """The newest header of each start, by its incarnation; and the segments that have none."""
     headers: dict[int, SegmentHeader] = {}
     unreadable = []
     for segment in reversed(segments):
-        incarnation = segment.name.incarnation
-        if incarnation in headers:
+        if segment.name.incarnation in headers:
             continue
         try:
             header = read_header_of(segment)
         except CheckpointInvalid:
             unreadable.append(segment)
             continue
-        if run_id is not None and header.identity.run_id != run_id:
-            continue
-        headers[incarnation] = header
-        if choose_tip({incarnation: header.whole_lineage}, checkpoint) is not None:
-            return header, unreadable
-    return None, unreadable
+        if run_id is None or header.identity.run_id == run_id:
+            headers[segment.name.incarnation] = header
+    return headers, unreadable
+
+
+def _starts(segments: Sequence[Segment], headers: Mapping[int, SegmentHeader]) -> list[Start]:
+    """The starts that have a header, oldest first."""
+    return [
+        Start(
+            incarnation=incarnation,
+            fingerprint=header.identity.fingerprint,
+            world_size=header.identity.world_size,
+            lineage=header.whole_lineage,
+            worked=any(_has_work(each) for each in segments if each.name.incarnation == incarnation),
+        )
+        for incarnation, header in sorted(headers.items())
+    ]
+
+
+def _has_work(segment: Segment) -> bool:
+    """Whether it holds rollouts or an outcome: more than words about the start itself.
+
+    What cannot be read may be work too: no history is passed over on the strength of an error.
+    """
+    try:
+        with segment.storage.open(segment.name.path) as handle:
+            end = 0
+            for frame in read_frames(handle):
+                if decode_record(frame.payload).kind in _WORK:
+                    return True
+                end = frame.end
+            return end != handle.size
+    except (StorageError, ValueError):
+        return True
 
 
 class _Reading:

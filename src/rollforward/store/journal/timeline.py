@@ -10,7 +10,8 @@ None, for an incarnation's own records, means no bound. So the newest segment al
 the whole history, whatever became of the older ones.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rollforward.position import Position
 from rollforward.store.layout import SegmentName
@@ -44,15 +45,64 @@ def holds_checkpoint(lineage: Lineage, incarnation: int, position: Position) -> 
     return before is None or position <= before
 
 
-def choose_tip(lineages: Mapping[int, Lineage], checkpoint: tuple[int, Position] | None) -> int | None:
-    """The newest incarnation whose history holds the checkpoint; without one, the newest of all.
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A start of the run (incarnation), and the history that it continued."""
 
-    `lineages`: incarnation -> its lineage, its own entry (None) included. None when there is none.
+    incarnation: int
+    fingerprint: str
+    """Of its configuration."""
+    world_size: int
+    lineage: Lineage
+    """Its own records included."""
+    worked: bool
+    """Whether it recorded rollouts or an outcome, and not only that it was there."""
+
+
+def with_idle(starts: Collection[Start]) -> list[Start]:
+    """The starts, their histories with those that continued them and recorded nothing.
+
+    Such a start may have saved a checkpoint all the same: of what it had replayed.
     """
-    for incarnation in sorted(lineages, reverse=True):
-        if checkpoint is None or holds_checkpoint(lineages[incarnation], *checkpoint):
-            return incarnation
-    return None
+    idle = [start for start in starts if not start.worked]
+    return [
+        replace(
+            start,
+            lineage={
+                **start.lineage,
+                **{later.incarnation: None for later in idle if start.incarnation in later.lineage},
+            },
+        )
+        for start in starts
+    ]
+
+
+def choose_history(
+    starts: Collection[Start],
+    checkpoint: tuple[int, Position] | None,
+    *,
+    fingerprint: str | None = None,
+    world_size: int | None = None,
+) -> Start | None:
+    """The start whose history is resumed, of those that hold the checkpoint; None when there is none.
+
+    `checkpoint`: incarnation and position; None for any. Taken is the newest start that worked and had this
+    configuration and number of ranks: its records can be used. If there is none, the newest that
+    worked: so it can be said what is not used. A start that did nothing (a slip at the resume, a kill in its
+    first second) hides nothing of those before it.
+    """
+    newest_first = [
+        start
+        for start in sorted(with_idle(starts), key=lambda start: -start.incarnation)
+        if checkpoint is None or holds_checkpoint(start.lineage, *checkpoint)
+    ]
+    worked = [start for start in newest_first if start.worked]
+    same = [
+        start
+        for start in worked
+        if fingerprint in (None, start.fingerprint) and world_size in (None, start.world_size)
+    ]
+    return next(iter([*same, *worked, *newest_first]), None)
 
 
 def ends(segments: Iterable[SegmentName], lineage: Lineage) -> dict[SegmentName, Position | None]:
