@@ -115,6 +115,19 @@ def test_a_workers_own_error_is_shown_and_its_code_returned(
 
 
 @pytest.mark.engine
+def test_a_module_in_the_working_folder_takes_no_installed_ones_place(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trap = script.parent / "elsewhere"
+    trap.mkdir()
+    for name in ("json", "argparse", "mindspore", "inspect"):
+        (trap / f"{name}.py").write_text("raise SystemExit('the wrong module was imported')\n")
+    monkeypatch.chdir(trap)
+    assert started(script, "refused") == 2
+    assert "rank 1 cannot read it" in capsys.readouterr().err
+
+
+@pytest.mark.engine
 def test_a_worker_that_does_not_come_is_named_and_ends_all(script: Path) -> None:
     ending = ending_of(script, "stopped")
     assert (ending.code, ending.kind, ending.position) == (1, "CollectiveTimeout", Position(0, 7))

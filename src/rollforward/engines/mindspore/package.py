@@ -90,7 +90,8 @@ class MindSpore:
 
     def launch(self, workers: int, log_folder: Path, environment: Mapping[str, str]) -> Launch:
         """By `msrun`, with its scheduler on a free port."""
-        command = [sys.executable, "-m", "mindspore.parallel.cluster.run"]
+        # -P: no module of the working folder takes the place of an installed one.
+        command = [sys.executable, "-P", "-m", "mindspore.parallel.cluster.run"]
         command += [f"--worker_num={workers}", f"--local_worker_num={workers}", "--join=True"]
         command += [f"--master_port={free_port()}", f"--log_dir={log_folder}"]
         command += [f"--tail_worker_log={_NO_WORKER}"]
