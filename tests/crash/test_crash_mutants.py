@@ -88,10 +88,10 @@ class DeletesAhead(CheckpointStore):
     """Takes the checkpoint before back when a save begins."""
 
     def plan(self, *what):
-        if self._rank == 0 and self.previous is not None:
+        if self.rank == 0 and self.previous is not None:
             self.storage.remove(manifest_path(self.previous.position))
             self.storage.sync_folder(COMMITS)
-            self._inventory = None
+            self.inventory = None
         return super().plan(*what)
 
 

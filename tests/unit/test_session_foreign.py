@@ -26,7 +26,8 @@ from rollforward.interop.resuming import FromForeign, next_position
 from rollforward.position import Position
 from rollforward.run.sources import FromOthers
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointStore, find, load_manifest, read_tensors
+from rollforward.store import find, load_manifest, read_tensors
+from rollforward.store.checkpoints import Attempt
 
 FOLDERS = {"policy_model": "train", "optimizer": "optimizer", "ref": "ref"}
 State = dict[str, dict[str, NDArray[Any]]]
@@ -144,7 +145,7 @@ class TestGoesOn:
             raise Killed
 
         with monkeypatch.context() as patched:
-            patched.setattr(CheckpointStore, "gather", killed)
+            patched.setattr(Attempt, "gather", killed)
             with pytest.raises(Killed):
                 place.train("theirs", resume=True)
         assert (theirs / "train/rank_0/policy_model.1_rank_0-1_1.safetensors").exists(), "it was written"

@@ -22,9 +22,10 @@ from rollforward.run.metrics import FILE, read
 from rollforward.run.saving import RunCheckpoints
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore
-from rollforward.store.attempt import Attempt, Committed
 from rollforward.store.catalog import oldest_position
+from rollforward.store.checkpoints import Attempt
 from rollforward.store.journal.writing import Journal
+from rollforward.store.saved import Committed
 
 
 @pytest.fixture
@@ -88,12 +89,12 @@ class TooEarly(ToyPackage):
         engine.generate = generate_and_change  # type: ignore[method-assign]
         return engine
 
-    def hold_up(self, write: Callable[[CheckpointStore, Attempt], None]) -> Any:
+    def hold_up(self, write: Callable[[Attempt], None]) -> Any:
         """Writing, but not before the weight has been changed."""
 
-        def late(store: CheckpointStore, attempt: Attempt) -> None:
+        def late(attempt: Attempt) -> None:
             assert not self.updates or self.changed.wait(30)
-            write(store, attempt)
+            write(attempt)
 
         return late
 
@@ -103,7 +104,7 @@ class TestProvingUnchanged:
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         package = TooEarly()
-        monkeypatch.setattr(CheckpointStore, "write", package.hold_up(CheckpointStore.write))
+        monkeypatch.setattr(Attempt, "write", package.hold_up(Attempt.write))
         with pytest.raises(EngineError, match=r"checkpoint 0_3: policy_model head\.bias changed"):
             place.train("run", package, rl_config__save_ckpt_prove_unchanged=True)
         assert [str(info.position) for info in checkpoints_of(place.root / "run", deep=True)] == ["0_0"]
@@ -143,14 +144,14 @@ class TestCopies:
 
 def refuse(monkeypatch: pytest.MonkeyPatch, position: str) -> None:
     """A disk that takes no tensors of this checkpoint."""
-    write = CheckpointStore.write
+    write = Attempt.write
 
-    def full(store: CheckpointStore, attempt: Attempt) -> None:
+    def full(attempt: Attempt) -> None:
         if str(attempt.description.position) == position:
             raise StorageError("writing: No space left on device", hint="free some space")
-        write(store, attempt)
+        write(attempt)
 
-    monkeypatch.setattr(CheckpointStore, "write", full)
+    monkeypatch.setattr(Attempt, "write", full)
 
 
 class TestFailed:

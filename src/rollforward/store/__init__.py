@@ -46,13 +46,13 @@ manifest names or that this process saves are looked into: any other folder is s
 Nothing here imports a framework, and nothing here is pickled.
 """
 
-from rollforward.store.attempt import Saved
 from rollforward.store.catalog import CheckpointInfo, Found, find, list_checkpoints, load_manifest
 from rollforward.store.checkpoints import CheckpointStore
 from rollforward.store.lock import RunLock, newest_incarnation
 from rollforward.store.manifest import Manifest
 from rollforward.store.restoring import check_layout, read_attachments, read_tensors, restore_into
 from rollforward.store.retention import Retention
+from rollforward.store.saved import Saved
 from rollforward.store.shadow import ShadowCheckpoints
 
 __all__ = [

@@ -14,7 +14,7 @@ Left out: threads, and when to save. `exchange` is an all-gather of small JSON v
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ from rollforward.storage import LocalStorage, Storage
 from rollforward.store import cleaning
 from rollforward.store import manifest as manifests
 from rollforward.store.attachments import write_attachments
-from rollforward.store.attempt import Attempt, Committed, Description, Saved
 from rollforward.store.layout import TensorFileName, check_roles, in_order, manifest_path, meta_path
 from rollforward.store.live import Guard, Live, as_live, revisions_of, sources_of
 from rollforward.store.manifest import Attachment, FileRecord, Manifest, StoredTensor, tensors_of
 from rollforward.store.meta import write_meta
 from rollforward.store.parts import (
     Previous,
+    Sources,
     assign,
     copy_part,
     part_from_json,
@@ -40,7 +40,8 @@ from rollforward.store.parts import (
     write_part,
 )
 from rollforward.store.retention import Retention
-from rollforward.store.tensorfile import dtype_code
+from rollforward.store.saved import Committed, Description, Saved
+from rollforward.store.tensorfile import WrittenFile, dtype_code
 from rollforward.tensors import Layout, Tensors
 
 Exchange = Callable[[Any], list[Any]]
@@ -71,14 +72,15 @@ class CheckpointStore:
     ) -> None:
         self.storage: Storage = LocalStorage(root) if isinstance(root, str | Path) else root
         self.previous = previous
-        self._rank = rank
-        self._world_size = world_size
+        self.rank = rank
+        self.world_size = world_size
+        self.retention = retention
+        self.fence = fence
         self._exchange = exchange
-        self._retention = retention
-        self._fence = fence
         self._now = now
-        self._inventory: cleaning.Inventory | None = None
-        self._revisions: Mapping[str, int] = {}
+        self.inventory: cleaning.Inventory | None = None
+        """Of rank 0, from its first save on."""
+        self.revisions: Mapping[str, int] = {}
         """role -> revision of what lives, when it was what `previous` holds."""
 
     def save(
@@ -112,13 +114,13 @@ class CheckpointStore:
         )
         live = as_live(live)
         attempt = self.plan(description, live.layout(), revisions_of(live))
-        attempt.sources = sources_of(live, self.share(attempt), Guard())
+        attempt.sources = sources_of(live, attempt.share(), Guard())
         error = None
         try:
-            self.write(attempt)
+            attempt.write()
         except Exception as caught:
             error = caught
-        committed = self.commit(attempt, error)
+        committed = attempt.commit(error)
         seconds = time.perf_counter() - attempt.started
         warnings = (*committed.warnings, *self.tidy(committed))
         blocked = time.perf_counter() - attempt.started
@@ -128,11 +130,11 @@ class CheckpointStore:
 
     def restored(self, live: Live) -> None:
         """`previous` was put into `live` just now, so roles that keep their revisions need not be read."""
-        self._revisions = revisions_of(live) if self.previous is not None else {}
+        self.revisions = revisions_of(live) if self.previous is not None else {}
 
     def plan(
         self, description: Description, layout: Layout, revisions: Mapping[str, int] | None = None
-    ) -> Attempt:
+    ) -> "Attempt":
         """Agree on who writes what, and where. Collective; nothing is written or read. First part of `save`.
 
         ValueError for tensors that cannot be stored. A role whose revision is that of `previous` is left out.
@@ -140,20 +142,21 @@ class CheckpointStore:
         started = time.perf_counter()
         revisions = revisions or {}
         check_roles(layout)
-        shares = assign(_sizes(layout), self._world_size)
+        shares = assign(_sizes(layout), self.world_size)
 
         def agree() -> Any:
-            if self._rank != 0:
+            if self.rank != 0:
                 return None
-            self._fence()
-            if self._inventory is None:
-                self._inventory = cleaning.Inventory(self.storage)
-            number = self._inventory.free_attempt(layout, description.position)
+            self.fence()
+            if self.inventory is None:
+                self.inventory = cleaning.Inventory(self.storage)
+            number = self.inventory.free_attempt(layout, description.position)
             created = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
             return {"number": number, "created": created}
 
-        planned = self._together(description.position, "planning", agree)[0]
+        planned = self.together(description.position, "planning", agree)[0]
         return Attempt(
+            self,
             description=description,
             number=planned["number"],
             created=planned["created"],
@@ -168,102 +171,12 @@ class CheckpointStore:
         self, layout: Layout, shares: Mapping[str, list[list[str]]], revisions: Mapping[str, int]
     ) -> Iterator[str]:
         """Roles with the revision that they had in `previous`, which holds this rank's share of them."""
-        previous = Previous.of(self.previous, self._rank, self._world_size)
+        previous = Previous.of(self.previous, self.rank, self.world_size)
         for role, named in layout.items():
-            mine = {name: named[name] for name in shares[role][self._rank]}
-            known = self._revisions.get(role)
+            mine = {name: named[name] for name in shares[role][self.rank]}
+            known = self.revisions.get(role)
             if known is not None and revisions.get(role) == known and previous.has(role, mine):
                 yield role
-
-    def share(self, attempt: Attempt) -> Iterator[tuple[str, str]]:
-        """(role, name) of the tensors that this rank reads and, unless nothing changed, writes."""
-        for role in attempt.roles:
-            if role not in attempt.unchanged:
-                yield from ((role, name) for name in attempt.shares[role][self._rank])
-
-    def left_out(self, attempt: Attempt) -> Iterator[tuple[str, str]]:
-        """(role, name) of the tensors that this rank would write, had their role another revision."""
-        for role in sorted(attempt.unchanged):
-            yield from ((role, name) for name in attempt.shares[role][self._rank])
-
-    def check_unchanged(self, attempt: Attempt, digests: Mapping[tuple[str, str], str]) -> None:
-        """EngineError when what is left out has other digests than `previous` has for it."""
-        previous = Previous.of(self.previous, self._rank, self._world_size)
-        for role, name in self.left_out(attempt):
-            if digests[role, name] != previous.tensors[role][name].digest:
-                raise EngineError(
-                    f"checkpoint {attempt.description.position}: {role} {name} has changed since the "
-                    f"checkpoint before, but the revision of {role} is the same",
-                    hint="Engine.revision must change whenever the role's tensors may have changed",
-                )
-
-    def write(self, attempt: Attempt) -> None:
-        """Write this rank's part, durably. Not collective, so it may run on another thread."""
-        previous = Previous.of(self.previous, self._rank, self._world_size)
-        for role in attempt.roles:
-            if role in attempt.unchanged:
-                attempt.written[role] = None
-                continue
-            names = attempt.shares[role][self._rank]
-            mine = {name: attempt.sources[role][name] for name in names}
-            attempt.written[role] = write_part(self.storage, attempt.target(role, self._rank), mine, previous)
-
-    def commit(self, attempt: Attempt, error: Exception | None = None) -> Committed:
-        """`gather`, `publish` and `conclude` in one. Collective.
-
-        `error` is what `write` raised on this rank, if it did: then every rank raises.
-        """
-        manifest = self.gather(attempt, error)
-        verdict, failure = None, None
-        try:
-            verdict = self.publish(attempt, manifest)
-        except Exception as caught:
-            failure = caught
-        return self.conclude(attempt, manifest, verdict, failure)
-
-    def gather(self, attempt: Attempt, error: Exception | None = None) -> Manifest:
-        """What all ranks have written, as the manifest that says so; nothing is visible yet. Collective."""
-        try:
-            parts = self._together(
-                attempt.description.position, "writing", lambda: self._report(attempt, error)
-            )
-            parts = self._settle_roles(attempt, parts)
-        except Exception:
-            self._withdraw(attempt)
-            raise
-        return self._build(attempt, parts)
-
-    def conclude(
-        self, attempt: Attempt, manifest: Manifest, verdict: Any, failure: Exception | None
-    ) -> Committed:
-        """Learn on every rank how `publish` fared on rank 0, and believe it. Collective."""
-        position = attempt.description.position
-
-        def tell() -> Any:
-            if failure is not None:
-                raise failure
-            return verdict
-
-        try:
-            verdict = self._together(position, "publishing", tell)[0]
-        except Exception:
-            # The manifest may be visible although it is not known to be durable: then its files must stay.
-            self._inventory = None
-            if not self._may_be_visible(position):
-                self._withdraw(attempt)
-            raise
-        attachments = tuple(Attachment(path, size, found) for path, size, found in verdict["attachments"])
-        manifest = replace(manifest, attachments=attachments, digest=verdict["digest"])
-        kept = cleaning.Kept(
-            frozenset((role, Position.parse(text), number) for role, text, number in verdict["generations"]),
-            frozenset(Position.parse(text) for text in verdict["unreadable"]),
-            verdict["world_size"],
-            frozenset(verdict["roles"]),
-        )
-        warnings = tuple(verdict["warnings"] if self._rank == 0 else ())
-        suspicion = _suspicion(self.previous, manifest)
-        self.previous, self._revisions = manifest, attempt.revisions
-        return Committed(manifest, kept, warnings, suspicion)
 
     def tidy(self, committed: Committed) -> list[str]:
         """Derive meta.json and remove old files of this rank; returns warnings, never fails the save.
@@ -271,11 +184,11 @@ class CheckpointStore:
         Not collective, so it may run on another thread, but not while the next part is written.
         """
         warnings = self._derive_meta(committed.manifest)
-        warnings += cleaning.remove_files(self.storage, committed.kept, self._rank)
-        if self._rank == 0:
-            warnings += cleaning.remove_files_of_stray_ranks(self.storage, committed.kept, self._world_size)
+        warnings += cleaning.remove_files(self.storage, committed.kept, self.rank)
+        if self.rank == 0:
+            warnings += cleaning.remove_files_of_stray_ranks(self.storage, committed.kept, self.world_size)
             warnings += cleaning.remove_journals_of_stray_ranks(
-                self.storage, committed.kept, self._world_size, committed.manifest.incarnation
+                self.storage, committed.kept, self.world_size, committed.manifest.incarnation
             )
             warnings += cleaning.remove_temporaries(self.storage)
         return warnings
@@ -296,107 +209,14 @@ class CheckpointStore:
         warnings: list[str] = []
         for file in manifest.files:
             name = TensorFileName.parse(file.path)
-            if name is not None and name.rank == self._rank:
+            if name is not None and name.rank == self.rank:
                 try:
                     write_meta(self.storage, meta_path(name.role, name.rank), name)
                 except StorageError as error:
                     warnings.append(f"meta.json of {name.role} could not be written: {error.message}")
         return warnings
 
-    def _report(self, attempt: Attempt, error: Exception | None) -> Any:
-        if error is not None:
-            raise error
-        return {role: part_to_json(attempt.written[role]) for role in attempt.roles}
-
-    def _settle_roles(self, attempt: Attempt, parts: list[Any]) -> list[Any]:
-        """A role is reused on all ranks or on none: who skipped one that others wrote writes it now."""
-        mixed = [role for role in attempt.roles if len({part[role] is None for part in parts}) > 1]
-        if not mixed:
-            return parts
-
-        def fill() -> Any:
-            previous = Previous.of(self.previous, self._rank, self._world_size)
-            for role in mixed:
-                if attempt.written[role] is None:
-                    attempt.written[role] = copy_part(
-                        self.storage, attempt.target(role, self._rank), previous
-                    )
-            return self._report(attempt, None)
-
-        return self._together(attempt.description.position, "writing", fill)
-
-    def _build(self, attempt: Attempt, parts: list[Any]) -> Manifest:
-        """The manifest, the same on every rank, from what all of them wrote."""
-        files: list[FileRecord] = []
-        tensors: list[StoredTensor] = []
-        for role in attempt.roles:
-            for part in parts:
-                written = part_from_json(part[role])
-                if written is not None:
-                    files.append(FileRecord(written.path, written.size, written.digest))
-                    tensors += tensors_of(role, written)
-            if parts[0][role] is None and self.previous is not None:
-                paths = {file.path for file in self.previous.files if _role_of(file) == role}
-                files += [file for file in self.previous.files if file.path in paths]
-                tensors += [tensor for tensor in self.previous.tensors if tensor.file in paths]
-        about = attempt.description
-        return Manifest(
-            incarnation=about.incarnation,
-            position=about.position,
-            run_id=about.run_id,
-            global_step=about.global_step,
-            created=attempt.created,
-            world_size=self._world_size,
-            fingerprint=about.fingerprint,
-            versions=dict(about.versions),
-            state=dict(about.state),
-            files=tuple(files),
-            tensors=tuple(tensors),
-        )
-
-    def publish(self, attempt: Attempt, manifest: Manifest) -> Any:
-        """Rank 0 makes the checkpoint exist, then takes back those that are too old; others do nothing.
-
-        Not collective, so it may run on another thread; `conclude` wants what it returns or raises.
-        """
-        if self._rank != 0 or self._inventory is None:
-            return None
-        named = self._inventory.attachments()
-        attachments = write_attachments(self.storage, attempt.description.attachments, named)
-        manifest = replace(manifest, attachments=attachments)
-        content = manifests.dump(manifest)
-        self._fence()
-        self.storage.write(manifest_path(manifest.position), [content])
-        self._inventory.add(manifest)
-        warnings = cleaning.remove_manifests(self.storage, self._inventory, self._retention)
-        kept = self._inventory.kept()
-        return {
-            "digest": manifests.own_digest(content),
-            "attachments": [[item.path, item.size, item.digest] for item in attachments],
-            "generations": [
-                [role, str(position), number] for role, position, number in sorted(kept.generations)
-            ],
-            "unreadable": [str(position) for position in sorted(kept.unreadable)],
-            "world_size": kept.world_size,
-            "roles": sorted(kept.roles),
-            "warnings": warnings,
-        }
-
-    def _may_be_visible(self, position: Position) -> bool:
-        try:
-            return self.storage.stat(manifest_path(position)) is not None
-        except StorageError:
-            return True
-
-    def _withdraw(self, attempt: Attempt) -> None:
-        """Give back the space of an attempt that failed."""
-        for role in attempt.roles:
-            try:
-                self.storage.remove(attempt.target(role, self._rank).path)
-            except StorageError:
-                continue  # the next save's cleaning tries again
-
-    def _together(self, position: Position, doing: str, work: Callable[[], Any]) -> list[Any]:
+    def together(self, position: Position, doing: str, work: Callable[[], Any]) -> list[Any]:
         """Do this rank's work, then learn how the others fared; all raise when one failed."""
 
         def policy(failures: Sequence[Failure], own: Exception | None, _: int) -> Exception:
@@ -412,6 +232,224 @@ class CheckpointStore:
             )
 
         return together(work, self._exchange, policy=policy)[1]
+
+
+@dataclass
+class Attempt:
+    """A save under way on one rank: made by `CheckpointStore.plan`, and taken through its phases here.
+
+    `write` and `publish` are not collective, so they may run on another thread; the others are.
+    """
+
+    _store: "CheckpointStore"
+    _: KW_ONLY
+    description: Description
+    number: int
+    """Behind the file prefix, when this position had a checkpoint before."""
+    created: str
+    roles: list[str]
+    shares: Mapping[str, list[list[str]]]
+    """role -> rank -> names, as `parts.assign` says."""
+    revisions: Mapping[str, int]
+    """role -> revision of what is saved, where one is known."""
+    unchanged: frozenset[str]
+    """Roles that are, by their revisions, those of the checkpoint before."""
+    started: float
+    sources: Sources = field(default_factory=dict)
+    """What this rank writes, as `share` says; set before it does."""
+    written: dict[str, WrittenFile | None] = field(default_factory=dict)
+    """role -> what this rank wrote; None where nothing changed."""
+
+    def target(self, role: str, rank: int) -> TensorFileName:
+        """The file of a role and rank."""
+        return TensorFileName(role, rank, self.description.position, self.number)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of tensor files that this rank wrote; what did not change was not written."""
+        return sum(file.size for file in self.written.values() if file is not None)
+
+    def share(self) -> Iterator[tuple[str, str]]:
+        """(role, name) of the tensors that this rank reads and, unless nothing changed, writes."""
+        for role in self.roles:
+            if role not in self.unchanged:
+                yield from ((role, name) for name in self.shares[role][self._store.rank])
+
+    def left_out(self) -> Iterator[tuple[str, str]]:
+        """(role, name) of the tensors that this rank would write, had their role another revision."""
+        for role in sorted(self.unchanged):
+            yield from ((role, name) for name in self.shares[role][self._store.rank])
+
+    def check_unchanged(self, digests: Mapping[tuple[str, str], str]) -> None:
+        """EngineError when what is left out has other digests than `previous` has for it."""
+        previous = Previous.of(self._store.previous, self._store.rank, self._store.world_size)
+        for role, name in self.left_out():
+            if digests[role, name] != previous.tensors[role][name].digest:
+                raise EngineError(
+                    f"checkpoint {self.description.position}: {role} {name} has changed since the "
+                    f"checkpoint before, but the revision of {role} is the same",
+                    hint="Engine.revision must change whenever the role's tensors may have changed",
+                )
+
+    def write(self) -> None:
+        """Write this rank's part, durably. Not collective, so it may run on another thread."""
+        previous = Previous.of(self._store.previous, self._store.rank, self._store.world_size)
+        for role in self.roles:
+            if role in self.unchanged:
+                self.written[role] = None
+                continue
+            names = self.shares[role][self._store.rank]
+            mine = {name: self.sources[role][name] for name in names}
+            self.written[role] = write_part(
+                self._store.storage, self.target(role, self._store.rank), mine, previous
+            )
+
+    def commit(self, error: Exception | None = None) -> Committed:
+        """`gather`, `publish` and `conclude` in one. Collective.
+
+        `error` is what `write` raised on this rank, if it did: then every rank raises.
+        """
+        manifest = self.gather(error)
+        verdict, failure = None, None
+        try:
+            verdict = self.publish(manifest)
+        except Exception as caught:
+            failure = caught
+        return self.conclude(manifest, verdict, failure)
+
+    def gather(self, error: Exception | None = None) -> Manifest:
+        """What all ranks have written, as the manifest that says so; nothing is visible yet. Collective."""
+        try:
+            parts = self._store.together(self.description.position, "writing", lambda: self._report(error))
+            parts = self._settle_roles(parts)
+        except Exception:
+            self._withdraw()
+            raise
+        return self._build(parts)
+
+    def conclude(self, manifest: Manifest, verdict: Any, failure: Exception | None) -> Committed:
+        """Learn on every rank how `publish` fared on rank 0, and believe it. Collective."""
+        position = self.description.position
+
+        def tell() -> Any:
+            if failure is not None:
+                raise failure
+            return verdict
+
+        try:
+            verdict = self._store.together(position, "publishing", tell)[0]
+        except Exception:
+            # The manifest may be visible although it is not known to be durable: then its files must stay.
+            self._store.inventory = None
+            if not self._may_be_visible(position):
+                self._withdraw()
+            raise
+        attachments = tuple(Attachment(path, size, found) for path, size, found in verdict["attachments"])
+        manifest = replace(manifest, attachments=attachments, digest=verdict["digest"])
+        kept = cleaning.Kept(
+            frozenset((role, Position.parse(text), number) for role, text, number in verdict["generations"]),
+            frozenset(Position.parse(text) for text in verdict["unreadable"]),
+            verdict["world_size"],
+            frozenset(verdict["roles"]),
+        )
+        warnings = tuple(verdict["warnings"] if self._store.rank == 0 else ())
+        suspicion = _suspicion(self._store.previous, manifest)
+        self._store.previous, self._store.revisions = manifest, self.revisions
+        return Committed(manifest, kept, warnings, suspicion)
+
+    def _report(self, error: Exception | None) -> Any:
+        if error is not None:
+            raise error
+        return {role: part_to_json(self.written[role]) for role in self.roles}
+
+    def _settle_roles(self, parts: list[Any]) -> list[Any]:
+        """A role is reused on all ranks or on none: who skipped one that others wrote writes it now."""
+        mixed = [role for role in self.roles if len({part[role] is None for part in parts}) > 1]
+        if not mixed:
+            return parts
+
+        def fill() -> Any:
+            previous = Previous.of(self._store.previous, self._store.rank, self._store.world_size)
+            for role in mixed:
+                if self.written[role] is None:
+                    self.written[role] = copy_part(
+                        self._store.storage, self.target(role, self._store.rank), previous
+                    )
+            return self._report(None)
+
+        return self._store.together(self.description.position, "writing", fill)
+
+    def _build(self, parts: list[Any]) -> Manifest:
+        """The manifest, the same on every rank, from what all of them wrote."""
+        files: list[FileRecord] = []
+        tensors: list[StoredTensor] = []
+        for role in self.roles:
+            for part in parts:
+                written = part_from_json(part[role])
+                if written is not None:
+                    files.append(FileRecord(written.path, written.size, written.digest))
+                    tensors += tensors_of(role, written)
+            if parts[0][role] is None and self._store.previous is not None:
+                paths = {file.path for file in self._store.previous.files if _role_of(file) == role}
+                files += [file for file in self._store.previous.files if file.path in paths]
+                tensors += [tensor for tensor in self._store.previous.tensors if tensor.file in paths]
+        about = self.description
+        return Manifest(
+            incarnation=about.incarnation,
+            position=about.position,
+            run_id=about.run_id,
+            global_step=about.global_step,
+            created=self.created,
+            world_size=self._store.world_size,
+            fingerprint=about.fingerprint,
+            versions=dict(about.versions),
+            state=dict(about.state),
+            files=tuple(files),
+            tensors=tuple(tensors),
+        )
+
+    def publish(self, manifest: Manifest) -> Any:
+        """Rank 0 makes the checkpoint exist, then takes back those that are too old; others do nothing.
+
+        Not collective, so it may run on another thread; `conclude` wants what it returns or raises.
+        """
+        store, inventory = self._store, self._store.inventory
+        if store.rank != 0 or inventory is None:
+            return None
+        named = inventory.attachments()
+        attachments = write_attachments(store.storage, self.description.attachments, named)
+        manifest = replace(manifest, attachments=attachments)
+        content = manifests.dump(manifest)
+        store.fence()
+        store.storage.write(manifest_path(manifest.position), [content])
+        inventory.add(manifest)
+        warnings = cleaning.remove_manifests(store.storage, inventory, store.retention)
+        kept = inventory.kept()
+        return {
+            "digest": manifests.own_digest(content),
+            "attachments": [[item.path, item.size, item.digest] for item in attachments],
+            "generations": [
+                [role, str(position), number] for role, position, number in sorted(kept.generations)
+            ],
+            "unreadable": [str(position) for position in sorted(kept.unreadable)],
+            "world_size": kept.world_size,
+            "roles": sorted(kept.roles),
+            "warnings": warnings,
+        }
+
+    def _may_be_visible(self, position: Position) -> bool:
+        try:
+            return self._store.storage.stat(manifest_path(position)) is not None
+        except StorageError:
+            return True
+
+    def _withdraw(self) -> None:
+        """Give back the space of an attempt that failed."""
+        for role in self.roles:
+            try:
+                self._store.storage.remove(self.target(role, self._store.rank).path)
+            except StorageError:
+                continue  # the next save's cleaning tries again
 
 
 def _sizes(layout: Layout) -> dict[str, dict[str, int]]:

@@ -31,10 +31,10 @@ import xxhash
 
 from rollforward.errors import EngineError, RollforwardError, StorageError
 from rollforward.position import Position
-from rollforward.store.attempt import Attempt, Committed, Description, Saved
-from rollforward.store.checkpoints import CheckpointStore
+from rollforward.store.checkpoints import Attempt, CheckpointStore
 from rollforward.store.live import Guard, Live, LiveSource, Share, as_live, revisions_of, sources_of
 from rollforward.store.manifest import Manifest
+from rollforward.store.saved import Committed, Description, Saved
 from rollforward.tensors import Tensors
 
 Digests = Mapping[tuple[str, str], str]
@@ -151,7 +151,7 @@ class ShadowCheckpoints:
         except StorageError as error:
             self._note_failure(error)
             return
-        attempt.sources = sources_of(self._live, self._store.share(attempt), self._guard)
+        attempt.sources = sources_of(self._live, attempt.share(), self._guard)
         proof = self._proof(attempt) if self._prove_unchanged else None
         self.copied_bytes = 0
         self._job = job = _Job(attempt, attempt.sources)
@@ -215,11 +215,11 @@ class ShadowCheckpoints:
         started = time.perf_counter()
         try:
             if job.manifest is None:
-                manifest = job.manifest = self._store.gather(job.attempt, job.error)
-                self._give(job, lambda: self._store.publish(job.attempt, manifest))
+                manifest = job.manifest = job.attempt.gather(job.error)
+                self._give(job, lambda: job.attempt.publish(manifest))
                 committed = None
             else:
-                committed = self._store.conclude(job.attempt, job.manifest, job.verdict, job.error)
+                committed = job.attempt.conclude(job.manifest, job.verdict, job.error)
         except StorageError as error:
             self._job = None
             self._note_failure(error)
@@ -253,10 +253,10 @@ class ShadowCheckpoints:
     def _write(self, job: _Job, proof: Digests | None) -> None:
         """On the thread: this rank's part."""
         try:
-            self._store.write(job.attempt)
+            job.attempt.write()
             if proof is not None:
                 _compare(job.attempt, proof)
-                self._store.check_unchanged(job.attempt, proof)
+                job.attempt.check_unchanged(proof)
         finally:
             for source in job.share:
                 source.release()
@@ -270,7 +270,7 @@ class ShadowCheckpoints:
 
     def _proof(self, attempt: Attempt) -> Digests:
         """Of the bytes as they are now: this rank's part, and what it leaves out as unchanged."""
-        names = [*self._store.share(attempt), *self._store.left_out(attempt)]
+        names = [*attempt.share(), *attempt.left_out()]
         found = {}
         # Read apart from what is written later: a copy made now would prove nothing of that.
         for role, named in sources_of(self._live, names, self._guard).items():

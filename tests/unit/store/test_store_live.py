@@ -14,8 +14,8 @@ from rollforward.errors import EngineError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, OsFiles
 from rollforward.store import CheckpointStore, ShadowCheckpoints, find, list_checkpoints, read_tensors
-from rollforward.store.attempt import Description
 from rollforward.store.live import Guard, LiveSource, sources_of
+from rollforward.store.saved import Description
 from rollforward.tensors import TensorSpec
 
 ABOUT = {"run_id": "r", "incarnation": 1, "state": {}}
@@ -285,7 +285,7 @@ class TestClaims:
             store = CheckpointStore(tmp_path, rank=rank, world_size=2, exchange=exchange)
             store.save(Position(0, 1), engine, global_step=1, **ABOUT)
             attempt = store.plan(DESCRIPTION, engine.layout())
-            share = [name for role, name in store.share(attempt) if role == "ref"]
+            share = [name for role, name in attempt.share() if role == "ref"]
             if rank == 1:
                 for name in share:
                     engine.load("ref", name, engine.roles["ref"][name] + 1)
