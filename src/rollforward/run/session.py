@@ -14,11 +14,10 @@ whether the folder may be written to is decided under its lock.
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from rollforward import verifiers
 from rollforward.agreement import together
@@ -47,6 +46,7 @@ from rollforward.store.cleaning import remove_strays
 from rollforward.store.guests import adopt
 from rollforward.store.journal.records import Identity
 from rollforward.store.manifest import digest_of_arrays
+from rollforward.store.saved import About
 from rollforward.verifiers.sameness import SameRewards
 
 
@@ -301,21 +301,21 @@ def watch_recovery(
     )
 
 
-def about_checkpoints(plan: Plan, beginning: Beginning, identity: Identity) -> Mapping[str, Any]:
+def about_checkpoints(plan: Plan, beginning: Beginning, identity: Identity) -> About:
     """What every checkpoint of this run says besides its tensors."""
-    return {
-        "run_id": identity.run_id,
-        "incarnation": identity.incarnation,
-        "state": {
+    return About(
+        run_id=identity.run_id,
+        incarnation=identity.incarnation,
+        state={
             "steps_per_epoch": plan.steps_per_epoch,
             "facts": dict(plan.facts),
-            # Of the one that is gone on from, for its copy in a new folder; later ones have their own.
+            # Of the one that is resumed, for its copy in a new folder; later ones have their own.
             "metrics": beginning.checkpoint.manifest.metrics if beginning.checkpoint else {},
         },
-        "fingerprint": plan.fingerprint,
-        "versions": plan.versions,
-        "attachments": plan.attachments,
-    }
+        fingerprint=plan.fingerprint,
+        versions=plan.versions,
+        attachments=plan.attachments,
+    )
 
 
 def run_steps(

@@ -40,7 +40,7 @@ from rollforward.store.parts import (
     write_part,
 )
 from rollforward.store.retention import Retention
-from rollforward.store.saved import Committed, Description, Saved
+from rollforward.store.saved import About, Committed, Description, Saved
 from rollforward.store.tensorfile import WrittenFile, dtype_code
 from rollforward.tensors import Layout, Tensors
 
@@ -102,9 +102,7 @@ class CheckpointStore:
         `state` and `versions` must be what JSON can hold; `attachments` is file name -> content,
         kept in the run's `model/` folder. Raises StorageError naming the ranks that failed.
         """
-        description = Description(
-            position=position,
-            global_step=global_step,
+        about = About(
             run_id=run_id,
             incarnation=incarnation,
             state=state,
@@ -112,6 +110,10 @@ class CheckpointStore:
             versions=versions or {},
             attachments=attachments or {},
         )
+        return self.save_described(about.at(position, global_step), live)
+
+    def save_described(self, description: Description, live: Live | Tensors) -> Saved:
+        """`save`, of a checkpoint that is described already. Collective."""
         live = as_live(live)
         attempt = self.plan(description, live.layout(), revisions_of(live))
         attempt.sources = sources_of(live, attempt.share(), Guard())
