@@ -96,7 +96,7 @@ def test_the_table_shows_reasons_with_brackets_whole(
     reason = "tensor 'a' is [2, 3] there, [bold] here"
     verdict = Verdict(Position(0, 3), 0, reason)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(verify.verifying, "check_checkpoints", lambda _storage: [verdict])
+    monkeypatch.setattr(verify.verifying.Checkpoints, "verdicts", lambda _self: [verdict])
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert main(["verify", str(run)]) == 1
     assert reason in capsys.readouterr().out

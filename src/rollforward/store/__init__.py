@@ -6,6 +6,7 @@
     ├── ref/rank_0/ref_rank_0-0_20.safetensors, meta.json
     ├── critic/rank_0/critic_rank_0-0_20.safetensors, meta.json      any other role, in a folder of its name
     ├── model/config.json, tokenizer.json ...      small files the run needs to start: attachments
+    ├── model.copy/config.json, tokenizer.json ... the same once more: all checkpoints share them
     ├── commits/0_20.json                          the manifest: the checkpoint exists when this does
     ├── journal/rank_0/...                         the redo log
     ├── guests.json                                files of another trainer that lay here before (see guests)
