@@ -51,7 +51,13 @@ from rollforward.store.catalog import CheckpointInfo, Found, find, list_checkpoi
 from rollforward.store.checkpoints import CheckpointStore
 from rollforward.store.lock import RunLock, newest_incarnation
 from rollforward.store.manifest import Manifest
-from rollforward.store.restoring import check_layout, read_attachments, read_tensors, restore_into
+from rollforward.store.restoring import (
+    check_layout,
+    locate_attachments,
+    read_attachments,
+    read_tensors,
+    restore_into,
+)
 from rollforward.store.retention import Retention
 from rollforward.store.saved import Saved
 from rollforward.store.shadow import ShadowCheckpoints
@@ -69,6 +75,7 @@ __all__ = [
     "find",
     "list_checkpoints",
     "load_manifest",
+    "locate_attachments",
     "newest_incarnation",
     "read_attachments",
     "read_tensors",
