@@ -153,7 +153,10 @@ def _what_to_try(*, rejected: bool, later: bool) -> str:
         )
     if later:
         return "take the oldest checkpoint's position or a later one; nothing leads to what is before it"
-    return "check the path; without --resume_training a new run is started"
+    return (
+        f"check the path, and that {COMMITS}/ was copied with the rest; without --resume_training training "
+        "begins anew"
+    )
 
 
 def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[CheckpointInfo]:
