@@ -100,46 +100,52 @@ def _read(storage: Storage, item: Attachment, path: str) -> bytes:
 
 
 def write_attachments(
-    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str], written: dict[str, str]
+    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str]
 ) -> tuple[Attachment, ...]:
     """Make the files durable, twice, and say where they are; what is there already is not written again.
 
-    `named` is path -> digest of everything that existing manifests name; `written`, of what this process has
-    written before, and gets what it writes now. ValueError for a name that is not a plain file name.
+    `named` is path -> digest of everything that existing manifests name. ValueError for a name
+    that is not a plain file name.
     """
-    digests = {name: digest(content) for name, content in sorted(contents.items())}
-    for name in digests:
+    for name in contents:
         if "/" in check_path(name) or is_temporary(name):
             raise ValueError(f"an attachment cannot be named {name!r}")
-    named = {**written, **named}
-    folder = _free_folder(storage, digests, named)
-    found = []
-    for name, own in digests.items():
-        item = Attachment(f"{folder}/{name}", len(contents[name]), own)
-        for path in (item.path, copy_of(item.path)):
+    found = _in_free_folder(storage, contents, named)
+    for item in found:
+        # The second copy first: what a killed save leaves is told by it from what is somebody else's.
+        for path in (copy_of(item.path), item.path):
             # Only what a manifest names is known to be durable, and it may have been damaged since.
-            if not (named.get(item.path) == own and _is_whole(storage, item, path)):
-                written[item.path] = own
-                storage.write(path, [contents[name]])
-        found.append(item)
-    return tuple(found)
+            if not (named.get(item.path) == item.digest and _is_whole(storage, item, path)):
+                storage.write(path, [contents[item.name]])
+    return found
 
 
-def _free_folder(storage: Storage, digests: Mapping[str, str], named: Mapping[str, str]) -> str:
-    """The first folder in which nothing else would have to make room."""
+def _in_free_folder(
+    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str]
+) -> tuple[Attachment, ...]:
+    """The attachments, in the first folder in which nothing else would have to make room."""
     number = 0
     while True:
         folder = f"{MODEL}.{number}" if number else MODEL
-        if all(_is_free(storage, f"{folder}/{name}", own, named) for name, own in digests.items()):
-            return folder
+        found = tuple(
+            Attachment(f"{folder}/{name}", len(content), digest(content))
+            for name, content in sorted(contents.items())
+        )
+        if all(_is_free(storage, item, named) for item in found):
+            return found
         number += 1
 
 
-def _is_free(storage: Storage, path: str, own: str, named: Mapping[str, str]) -> bool:
-    if path in named:
-        return named[path] == own
-    # What no manifest names is not ours, or is left of a save that was killed: neither is worth a loss.
-    return storage.stat(path) is None and storage.stat(copy_of(path)) is None
+def _is_free(storage: Storage, item: Attachment, named: Mapping[str, str]) -> bool:
+    if item.path in named:
+        return named[item.path] == item.digest
+    first, second = storage.stat(item.path), storage.stat(copy_of(item.path))
+    if second is None:
+        # A file that is there once only was not written by us.
+        return first is None
+    return _is_whole(storage, item, copy_of(item.path)) and (
+        first is None or _is_whole(storage, item, item.path)
+    )
 
 
 def _is_whole(storage: Storage, item: Attachment, path: str) -> bool:
