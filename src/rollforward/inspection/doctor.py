@@ -13,6 +13,7 @@ when it finds nothing to resume, what is said about the folders here is the end 
 import difflib
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,13 @@ from rollforward.store import list_checkpoints
 from rollforward.store.catalog import positions
 from rollforward.store.judging import Judge
 from rollforward.store.layout import COMMITS, EVIDENCE, META, parse_rank
+from rollforward.store.lock import read_owner
 from rollforward.store.meta import Meta, parse_meta
 from rollforward.wording import in_bytes
 
 _SHOWN = 8
-_LOOKS = 5
-"""At most so many more, until what is found stays the same."""
+_LOOKS, _PAUSE = 4, 0.2
+"""At folders in which something seems to be wrong, after the first; seconds between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +55,26 @@ class RankFolder:
 def examine(source: CheckpointFolders) -> list[Finding]:
     """All checks of the folders that a resumed run would start from.
 
-    A run may save and prune meanwhile: only a problem of its folders that is found twice is one.
+    A run may save and prune meanwhile: only a problem of its folders that is found each time is one.
     """
     found = _examine_folders(source)
-    for _ in range(_LOOKS):
-        suspected = _problems(found)
-        if not suspected:
+    problems = _problems(found)
+    for _ in range(_LOOKS if _may_be_training(source.run) else 0):
+        if not problems:
             break
+        time.sleep(_PAUSE)
         found = _examine_folders(source)
-        if _problems(found) <= suspected:
-            break
+        problems &= _problems(found)
+    found = [finding for finding in found if finding.level != "problem" or finding.text in problems]
     found += _check_manifests(source)
     found += _look_for_evidence(source.run)
     return found
+
+
+def _may_be_training(run: Path) -> bool:
+    """Whether the lock's owner has not let go of it: it trains, or was killed."""
+    owner = read_owner(LocalStorage(run))
+    return owner is not None and owner.held
 
 
 def _problems(found: Iterable[Finding]) -> set[str]:

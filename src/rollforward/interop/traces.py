@@ -12,6 +12,7 @@ names of MindRLHF's trainer. What a start leaves that was killed before its firs
 """
 
 import json
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -107,7 +108,7 @@ def _named_in(rank: Path) -> Path | None:
 
 
 def _is_ours(path: Path) -> bool:
-    place = path.resolve()
+    place = Path(os.path.realpath(path))
     try:
         with LocalStorage(place.parent).open(place.name) as handle:
             return _has_our_layout(read_header(handle, str(path)))
