@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.inspection.steps import JournaledChunk, Made, read_step
-from rollforward.models.config import CONFIG_FILE
 from rollforward.position import Position
 from rollforward.replay.codec import RecordedOutcome
 from rollforward.storage import LocalStorage
