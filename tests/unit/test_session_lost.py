@@ -116,6 +116,9 @@ class TestLost:
         said = capsys.readouterr().out
         assert "PROBLEM  checkpoints: the manifests of" in said
         assert "put commits/ back" in said
+        for verb in ("verify", "inspect", "prune"):
+            assert main([verb, str(run)]) == 2
+            assert "manifests are gone" in capsys.readouterr().err
         warnings = prune(LocalStorage(run), Retention(newest=1))
         assert any("has no valid checkpoint" in line for line in warnings)
         assert content(run) == before

@@ -21,7 +21,7 @@ from rollforward.errors import CheckpointInvalid, NothingToResume, StorageError
 from rollforward.interop.role_folders import CheckpointFolders
 from rollforward.storage import LocalStorage, Storage, read_small
 from rollforward.storage.failures import storage_error
-from rollforward.store.catalog import positions
+from rollforward.store.catalog import named_positions
 from rollforward.store.journal.frames import read_frames
 from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import list_segments
@@ -44,7 +44,7 @@ def lost_commits(source: CheckpointFolders) -> list[str]:
     A line for each kind of trace, the most telling first. StorageError when it cannot be told.
     """
     storage = LocalStorage(source.run)
-    if positions(storage):
+    if named_positions(storage):
         return []
     ours = next(_committed_files(source), None)
     return [] if ours is None else [f"{ours} is laid out as only ours are", *finished_work(storage)]
