@@ -158,7 +158,7 @@ def test_what_was_killed_before_its_first_checkpoint_may_be_started_again(
 
     shutil.rmtree(place.root / "fresh", ignore_errors=True)
     with monkeypatch.context() as patch:
-        patch.setattr("rollforward.store.checkpoints.CheckpointStore.publish", die)
+        patch.setattr("rollforward.store.checkpoints.Attempt.publish", die)
         with pytest.raises(Killed):
             place.train("fresh", **how)
     assert (place.root / "fresh/journal/rank_0").is_dir()
@@ -184,3 +184,20 @@ def test_what_we_export_for_mindrlhf_is_not_ours(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run/commits")
     folders = name_checkpoint_folders(str(tmp_path / "run"), "", out)
     assert len(lost_commits(folders)) == 1
+
+
+@pytest.mark.parametrize("copy", ["model", "model.copy"])
+def test_one_damaged_byte_of_a_file_that_all_checkpoints_share_costs_nothing(
+    place: Place, capsys: pytest.CaptureFixture[str], copy: str
+) -> None:
+    path = place.root / "run" / copy / "tokenizer.json"
+    whole = path.read_bytes()
+    path.write_bytes(b" " + whole[1:])
+    capsys.readouterr()
+    place.train("run", resume=True)
+    said = capsys.readouterr().out
+    assert ("model/tokenizer.json does not have its recorded digest; its copy is whole" in said) == (
+        copy == "model"
+    )
+    assert path.read_bytes() == whole, "the next checkpoint writes it anew"
+    assert find(LocalStorage(place.root / "run")).manifest.position == Position(2, 0)
