@@ -9,6 +9,7 @@
     │   ├── CheckpointMismatch       an intact checkpoint, but of another model, layout or run
     │   └── RunExists                a new run asked for in a folder that holds one
     ├── CheckpointInvalid            a checkpoint that does not prove intact; an older one is tried
+    │   └── CheckpointUnreadable     it could not be read this time: nothing is known of its bytes
     ├── StorageError                 the disk: full, read-only, failing
     ├── RunLocked                    another trainer holds the folder
     ├── VerifierError                a reward function raised, or returned something else
@@ -73,8 +74,19 @@ class CheckpointInvalid(RollforwardError):
     """A checkpoint is damaged or incomplete. The reason fits one line."""
 
 
+class CheckpointUnreadable(CheckpointInvalid):
+    """A file of it could not be read this time, which proves nothing about it.
+
+    An older checkpoint may be resumed from; nothing may be deleted for it.
+    """
+
+
 class StorageError(RollforwardError):
     """An operation on the disk failed: which, on what, and why."""
+
+    settled = False
+    """Whether the error says what is there (nothing, a folder, a link, a file too large), so that asking
+    again gives the same answer. Any other may be gone at the next try, and proves nothing."""
 
 
 class RunLocked(RollforwardError):

@@ -251,7 +251,8 @@ class TestRefused:
 
     def test_each_checkpoint_that_does_not_count_is_told_once(self, place: Place) -> None:
         place.train("run")
-        (place.root / "run/model/config.json").unlink()
+        for folder in ("model", "model.copy"):
+            (place.root / "run" / folder / "config.json").unlink()
         self.before = everything_in(place.root)
         with pytest.raises(NothingToResume) as caught:
             place.train("run", resume=True)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.inspection.steps import JournaledChunk, Made, read_step
-from rollforward.models.config import CONFIG_FILE
 from rollforward.position import Position
 from rollforward.replay.codec import RecordedOutcome
 from rollforward.storage import LocalStorage
-from rollforward.store import Manifest, find, read_attachments
+from rollforward.store import Manifest, find, locate_attachments
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text."""
@@ -88,8 +87,7 @@ def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[str]]:
     """Token ids to text, and what is missing for that, a line each."""
-    read_attachments(storage, manifest)  # verifies them
-    first = next(item for item in manifest.attachments if item.name == CONFIG_FILE)
+    folder = locate_attachments(storage, manifest).folder
     try:
         from rollforward.data.tokenizer import Tokenizer
     except ModuleNotFoundError as error:
@@ -97,7 +95,7 @@ def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[st
             f"token ids are shown, not text: {error.name} is not installed (pip install 'rollforward[train]')"
         )
         return _as_numbers, [line]
-    return Tokenizer(Path(storage.root) / first.path.rpartition("/")[0]).decode, []
+    return Tokenizer(Path(storage.root) / folder).decode, []
 
 
 def _as_numbers(ids: Sequence[int]) -> str:

@@ -4,6 +4,7 @@ Names are as they are in the files. BF16 is widened to float32, which loses noth
 digests, so what is read is what the file has; a CRC that `.ckpt` was saved with is checked.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def hollow(tensor: ForeignTensor) -> NDArray[Any]:
 def _opened(path: Path) -> Iterator[ReadHandle]:
     """An open file; what the storage says against it is CheckpointInvalid."""
     # A user may have linked large files into place, and here no manifest says where they must lie.
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     try:
         with LocalStorage(path.parent).open(path.name) as handle:
             yield handle

@@ -77,10 +77,15 @@ class FromForeign:
 
 
 def is_foreign(source: CheckpointFolders) -> bool:
-    """Whether these are folders of MindRLHF or MindFormers: no manifest, but somebody's `meta.json`."""
+    """Whether these are folders of MindRLHF or MindFormers: no manifest, but somebody's `meta.json`.
+
+    One of policy, optimizer or reference will do: where another is missing, `look` says what to write. A run
+    of ours that lost its manifests looks like this too: `traces` tells it apart, and comes first.
+    """
     if not source.policy.is_dir() or positions(LocalStorage(source.run)):
         return False
-    return any((rank / META).is_file() for rank in source.policy.glob("rank_*"))
+    folders = (source.policy, source.optimizer, source.reference)
+    return any((rank / META).is_file() for folder in folders for rank in folder.glob("rank_*"))
 
 
 def look(

@@ -8,13 +8,14 @@ from rollforward.config.keys import Config
 from rollforward.config.places import Outputs
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume, RunExists
 from rollforward.inspection import doctor
-from rollforward.interop import resuming
+from rollforward.interop import resuming, traces
 from rollforward.interop.role_folders import CheckpointFolders, checkpoint_folders, name_checkpoint_folders
 from rollforward.models.config import CONFIG_FILE
 from rollforward.run.request import Request
 from rollforward.run.sources import FromOthers, FromRun, Source, model_files, model_folders
 from rollforward.storage import LocalStorage
-from rollforward.store import find, list_checkpoints, read_attachments
+from rollforward.store import find, list_checkpoints, locate_attachments
+from rollforward.store.guests import read_guests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ def find_origin(config: Config, request: Request, places: Outputs, world_size: i
         _check_branch(request, places, named)
     if not request.resume:
         return _new(config, request, places)
+    traces.refuse_lost_commits(named)
     if resuming.is_foreign(named):
         return _resumed_foreign(config, request, places, named, world_size)
     return _resumed(request, places)
@@ -46,6 +48,7 @@ def _new(config: Config, request: Request, places: Outputs) -> Origin:
         request.ref_checkpoint_path or config.ref_config.load,
     )
     _refuse_used_folder(places.run, "to go on with it add --resume_training")
+    _refuse_traces(places.run)
     tokenizer = Path(config.rl_config.tokenizer_dir or source.policy)
     return Origin(source=source, model=source.policy, files=model_files(source.policy, tokenizer))
 
@@ -69,14 +72,17 @@ def _resumed(request: Request, places: Outputs) -> Origin:
             f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}",
             option="--out" if request.rebuild else "--save_checkpoint_dir",
         )
-    files = read_attachments(storage, found.manifest)
-    if CONFIG_FILE not in files:
+    # A list that cannot be used would fail the first save: better now.
+    read_guests(LocalStorage(places.run))
+    located = locate_attachments(storage, found.manifest)
+    if CONFIG_FILE not in located.contents:
         raise NothingToResume(
             f"checkpoint {found.manifest.position} in {source.run} carries no {CONFIG_FILE}"
         )
-    first = next(item for item in found.manifest.attachments if item.name == CONFIG_FILE)
     return Origin(
-        source=FromRun(folders=source, found=found), model=(source.run / first.path).parent, files=files
+        source=FromRun(folders=source, found=found),
+        model=source.run / located.folder,
+        files=located.contents,
     )
 
 
@@ -131,7 +137,24 @@ def _with_findings(message: str, source: CheckpointFolders) -> str:
     return "\n".join([message, *(f"  {text}" for text in new)])
 
 
+def _refuse_traces(run: Path) -> None:
+    """RunExists when a new run would begin its figures and its journal over those of another."""
+    found = traces.finished_work(LocalStorage(run))
+    if found:
+        raise RunExists(
+            f"{run} holds what a run has left whose checkpoints are gone: {'; '.join(found)}",
+            hint="name another folder with --save_checkpoint_dir, or move these away",
+        )
+
+
 def _refuse_used_folder(run: Path, hint: str, *, option: str = "--save_checkpoint_dir") -> None:
+    folders = name_checkpoint_folders("", "", run)
+    found = traces.lost_commits(folders)
+    if found:
+        raise RunExists(
+            f"{run} already holds a run, whose manifests are gone: {'; '.join(found)}",
+            hint=f"name another folder with {option}, or {traces.what_to_try(folders)}",
+        )
     held = list_checkpoints(LocalStorage(run))
     if held:
         raise RunExists(

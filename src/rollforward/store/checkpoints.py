@@ -351,6 +351,7 @@ class Attempt:
         kept = cleaning.Kept(
             frozenset((role, Position.parse(text), number) for role, text, number in verdict["generations"]),
             frozenset(Position.parse(text) for text in verdict["unreadable"]),
+            frozenset(Position.parse(text) for text in verdict["unknown"]),
             verdict["world_size"],
             frozenset(verdict["roles"]),
         )
@@ -434,6 +435,7 @@ class Attempt:
                 [role, str(position), number] for role, position, number in sorted(kept.generations)
             ],
             "unreadable": [str(position) for position in sorted(kept.unreadable)],
+            "unknown": [str(position) for position in sorted(kept.unknown)],
             "world_size": kept.world_size,
             "roles": sorted(kept.roles),
             "warnings": warnings,

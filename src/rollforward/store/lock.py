@@ -140,8 +140,15 @@ def newest_incarnation(root: str | Path) -> int:
 
 
 def next_incarnation(storage: Storage, before: Owner | None) -> int:
-    """One greater than any number seen."""
-    seen = [before.incarnation if before else 0, *peek_incarnations(storage).values()]
+    """One greater than any number seen.
+
+    StorageError when that is not known: neither lock nor, this time, every manifest could be read. A number
+    that was given before would put new checkpoints among old ones, where retention removes them.
+    """
+    unread: list[StorageError] = []
+    seen = [before.incarnation if before else 0, *peek_incarnations(storage, unread).values()]
+    if unread and before is None:
+        raise unread[0]
     for rank in storage.scan("journal"):
         for entry in storage.scan(f"journal/{rank.name}"):
             match = _SEGMENT.fullmatch(entry.name)

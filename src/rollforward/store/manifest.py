@@ -195,6 +195,11 @@ def dump(manifest: Manifest) -> bytes:
     lines += [f'"attachments":{_dump_lines(attachments)}', f'"files":{_dump_lines(files)}']
     lines += [f'"tensors":{_dump_lines(tensors)}']
     body = ",\n".join(lines).encode()
+    return seal(body)
+
+
+def seal(body: bytes) -> bytes:
+    """A JSON object without its closing brace, closed by the digest of these bytes."""
     return body + f',"digest":"{digest(body)}"}}\n'.encode()
 
 
