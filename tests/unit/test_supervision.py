@@ -224,6 +224,7 @@ def test_a_supervisor_that_is_killed_leaves_no_trainer_behind(place: Place) -> N
     assert not is_alive(trainer)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("role", ["MS_WORKER", "MS_SCHED"])
 def test_under_the_users_own_msrun_it_is_refused(
     place: Place, role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
