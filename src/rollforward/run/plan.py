@@ -18,7 +18,7 @@ from rollforward.config.places import Outputs, outputs
 from rollforward.data.dataset import load_dataset
 from rollforward.data.tokenizer import Tokenizer
 from rollforward.engines.base import EnginePackage
-from rollforward.errors import ConfigError
+from rollforward.errors import ConfigError, RunExists
 from rollforward.grpo.ports import Verifier
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.types import Prompt
@@ -58,10 +58,18 @@ class Plan:
     """What influences the numbers: keys of the configuration, and digests of model and dataset."""
     versions: Mapping[str, str]
     """What computes: exact repetition is promised on the same versions only."""
-    branch: Position | None = None
-    """Steps before it are replayed, nothing of it or beyond is taken over; None: whatever there is."""
-    rebuild: bool = False
-    """Stop at `branch` and save, rather than train."""
+    request: Request
+    """What was asked for: it is looked at again when the run's folder is locked."""
+
+    @property
+    def branch(self) -> Position | None:
+        """Steps before it are replayed, nothing of it or beyond is taken over; None: whatever there is."""
+        return self.request.position
+
+    @property
+    def rebuild(self) -> bool:
+        """Whether to stop at `branch` and save, rather than train."""
+        return self.request.rebuild
 
     @property
     def until(self) -> Position:
@@ -140,12 +148,27 @@ def prepare(
             **({"chat_date": tokenizer.today.isoformat()} if tokenizer.dated else {}),
         },
         versions=versions(package),
-        branch=request.position,
-        rebuild=request.rebuild,
+        request=request,
     )
     if plan.branch is not None:
         _check_reachable(plan, plan.branch, range(world_size) if rank is None else (rank,))
     return plan
+
+
+def look_again(plan: Plan) -> None:
+    """What decides whether the folder may be written to, decided anew: for the one who holds its lock now.
+
+    Between the first look and the lock another start may have been there, from its beginning to its end.
+    Raises what a start would raise that saw the folder as it is now; RunExists when it holds another run.
+    """
+    now = find_origin(plan.config, plan.request, plan.outputs, plan.world_size)
+    before, found = plan.source.checkpoint, now.source.checkpoint
+    same_run = found is None if before is None else found is not None and found.run_id == before.run_id
+    if not same_run or now.files != plan.attachments:
+        raise RunExists(
+            f"{plan.outputs.run} was changed by another start while this one got ready",
+            hint="start again: what it holds is then looked at anew",
+        )
 
 
 def schedule_of(config: Config, prompts: Sequence[Prompt], *, rank: int, world_size: int) -> PromptSchedule:

@@ -36,7 +36,7 @@ from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_
 from rollforward.run import evidence, metrics, strategy_folder
 from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
-from rollforward.run.plan import Plan, schedule_of
+from rollforward.run.plan import Plan, look_again, schedule_of
 from rollforward.run.progress import ObserverList
 from rollforward.run.saving import RunCheckpoints
 from rollforward.run.sources import Beginning
@@ -44,7 +44,7 @@ from rollforward.run.worker import Worker, at_work
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, RunLock
 from rollforward.store.cleaning import remove_strays
-from rollforward.store.guests import adopt
+from rollforward.store.guests import adopt, read_guests
 from rollforward.store.journal.records import Identity
 from rollforward.store.manifest import digest_of_arrays
 from rollforward.verifiers.sameness import SameRewards
@@ -107,7 +107,10 @@ class Claim:
 
 
 def claim_folder(plan: Plan, worker: Worker) -> Claim:
-    """Lock the run's folder, on the first rank, for all. Collective: what fails there fails on all ranks."""
+    """Lock the run's folder, on the first rank, for all. Collective: what fails there fails on all ranks.
+
+    Another start may have come first and be over by now, so what it holds is looked at again under the lock.
+    """
 
     def acquire() -> RunLock | None:
         if not worker.is_first:
@@ -116,7 +119,11 @@ def claim_folder(plan: Plan, worker: Worker) -> Claim:
         lock = worker.closing.enter_context(RunLock.acquire(plan.outputs.run, after=after))
         if lock.taken_over is not None:
             worker.log.line(f"lock: taken over, its owner ended without releasing it: {lock.taken_over}")
-        remove_strays(LocalStorage(plan.outputs.run))
+        look_again(plan)
+        storage = LocalStorage(plan.outputs.run)
+        remove_strays(storage)
+        # The first save would find out that it cannot be read, after hours of training.
+        read_guests(storage)
         return lock
 
     lock, incarnations = together(
