@@ -88,7 +88,7 @@ def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[str]]:
     """Token ids to text, and what is missing for that, a line each."""
-    read_attachments(storage, manifest)  # verifies them
+    files = read_attachments(storage, manifest)
     first = next(item for item in manifest.attachments if item.name == CONFIG_FILE)
     try:
         from rollforward.data.tokenizer import Tokenizer
@@ -97,7 +97,8 @@ def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[st
             f"token ids are shown, not text: {error.name} is not installed (pip install 'rollforward[train]')"
         )
         return _as_numbers, [line]
-    return Tokenizer(Path(storage.root) / first.path.rpartition("/")[0]).decode, []
+    folder = Path(storage.root) / first.path.rpartition("/")[0]
+    return Tokenizer(folder, carried=files).decode, []
 
 
 def _as_numbers(ids: Sequence[int]) -> str:

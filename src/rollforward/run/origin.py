@@ -37,7 +37,7 @@ def find_origin(config: Config, request: Request, places: Outputs, world_size: i
         return _new(config, request, places)
     if resuming.is_foreign(named):
         return _resumed_foreign(config, request, places, named, world_size)
-    return _resumed(request, places)
+    return _resumed(config, request, places)
 
 
 def _new(config: Config, request: Request, places: Outputs) -> Origin:
@@ -50,7 +50,7 @@ def _new(config: Config, request: Request, places: Outputs) -> Origin:
     return Origin(source=source, model=source.policy, files=model_files(source.policy, tokenizer))
 
 
-def _resumed(request: Request, places: Outputs) -> Origin:
+def _resumed(config: Config, request: Request, places: Outputs) -> Origin:
     source = checkpoint_folders(request.actor_checkpoint_path, request.ref_checkpoint_path, places.run)
     if source.reference.parent.resolve() != source.run.resolve():
         raise CheckpointMismatch(
@@ -70,6 +70,9 @@ def _resumed(request: Request, places: Outputs) -> Origin:
             option="--out" if request.rebuild else "--save_checkpoint_dir",
         )
     files = read_attachments(storage, found.manifest)
+    if config.rl_config.tokenizer_dir and CONFIG_FILE in files:
+        tokenizer = Path(config.rl_config.tokenizer_dir)
+        files = model_files(tokenizer, tokenizer) | {CONFIG_FILE: files[CONFIG_FILE]}
     if CONFIG_FILE not in files:
         raise NothingToResume(
             f"checkpoint {found.manifest.position} in {source.run} carries no {CONFIG_FILE}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollforward import verifiers
 from rollforward.config.keys import Config, what_affects_numbers
 from rollforward.config.loading import Loaded
 from rollforward.config.places import Outputs, outputs
@@ -24,16 +25,14 @@ from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.types import Prompt
 from rollforward.models.config import CONFIG_FILE, parse_model_config
 from rollforward.position import Position
-from rollforward.replay.facts import fingerprint
-from rollforward.run import branching
+from rollforward.run import branching, facts
 from rollforward.run.origin import find_origin
 from rollforward.run.request import Request
-from rollforward.run.sources import Source
+from rollforward.run.sources import MODEL_FILES, Source
 from rollforward.run.versions import versions
 from rollforward.storage import LocalStorage
 from rollforward.store import Manifest
 from rollforward.store.lock import check_free
-from rollforward.verifiers import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +87,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of `facts`."""
-        return fingerprint(self.facts)
+        """Digest of those of `facts` that make another run when they change."""
+        return facts.fingerprint_of(self.facts)
 
 
 def prepare(
@@ -110,12 +109,14 @@ def prepare(
     vocab_size = package.vocab_size(model_config)
     tokenizer = Tokenizer(
         Path(config.rl_config.tokenizer_dir or folder),
+        # What the manifest names, and nothing that was put beside it.
+        carried=files,
         model_config=model_config,
         today=_chat_date(source.checkpoint),
     )
     tokenizer.check_fits(vocab_size)
     _check_token_ids(config, vocab_size)
-    verifiers = resolve(config.reward_config.verifier_function)
+    resolved = verifiers.resolve(config.reward_config.verifier_function)
     if not config.rl_config.dataset_file:
         raise ConfigError(
             "no dataset is named", hint="name one with --dataset_file or rl_config.dataset_file"
@@ -134,7 +135,7 @@ def prepare(
         attachments=files,
         tokenizer=tokenizer,
         prompts=prompts,
-        verifiers=verifiers,
+        verifiers=resolved,
         steps_per_epoch=steps_per_epoch,
         start=source.expected(steps_per_epoch),
         end=end,
@@ -143,8 +144,12 @@ def prepare(
             **what_affects_numbers(config),
             "actor_config.lr_schedule.decay_steps": decay_steps(config, end.global_step(steps_per_epoch)),
             "model": hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
-            "dataset": _dataset_digest(prompts),
             "world_size": world_size,
+            "end_tokens": list(end_tokens(config, tokenizer)),
+            "pad_token": pad_token(config, tokenizer),
+            **facts.of_files(files, [name for name in MODEL_FILES if name != CONFIG_FILE]),
+            **facts.of_dataset(prompts),
+            **facts.of_verifiers(verifiers.describe(resolved)),
             **({"chat_date": tokenizer.today.isoformat()} if tokenizer.dated else {}),
         },
         versions=versions(package),
@@ -210,6 +215,7 @@ def _check_reachable(plan: Plan, position: Position, ranks: Sequence[int]) -> No
         position,
         ranks=ranks,
         fingerprint=plan.fingerprint,
+        also=facts.fingerprints(plan.facts, branching.facts_of(manifest)),
         chunks_per_step=plan.config.rl_config.num_rollouts,
         steps_per_epoch=plan.steps_per_epoch,
     )
@@ -235,6 +241,17 @@ def _end(config: Config, steps_per_epoch: int) -> Position:
     return Position(*divmod(total, steps_per_epoch))
 
 
+def end_tokens(config: Config, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What ends a completion."""
+    return config.generate_config.sampling_config.eos_token_id or tokenizer.eos_token_ids
+
+
+def pad_token(config: Config, tokenizer: Tokenizer) -> int:
+    """What fills up prompts and completions."""
+    given = config.generate_config.sampling_config.pad_token_id
+    return tokenizer.pad_token_id if given is None else given
+
+
 def decay_steps(config: Config, total_steps: int) -> int:
     """Optimizer steps until the learning rate has come down; those of the whole run when no number is given.
 
@@ -243,10 +260,3 @@ def decay_steps(config: Config, total_steps: int) -> int:
     schedule = config.actor_config.lr_schedule
     whole = total_steps * config.rl_config.num_iterations
     return schedule.decay_steps or max(whole, schedule.warmup_step + 1)
-
-
-def _dataset_digest(prompts: Sequence[Prompt]) -> str:
-    found = hashlib.sha256()
-    for prompt in prompts:
-        found.update(repr((prompt.token_ids, prompt.answer)).encode())
-    return found.hexdigest()

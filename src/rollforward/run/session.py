@@ -33,7 +33,8 @@ from rollforward.replay.facts import changes
 from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
 from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
-from rollforward.run import evidence, metrics, strategy_folder
+from rollforward.run import evidence, facts, metrics, strategy_folder
+from rollforward.run.branching import facts_of
 from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
 from rollforward.run.plan import Plan, look_again, schedule_of
@@ -169,8 +170,8 @@ def tell_beginning(plan: Plan, beginning: Beginning, worker: Worker) -> None:
         worker.log.line(line)
     if beginning.checkpoint is not None:
         manifest = beginning.checkpoint.manifest
-        for line in changes(manifest.state.get("facts", {}), plan.facts):
-            worker.log.line(f"warning: since the checkpoint was saved {line}")
+        for line in facts.warnings(facts_of(manifest), plan.facts):
+            worker.log.line(f"warning: {line}")
         for line in changes(manifest.versions, plan.versions):
             worker.log.line(f"warning: the version of {line}; results may differ in their last bits")
     if worker.is_first and not plan.in_place:
@@ -269,7 +270,8 @@ def open_journal(
 
 def identify(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> Identity:
     """Who writes the journal: of which run, as which rank and start. Collective: a new run is named here."""
-    own = beginning.checkpoint.manifest.run_id if beginning.checkpoint else uuid.uuid4().hex
+    manifest = beginning.checkpoint.manifest if beginning.checkpoint else None
+    own = manifest.run_id if manifest else uuid.uuid4().hex
     return Identity(
         # The first rank's, on all.
         run_id=worker.group.all_gather(own)[0],
@@ -277,6 +279,7 @@ def identify(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> 
         world_size=worker.group.world_size,
         incarnation=claim.incarnation,
         fingerprint=plan.fingerprint,
+        fingerprints=facts.fingerprints(plan.facts, facts_of(manifest)) if manifest else frozenset(),
         versions=plan.versions,
         device=plan.config.context.device_target,
         about={"verifiers": list(plan.config.reward_config.verifier_function)},
