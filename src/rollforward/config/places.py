@@ -27,6 +27,9 @@ class Outputs:
     log: Path
     tensorboard: Path | None
     """None: no event files."""
+    named: frozenset[str] = frozenset()
+    """Those of `strategy` and `tensorboard` that the user named. The others may be another run's already:
+    then the run takes one of its own beside it."""
 
 
 def outputs(config: Config, environment: Mapping[str, str] = os.environ) -> Outputs:
@@ -39,6 +42,14 @@ def outputs(config: Config, environment: Mapping[str, str] = os.environ) -> Outp
         strategy=Path(config.rl_config.save_strategy_dir or root / "strategy"),
         log=root / "log",
         tensorboard=tensorboard if config.rl_config.tensorboard else None,
+        named=frozenset(
+            name
+            for name, given in (
+                ("strategy", config.rl_config.save_strategy_dir),
+                ("tensorboard", config.rl_config.tensorboard_dir),
+            )
+            if given
+        ),
     )
     for folder in (found.run, found.strategy, found.log):
         blocking = next((part for part in (folder, *folder.parents) if part.exists()), None)

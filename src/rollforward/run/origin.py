@@ -11,10 +11,16 @@ from rollforward.inspection import doctor
 from rollforward.interop import resuming
 from rollforward.interop.role_folders import CheckpointFolders, checkpoint_folders, name_checkpoint_folders
 from rollforward.models.config import CONFIG_FILE
+from rollforward.replay import report
+from rollforward.run import metrics
 from rollforward.run.request import Request
 from rollforward.run.sources import FromOthers, FromRun, Source, model_files, model_folders
 from rollforward.storage import LocalStorage
 from rollforward.store import find, list_checkpoints, read_attachments
+from rollforward.store.lock import read_owner
+
+_REPLACED = (metrics.FILE, report.FILE)
+"""Files right in the run's folder that a start replaces as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,7 @@ def _resumed_foreign(
         reference_is_synced=config.ref_config.sync_ref_model,
         model_folders=(actor.model_config, actor.load, config.rl_config.tokenizer_dir),
         own_strategies=places.strategy,
+        clears_own="strategy" in places.named,
         world_size=world_size,
     )
     _refuse_used_folder(
@@ -135,9 +142,17 @@ def _with_findings(message: str, source: CheckpointFolders) -> str:
 
 
 def _refuse_used_folder(run: Path, hint: str, *, option: str = "--save_checkpoint_dir") -> None:
-    held = list_checkpoints(LocalStorage(run))
+    storage = LocalStorage(run)
+    held = list_checkpoints(storage)
     if held:
         raise RunExists(
             f"{run} already holds a run: {len(held)} checkpoints, the newest {held[0].position}",
             hint=f"{hint}; for a new run name another folder with {option}",
+        )
+    # A folder in which a run was begun has a lock of ours, and what has our names there is ours.
+    theirs = [name for name in _REPLACED if storage.stat(name) is not None]
+    if theirs and read_owner(storage) is None:
+        raise RunExists(
+            f"{run} holds {' and '.join(theirs)} without being a run's folder, and a run would replace that",
+            hint=f"move it away, or name another folder with {option}",
         )

@@ -33,7 +33,7 @@ from rollforward.replay.facts import changes
 from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
 from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
-from rollforward.run import evidence, facts, metrics, strategy_folder
+from rollforward.run import evidence, facts, metrics, output_folders, strategy_folder
 from rollforward.run.branching import facts_of
 from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
@@ -140,9 +140,17 @@ def _no_fence() -> None:
 def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worker) -> None:
     """Clear old strategy files, write this rank's, make the log folder. Collective."""
     folder, group = plan.outputs.strategy, worker.group
-    cleared = strategy_folder.clear(folder) if worker.is_first else []
+
+    def clear() -> list[str]:
+        """What is not this run's stays: another one may need it."""
+        if "strategy" in plan.outputs.named:
+            worker.closing.enter_context(output_folders.alone(folder))
+        return strategy_folder.clear(folder)
+
+    if "strategy" not in plan.outputs.named:
+        folder = output_folders.claim_strategies(folder, plan.outputs.run)
     # No rank may write its file before the first has cleared the folder.
-    group.all_gather(len(cleared))
+    _, (cleared, *_) = together(lambda: clear() if worker.is_first else [], group.all_gather)
     shapes = {
         name: spec.shape
         for role in ("policy_model", "optimizer")
@@ -153,10 +161,11 @@ def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worke
         strategy_folder.write(folder, group.rank, content)
     written = "" if content is None else ", strategy_<rank>.ckpt written"
     worker.log.line(f"strategy: {len(cleared)} old files cleared from {folder}{written}")
-    plan.outputs.log.mkdir(parents=True, exist_ok=True)
+    logs = output_folders.claim_logs(plan.outputs.log, plan.outputs.run)
+    logs.mkdir(parents=True, exist_ok=True)
     if worker.is_first:
-        worker.log.keep(plan.outputs.log / "train.log")
-    worker.log.line(f"logs: {plan.outputs.log}")
+        worker.log.keep(logs / "train.log")
+    worker.log.line(f"logs: {logs}")
 
 
 def restore(plan: Plan, engine: Engine) -> Beginning:
@@ -197,7 +206,10 @@ def open_figures(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker)
     known = source.checkpoint is not None and source.run is not None
     told = metrics.read(source.run / metrics.FILE) if known and source.run is not None else []
     kept = metrics.before(told, beginning.position)
-    board = TensorBoard(plan.outputs.tensorboard, kept=kept) if plan.outputs.tensorboard else None
+    events = plan.outputs.tensorboard
+    if events is not None and "tensorboard" in plan.outputs.named:
+        events = output_folders.claim_events(events, plan.outputs.run)
+    board = None if events is None else TensorBoard(events, kept=kept)
     recorder = Metrics(
         LocalStorage(plan.outputs.run),
         kept=kept,
