@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rollforward.config.elsewhere import KEYS
 from rollforward.config.ignored import is_ignored
 from rollforward.config.keys import Config
 from rollforward.config.schema import Problems, parse
@@ -37,7 +38,7 @@ def load(file: str | None, overrides: Sequence[tuple[str, Any]] = ()) -> Loaded:
         _put(tree, path, value)
     given = frozenset(path for path, _value in overrides)
     problems = Problems(source=file or "command line", lines=lines, overridden=given)
-    config = parse(Config, tree, problems, ignored=is_ignored)
+    config = parse(Config, tree, problems, ignored=is_ignored, elsewhere=KEYS)
     _check_together(config, problems)
     problems.raise_any()
     return Loaded(config=config, ignored=tuple(path for path in _paths(tree) if is_ignored(path)))

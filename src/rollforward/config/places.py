@@ -4,7 +4,8 @@
     <root>/strategy     strategy_<rank>.ckpt                                    --save_strategy_dir
     <root>/log          the log of the run, and those of its workers
 
-`<root>` is `$LOCAL_DEFAULT_PATH`, or `./output` without it.
+`<root>` is `$LOCAL_DEFAULT_PATH`, or `./output` without it. Where `strategy` or `log` is another run's,
+the run takes `strategy.1`, `log.1` and so on (`run.output_folders`).
 """
 
 import os
@@ -34,7 +35,9 @@ class Outputs:
 
 def outputs(config: Config, environment: Mapping[str, str] = os.environ) -> Outputs:
     """The folders that a run writes to. None of them need exist."""
-    root = Path(environment.get(ROOT_VARIABLE) or "output")
+    root = Path(os.path.expanduser(environment.get(ROOT_VARIABLE) or "output"))  # noqa: PTH111 - no error
+    if str(root).startswith("~"):
+        raise ConfigError(f"${ROOT_VARIABLE} is {root}: no such home folder", hint="name the folder itself")
     run = Path(config.actor_config.save or root / "save_ckpt")
     tensorboard = Path(config.rl_config.tensorboard_dir or run / "tensorboard")
     found = Outputs(
