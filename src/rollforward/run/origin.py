@@ -12,14 +12,14 @@ from rollforward.interop import resuming
 from rollforward.interop.role_folders import CheckpointFolders, checkpoint_folders, name_checkpoint_folders
 from rollforward.models.config import CONFIG_FILE
 from rollforward.replay import report
-from rollforward.run import metrics
+from rollforward.run import configuration, metrics
 from rollforward.run.request import Request
 from rollforward.run.sources import FromOthers, FromRun, Source, model_files, model_folders
 from rollforward.storage import LocalStorage
 from rollforward.store import find, list_checkpoints, read_attachments
 from rollforward.store.lock import read_owner
 
-_REPLACED = (metrics.FILE, report.FILE)
+_REPLACED = (configuration.FILE, metrics.FILE, report.FILE)
 """Files right in the run's folder that a start replaces as a whole."""
 
 

@@ -41,6 +41,8 @@ class Plan:
 
     config: Config
     ignored: tuple[str, ...]
+    carried_by: str
+    """The file of the run's folder that the configuration comes from; "" when the user gave it."""
     outputs: Outputs
     source: Source
     model_config: Mapping[str, Any]
@@ -118,9 +120,7 @@ def prepare(
     _check_token_ids(config, vocab_size)
     resolved = verifiers.resolve(config.reward_config.verifier_function)
     if not config.rl_config.dataset_file:
-        raise ConfigError(
-            "no dataset is named", hint="name one with --dataset_file or rl_config.dataset_file"
-        )
+        raise ConfigError("no dataset is named", hint=_where_to_name_it(request))
     prompts = load_dataset(config.rl_config.dataset_file, tokenizer, config.generate_config.max_prompt_length)
     steps_per_epoch = schedule_of(config, prompts, rank=0, world_size=world_size).steps_per_epoch
     layout = package.tensor_layout(model_config)
@@ -129,6 +129,7 @@ def prepare(
     plan = Plan(
         config=config,
         ignored=loaded.ignored,
+        carried_by=loaded.carried_by,
         outputs=places,
         source=source,
         model_config=model_config,
@@ -158,6 +159,12 @@ def prepare(
     if plan.branch is not None:
         _check_reachable(plan, plan.branch, range(world_size) if rank is None else (rank,))
     return plan
+
+
+def _where_to_name_it(request: Request) -> str:
+    if request.resume:
+        return "give the run's configuration with --config: its folder carries none"
+    return "name one with --dataset_file or rl_config.dataset_file"
 
 
 def look_again(plan: Plan) -> None:

@@ -33,7 +33,7 @@ from rollforward.replay.facts import changes
 from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
 from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
-from rollforward.run import evidence, facts, metrics, output_folders, strategy_folder
+from rollforward.run import configuration, evidence, facts, metrics, output_folders, strategy_folder
 from rollforward.run.branching import facts_of
 from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
@@ -60,6 +60,7 @@ def train(plan: Plan, package: EnginePackage) -> None:
         beginning = None if plan.source.needs_lock else restore(plan, engine)
         claim = claim_folder(plan, worker)
         observers: list[Observer] = [worker.heartbeat(plan, claim.incarnation), worker.display]
+        keep_configuration(plan, claim, worker)
         make_ready(plan, package, engine, worker)
         beginning = beginning or restore(plan, engine)
         tell_beginning(plan, beginning, worker)
@@ -94,6 +95,8 @@ def introduce(plan: Plan, worker: Worker) -> None:
         f"data: {len(plan.prompts)} prompts from {plan.config.rl_config.dataset_file}, "
         f"{plan.steps_per_epoch} steps an epoch, {plan.total_steps} steps in all"
     )
+    if plan.carried_by:
+        worker.log.line(f"configuration: from {plan.carried_by}")
     if plan.ignored:
         worker.log.line(f"configuration: ignored, since they mean nothing here: {', '.join(plan.ignored)}")
 
@@ -135,6 +138,20 @@ def claim_folder(plan: Plan, worker: Worker) -> Claim:
 
 def _no_fence() -> None:
     """The first rank alone publishes, and it alone is fenced."""
+
+
+def keep_configuration(plan: Plan, claim: Claim, worker: Worker) -> None:
+    """Let the run's folder carry the configuration, and say what of it is not as it was. Collective."""
+
+    def keep() -> None:
+        if not worker.is_first:
+            return
+        before = None if plan.source.run is None else configuration.carried(plan.source.run, plan.branch)
+        for line in configuration.differences(before.tree, plan.config) if before else ():
+            worker.log.line(f"configuration: {line}")
+        configuration.keep(LocalStorage(plan.outputs.run), claim.incarnation, plan.config)
+
+    together(keep, worker.group.all_gather)
 
 
 def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worker) -> None:
