@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from toy_session import Killed, Place, ToyPackage
+from toy_session import Killed, Place, ToyPackage, commit_at_once
 
-from rollforward.errors import ConfigError, RunExists
+from rollforward.errors import ConfigError, NonFinite, RunExists
 from rollforward.run import output_folders
 
 
@@ -150,3 +150,34 @@ class TestFoldersBesideIt:
         assert output_folders.claim_logs(tmp_path / "log", tmp_path / "run") == tmp_path / "log.1"
         value = json.loads((tmp_path / "log.1" / output_folders.OWNER).read_text())
         assert value == {"run": str(tmp_path / "run")}
+
+
+def test_the_page_on_the_format_lists_every_file_of_a_run(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_at_once(monkeypatch)
+    for dies in (5, 2):
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=dies), resume=dies == 2, rl_config__tensorboard=True)
+    # Another tokenizer, and with it attachments of another content; then numbers that are not finite.
+    tokenizer = place.model / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    changed = {"rl_config__tokenizer_dir": str(place.model), "rl_config__tensorboard": True}
+    place.train("run", resume=True, **changed)
+    with pytest.raises(NonFinite):
+        place.train(
+            "run",
+            resume=True,
+            rl_config__epochs=3,
+            reward_config__verifier_function=[f"{__name__}:not_a_number"],
+        )
+    page = Path(__file__).parents[2] / "docs/reference/format.md"
+    tree = page.read_text(encoding="utf-8").partition("<run>/\n")[2].partition("```")[0]
+    listed = {line.split()[1].partition("/")[0] for line in tree.splitlines() if line.startswith(("├", "└"))}
+    written = {path.name for path in (place.root / "run").iterdir()}
+    assert {"model.1", "evidence", "configurations.jsonl", "tensorboard", "recoveries.jsonl"} <= written
+    assert {name.partition(".")[0] if name.startswith("model.") else name for name in written} <= listed
+
+
+def not_a_number(completions: list[str]) -> list[float]:
+    return [float("nan") for _ in completions]
