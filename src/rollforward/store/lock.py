@@ -164,11 +164,13 @@ def _seen(storage: Storage, before: Owner | None) -> Iterator[tuple[int, str]]:
 
 def _next(storage: Storage, before: Owner | None, after: int) -> int:
     """The number of a new start; StorageError when there is none left."""
-    newest, where = max([*_seen(storage, before), (after, "the run that is gone on from")])
+    newest, where = max(_seen(storage, before))
+    if after > newest:
+        newest, where = after, "the run that is gone on from"
     if newest >= _MOST:
         # Nobody has started that often. Found out now, and not when the first checkpoint is to be named.
         raise StorageError(
-            f"{where} in {storage} is of start {newest} of the run, and no number follows that one",
+            f"{storage}: {where} is of start {newest} of the run, and no number follows that one",
             hint="no run was started that often, so somebody made this file: move it away",
         )
     return newest + 1
