@@ -87,11 +87,11 @@ def choose_history(
 ) -> Start | None:
     """The start whose history is resumed, of those that hold the checkpoint; None when there is none.
 
-    `checkpoint`: incarnation and position; None for any. `also`: other digests of the same configuration, as
-    earlier versions made them. Taken is the newest start that worked and had this
-    configuration and number of ranks: its records can be used. If there is none, the newest that
-    worked: so it can be said what is not used. A start that did nothing (a slip at the resume, a kill in its
-    first second) hides nothing of those before it.
+    `checkpoint`: incarnation and position; None for any. `also`: other fingerprints of this configuration,
+    as earlier versions made them. Taken is the newest start that worked and had this configuration and
+    number of ranks: its records can be used. If there is none, the newest that worked: so it can be said what
+    is not used. A start that did nothing (a slip at the resume, a kill in its first second) hides nothing of
+    those before it.
     """
     newest_first = [
         start
