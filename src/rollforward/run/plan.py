@@ -121,7 +121,12 @@ def prepare(
     resolved = verifiers.resolve(config.reward_config.verifier_function)
     if not config.rl_config.dataset_file:
         raise ConfigError("no dataset is named", hint=_where_to_name_it(request))
-    prompts = load_dataset(config.rl_config.dataset_file, tokenizer, config.generate_config.max_prompt_length)
+    prompts = load_dataset(
+        config.rl_config.dataset_file,
+        tokenizer,
+        config.generate_config.max_prompt_length,
+        answers_judge=not verifiers.BY_ANSWER.isdisjoint(config.reward_config.verifier_function),
+    )
     steps_per_epoch = schedule_of(config, prompts, rank=0, world_size=world_size).steps_per_epoch
     layout = package.tensor_layout(model_config)
     source.check(layout, world_size=world_size, steps_per_epoch=steps_per_epoch)

@@ -14,8 +14,8 @@ completion holds, take unbounded time (`exact`, `mathematics`).
 Left out: learned reward models, and asynchronous or remote scoring.
 """
 
-from rollforward.verifiers.registry import BUILT_IN, resolve
+from rollforward.verifiers.registry import BUILT_IN, BY_ANSWER, resolve
 from rollforward.verifiers.scoring import score
 from rollforward.verifiers.sources import describe
 
-__all__ = ["BUILT_IN", "describe", "resolve", "score"]
+__all__ = ["BUILT_IN", "BY_ANSWER", "describe", "resolve", "score"]
