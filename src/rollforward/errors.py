@@ -16,6 +16,7 @@
     ├── NonFinite                    a loss, gradient norm, reward or log-probability that is not a number
     ├── ReplayDiverged               a replayed update did not repeat the recorded one
     ├── EngineError                  the framework could not do what was asked
+    │   └── DeviceUnavailable        it does not have the device that is to compute
     ├── CollectiveTimeout            a worker did not come to where the others wait for it
     └── WorkerFailed                 a worker process died
 
@@ -127,6 +128,10 @@ class ReplayDiverged(RollforwardError):
 
 class EngineError(RollforwardError):
     """The engine or its framework could not do what was asked."""
+
+
+class DeviceUnavailable(EngineError):
+    """The framework that is installed cannot compute on this device; it will not the next time either."""
 
 
 class CollectiveTimeout(RollforwardError):

@@ -6,7 +6,6 @@ are gone, and what a start did of which no journal segment is left.
 """
 
 import json
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointInfo, list_checkpoints
 from rollforward.store.journal.history import StartOfRun, history, journal_ranks
 from rollforward.store.journal.records import Record
-from rollforward.store.lock import Owner, read_owner
+from rollforward.store.lock import Owner, is_taken, read_owner, this_host
 from rollforward.wording import counted, in_bytes
 
 What = Literal[
@@ -42,7 +41,11 @@ class Entry:
 
 
 def timeline(storage: LocalStorage) -> list[Entry]:
-    """Everything that is known, the earliest first; entries without a time come last."""
+    """Everything that is known, in the order of starts; entries of which the start is not known come last.
+
+    Within a start: how it began, its checkpoints, how it ended, damage. Clocks are not asked: they may have
+    been turned back between two starts, or differ between two machines.
+    """
     ranks = journal_ranks(storage)
     starts = history(storage, ranks[0]) if ranks else []
     checkpoints = list_checkpoints(storage)
@@ -55,7 +58,8 @@ def timeline(storage: LocalStorage) -> list[Entry]:
             entries += _beginning(start)
         newest = start is starts[-1]
         failure = failures.get(start.incarnation)
-        entries.append(_ending(start, owner if newest else None, failure, later=not newest))
+        held = newest and is_taken(storage.root)
+        entries.append(_ending(start, owner if newest else None, failure, later=not newest, held=held))
     entries += [_recovered(report) for report in reports.values()]
     for rank in ranks:
         for start in history(storage, rank) if rank else starts:
@@ -69,8 +73,13 @@ def timeline(storage: LocalStorage) -> list[Entry]:
                 )
                 for line in start.problems
             ]
-    # Of two things at one instant the checkpoint came before what followed from it.
-    return sorted(entries, key=lambda entry: (not entry.time, entry.time, entry.what != "checkpoint"))
+    return sorted(entries, key=_place_in_time)
+
+
+def _place_in_time(entry: Entry) -> tuple[bool, int, int, Position]:
+    known = entry.start > 0 and entry.what != "damage"
+    stage = {"started": 0, "resumed": 0, "checkpoint": 1}.get(entry.what, 2)
+    return not known, entry.start, stage, entry.position or Position(0, 0)
 
 
 def _beginning(start: StartOfRun) -> Iterator[Entry]:
@@ -128,7 +137,7 @@ def _failures(storage: LocalStorage, ranks: Sequence[int]) -> dict[int, str]:
     return first
 
 
-def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, later: bool) -> Entry:
+def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, later: bool, held: bool) -> Entry:
     did = f"{start.chunks} chunks generated, {start.updates} updates"
     if start.first is None:
         did = "nothing new was done"
@@ -144,7 +153,7 @@ def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, late
     elif later or owner is None or owner.incarnation != start.incarnation:
         how = "stopped", "killed or stopped before its end"
     else:
-        how = _by_its_lock(owner)
+        how = _by_its_lock(owner, held=held)
     return Entry(
         time=start.last_time,
         what=how[0],
@@ -154,16 +163,16 @@ def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, late
     )
 
 
-def _by_its_lock(owner: Owner) -> tuple[What, str]:
+def _by_its_lock(owner: Owner, *, held: bool) -> tuple[What, str]:
     """How the newest start ended, if it did."""
     process = f"process {owner.pid} on {owner.host}"
     if not owner.held:
         return "stopped", f"{process} let go of the folder before the run's end"
-    if owner.host != socket.gethostname()[:64]:
+    if owner.host != this_host():
         return "running", f"{process} did not let go of the folder: it runs, or was killed"
-    if Path(f"/proc/{owner.pid}").exists():
+    if held or Path(f"/proc/{owner.pid}").exists():
         return "running", f"{process} is at it"
-    return "killed", f"{process} ended without letting go of the folder"
+    return "killed", f"{process} ended without letting go of the folder, as far as it can be seen from here"
 
 
 def _checkpoint(info: CheckpointInfo) -> Entry:

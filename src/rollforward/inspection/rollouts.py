@@ -87,7 +87,7 @@ def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[str]]:
     """Token ids to text, and what is missing for that, a line each."""
-    folder = locate_attachments(storage, manifest).folder
+    located = locate_attachments(storage, manifest)
     try:
         from rollforward.data.tokenizer import Tokenizer
     except ModuleNotFoundError as error:
@@ -95,7 +95,7 @@ def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[st
             f"token ids are shown, not text: {error.name} is not installed (pip install 'rollforward[train]')"
         )
         return _as_numbers, [line]
-    return Tokenizer(Path(storage.root) / folder).decode, []
+    return Tokenizer(Path(storage.root) / located.folder, carried=located.contents).decode, []
 
 
 def _as_numbers(ids: Sequence[int]) -> str:

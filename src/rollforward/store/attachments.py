@@ -10,7 +10,8 @@ on: a file that a manifest names is never replaced by another, and one that none
 else's.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, StorageError
@@ -100,45 +101,53 @@ def _read(storage: Storage, item: Attachment, path: str) -> bytes:
 
 
 def write_attachments(
-    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str]
+    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str], written: set[str]
 ) -> tuple[Attachment, ...]:
     """Make the files durable, twice, and say where they are; what is there already is not written again.
 
-    `named` is path -> digest of everything that existing manifests name. ValueError for a name
-    that is not a plain file name.
+    `named` is path -> digest of everything that existing manifests name. `written` are the paths that this
+    process wrote itself, be the manifest published or not; what is written now is added. ValueError for a
+    name that is not a plain file name.
     """
     for name in contents:
         if "/" in check_path(name) or is_temporary(name):
             raise ValueError(f"an attachment cannot be named {name!r}")
-    found = _in_free_folder(storage, contents, named)
+    found = _in_free_folder(storage, contents, named, written)
     for item in found:
         # The second copy first: what a killed save leaves is told by it from what is somebody else's.
         for path in (copy_of(item.path), item.path):
             # Only what a manifest names is known to be durable, and it may have been damaged since.
             if not (named.get(item.path) == item.digest and _is_whole(storage, item, path)):
                 storage.write(path, [contents[item.name]])
+        written.add(item.path)
     return found
 
 
 def _in_free_folder(
-    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str]
+    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str], written: Collection[str]
 ) -> tuple[Attachment, ...]:
     """The attachments, in the first folder in which nothing else would have to make room."""
-    number = 0
-    while True:
+    for number in itertools.count():
         folder = f"{MODEL}.{number}" if number else MODEL
         found = tuple(
             Attachment(f"{folder}/{name}", len(content), digest(content))
             for name, content in sorted(contents.items())
         )
-        if all(_is_free(storage, item, named) for item in found):
+        if _can_be_folder(storage, folder) and all(_is_free(storage, item, named, written) for item in found):
             return found
-        number += 1
+    raise AssertionError("there is always another number")
 
 
-def _is_free(storage: Storage, item: Attachment, named: Mapping[str, str]) -> bool:
+def _can_be_folder(storage: Storage, folder: str) -> bool:
+    entries = (storage.stat(folder), storage.stat(f"{folder}{_COPY}"))
+    return all(entry is None or entry.kind == "folder" for entry in entries)
+
+
+def _is_free(storage: Storage, item: Attachment, named: Mapping[str, str], written: Collection[str]) -> bool:
     if item.path in named:
         return named[item.path] == item.digest
+    if item.path in written:
+        return True
     first, second = storage.stat(item.path), storage.stat(copy_of(item.path))
     if second is None:
         # A file that is there once only was not written by us.

@@ -80,6 +80,8 @@ class CheckpointStore:
         self._now = now
         self.inventory: cleaning.Inventory | None = None
         """Of rank 0, from its first save on."""
+        self.attached: set[str] = set()
+        """Paths of the attachments that this process wrote."""
         self.revisions: Mapping[str, int] = {}
         """role -> revision of what lives, when it was what `previous` holds."""
 
@@ -420,7 +422,8 @@ class Attempt:
         if store.rank != 0 or inventory is None:
             return None
         named = inventory.attachments()
-        attachments = write_attachments(store.storage, self.description.attachments, named)
+        given = self.description.attachments
+        attachments = write_attachments(store.storage, given, named, store.attached)
         manifest = replace(manifest, attachments=attachments)
         content = manifests.dump(manifest)
         store.fence()

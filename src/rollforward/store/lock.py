@@ -13,19 +13,21 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rollforward.errors import RunLocked, StorageError
 from rollforward.storage import LocalStorage, Storage, read_small
-from rollforward.storage.filelock import RECORD_BYTES, FileLock, is_held
+from rollforward.storage.filelock import RECORD_BYTES, FileLock, holds, is_held
 from rollforward.store import strictjson
 from rollforward.store.catalog import peek_incarnations
-from rollforward.store.layout import LOCK
+from rollforward.store.layout import JOURNAL, LOCK, manifest_path
 
 _SEGMENT = re.compile(r"(\d{1,18})-.*\.journal", re.ASCII)
+_MOST = 10**18 - 1
+"""The greatest incarnation that has a name: all formats give it 18 digits."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class RunLock:
         try:
             before = _parse(file.read())
             owner = Owner(
-                incarnation=max(next_incarnation(storage, before), after + 1),
-                host=socket.gethostname()[:64],
+                incarnation=_next(storage, before, after),
+                host=this_host(),
                 pid=os.getpid(),
                 since=now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
@@ -120,9 +122,13 @@ def check_free(root: str | Path) -> None:
 
     `RunLock.acquire` is what decides. This tells a second trainer before it loads a model.
     """
-    storage = LocalStorage(root)
-    if is_held(Path(storage.root) / LOCK):
-        raise _locked(storage)
+    if is_taken(root):
+        raise _locked(LocalStorage(root))
+
+
+def is_taken(root: str | Path) -> bool:
+    """Whether a live trainer is known to hold the folder."""
+    return is_held(Path(LocalStorage(root).root) / LOCK)
 
 
 def read_owner(storage: Storage) -> Owner | None:
@@ -140,20 +146,46 @@ def newest_incarnation(root: str | Path) -> int:
 
 
 def next_incarnation(storage: Storage, before: Owner | None) -> int:
-    """One greater than any number seen.
+    """One greater than any number seen; StorageError when that is not known."""
+    return max(number for number, _ in _seen(storage, before)) + 1
 
-    StorageError when that is not known: neither lock nor, this time, every manifest could be read. A number
-    that was given before would put new checkpoints among old ones, where retention removes them.
+
+def _seen(storage: Storage, before: Owner | None) -> Iterator[tuple[int, str]]:
+    """The incarnations that the folder tells of, and where.
+
+    StorageError when neither the lock nor, this time, every manifest could be read. A number that was given
+    before would put new checkpoints among old ones, where retention removes them.
     """
+    yield before.incarnation if before else 0, LOCK
     unread: list[StorageError] = []
-    seen = [before.incarnation if before else 0, *peek_incarnations(storage, unread).values()]
+    for position, incarnation in peek_incarnations(storage, unread).items():
+        yield incarnation, manifest_path(position)
     if unread and before is None:
         raise unread[0]
-    for rank in storage.scan("journal"):
-        for entry in storage.scan(f"journal/{rank.name}"):
+    for rank in storage.scan(JOURNAL):
+        for entry in storage.scan(f"{JOURNAL}/{rank.name}"):
             match = _SEGMENT.fullmatch(entry.name)
-            seen += [int(match[1])] if match else []
-    return max(seen) + 1
+            if match:
+                yield int(match[1]), f"{JOURNAL}/{rank.name}/{entry.name}"
+
+
+def _next(storage: Storage, before: Owner | None, after: int) -> int:
+    """The number of a new start; StorageError when there is none left."""
+    newest, where = max(_seen(storage, before))
+    if after > newest:
+        newest, where = after, "the run that is gone on from"
+    if newest >= _MOST:
+        # Nobody has started that often. Found out now, and not when the first checkpoint is to be named.
+        raise StorageError(
+            f"{storage}: {where} is of start {newest} of the run, and no number follows that one",
+            hint="no run was started that often, so somebody made this file: move it away",
+        )
+    return newest + 1
+
+
+def this_host() -> str:
+    """The name of this machine, as the lock has it."""
+    return socket.gethostname()[:64].encode("ascii", "replace").decode()
 
 
 def _parse(content: bytes) -> Owner | None:
@@ -163,20 +195,21 @@ def _parse(content: bytes) -> Owner | None:
     except (ValueError, TypeError):
         return None
     kinds = (type(owner.incarnation), type(owner.host), type(owner.pid), type(owner.since), type(owner.held))
-    return owner if kinds == (int, str, int, str, bool) and 0 <= owner.incarnation < 10**18 else None
+    return owner if kinds == (int, str, int, str, bool) and 0 <= owner.incarnation <= _MOST else None
 
 
 def _locked(storage: LocalStorage) -> RunLocked:
     owner = read_owner(storage)
     hint = "wait for it to end, end it, or save to another folder"
-    if (
-        owner is not None
-        and owner.host == socket.gethostname()[:64]
-        and not Path(f"/proc/{owner.pid}").exists()
-    ):
-        hint = (
-            f"process {owner.pid} has ended, but one that it started still runs: end that one (lsof run.lock)"
-        )
+    if owner is not None and owner.host == this_host() and not Path(f"/proc/{owner.pid}").exists():
+        # Its number may be one of another pid namespace, as of a container, where the process lives on.
+        if holds(Path(storage.root) / LOCK, owner.pid):
+            hint = (
+                f"process {owner.pid} has ended, but one that it started still runs: end that one "
+                "(lsof run.lock)"
+            )
+        else:
+            hint += "; the process is not seen from here, as when it runs in another container"
     return RunLocked(
         f"{storage.root} is held by {owner or 'a trainer that could not be identified'}", hint=hint
     )
