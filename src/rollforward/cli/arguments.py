@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rollforward.position import Position
+from rollforward.wording import plain_lines
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -55,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """The message and where to read on, on standard error; exit code 2."""
-        sys.stderr.write(f"{message}\nTry: {self.prog} --help\n")
+        sys.stderr.write(f"{plain_lines(message)}\nTry: {self.prog} --help\n")
         raise SystemExit(2)
 
 

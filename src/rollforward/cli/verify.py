@@ -1,7 +1,6 @@
 """`rollforward verify`: whether everything that a run has saved is intact."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
+from rollforward.cli.output import cell, print_json, print_line
 from rollforward.inspection import verifying
 from rollforward.inspection.folder import open_run
 from rollforward.inspection.verifying import JournalVerdict, Verdict
@@ -54,15 +54,15 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     seconds = time.perf_counter() - began
     wrong = sum(bool(found.reason) for found in checkpoints) + sum(len(found.problems) for found in journals)
     if options.json:
-        sys.stdout.write(json.dumps(_as_json(options, checkpoints, journals, wrong, seconds)) + "\n")
+        print_json(_as_json(options, checkpoints, journals, wrong, seconds))
     elif sys.stdout.isatty():
         _table(checkpoints, journals, seconds)
     else:
         for found in checkpoints:
-            sys.stdout.write(f"checkpoint\t{found.position}\t{found.reason or 'valid'}\n")
+            print_line("checkpoint", found.position, found.reason or "valid")
         for journal in journals:
             for line in _journal_lines(journal):
-                sys.stdout.write(f"journal\trank_{journal.rank}\t{line}\n")
+                print_line("journal", f"rank_{journal.rank}", line)
     return 1 if wrong else 0
 
 
@@ -98,7 +98,7 @@ def _table(checkpoints: Sequence[Verdict], journals: Sequence[JournalVerdict], s
 
 
 def _verdict(text: str, *, bad: bool) -> Text:
-    return Text(text, style="bold red" if bad else "")
+    return cell(text, "bold red" if bad else "")
 
 
 def _as_json(

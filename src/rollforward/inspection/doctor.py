@@ -10,6 +10,7 @@ when it finds nothing to resume, what is said about the folders here is the end 
 """
 
 import difflib
+import itertools
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from rollforward.engines.base import EnginePackage, Finding
 from rollforward.errors import RollforwardError
+from rollforward.inputs import read_input
 from rollforward.interop.files import read_layout
 from rollforward.interop.names import is_bookkeeping, is_moment, plain_name
 from rollforward.interop.role_folders import CheckpointFolders, what_is_near
@@ -25,7 +27,8 @@ from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import list_checkpoints
 from rollforward.store.layout import COMMITS, EVIDENCE, META, parse_rank
-from rollforward.store.meta import Meta, parse_meta
+from rollforward.store.lock import without_successor
+from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
 from rollforward.wording import in_bytes
 
 _SHOWN = 8
@@ -60,6 +63,10 @@ def examine(source: CheckpointFolders) -> list[Finding]:
     found += _check_names(ranks)
     if (source.run / COMMITS).is_dir():
         found += _check_manifests(source.run)
+        found += [
+            Finding(check="starts", level="problem", text=line, hint="move it away, wherever it is from")
+            for line in without_successor(LocalStorage(source.run))
+        ]
     found += _look_for_evidence(source.run)
     return found
 
@@ -86,15 +93,18 @@ def rank_folders(folder: Path) -> list[RankFolder]:
 
 
 def _look(rank: int, path: Path) -> RankFolder:
-    names = tuple(sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")))
+    names: tuple[str, ...] = ()
     meta, problem = None, ""
     try:
-        meta = parse_meta((path / META).read_bytes())
+        names = tuple(sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")))
+        meta = parse_meta(read_input(path / META, MAX_META_BYTES))
         if meta.file not in names:
             problem = f"{META} names {meta.file}, which is not there"
     except FileNotFoundError:
         problem = f"no {META}"
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        problem = f"{META} cannot be read: {error.strerror or error}"
+    except ValueError as error:
         problem = f"{META} cannot be used: {error}"
     return RankFolder(rank=rank, path=path, names=names, meta=meta, problem=problem)
 
@@ -118,12 +128,12 @@ def _check_folder(role: str, folder: Path, ranks: Sequence[RankFolder]) -> Itera
             hint="name the folder that holds rank_0: train/ or ref/ of a run",
         )
         return
-    missing = sorted(set(range(ranks[-1].rank + 1)) - {item.rank for item in ranks})
+    missing = _missing_ranks([item.rank for item in ranks])
     if missing:
         yield Finding(
             check="folders",
             level="problem",
-            text=f"{role}: {folder} has no folder for rank {', '.join(map(str, missing))}",
+            text=f"{role}: {folder} has no folder for rank {missing}",
             hint="copy the missing ranks from the machine that saved them",
         )
     for item in ranks:
@@ -143,6 +153,13 @@ def _check_folder(role: str, folder: Path, ranks: Sequence[RankFolder]) -> Itera
                 text=f"{role}, rank {item.rank}: {item.meta.position}, {item.meta.file}"
                 + ("; more text follows after its JSON, which is ignored" if item.meta.garbage else ""),
             )
+
+
+def _missing_ranks(there: Sequence[int]) -> str:
+    """The ranks below the greatest that have no folder, as in `1, 4 to 6`; `there` in order."""
+    gaps = [(one + 1, other - 1) for one, other in itertools.pairwise([-1, *there]) if other > one + 1]
+    told = [str(first) if first == last else f"{first} to {last}" for first, last in gaps]
+    return ", ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more gaps" if len(told) > _SHOWN else "")
 
 
 def _check_steps(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
@@ -306,11 +323,11 @@ def _check_disk(save: Path, needed: int) -> Finding:
 def next_checkpoint_bytes(run: Path) -> int:
     """How much the next checkpoint of a run takes: as much as its newest; 0 when there is none."""
     if not (run / COMMITS).is_dir():
-        return sum(
-            entry.stat().st_size
+        named = (
+            item.path / item.meta.file
             for folder in ("train", "optimizer")
             for item in rank_folders(run / folder)
-            for entry in item.path.iterdir()
-            if item.meta is not None and entry.name == item.meta.file
+            if item.meta is not None and not item.problem
         )
+        return sum(path.stat().st_size for path in named if path.is_file())
     return next((info.size for info in list_checkpoints(LocalStorage(run)) if info.valid), 0)

@@ -5,19 +5,18 @@ of recoveries, and the lock. Nothing is changed on disk. What was pruned is not 
 are gone, and what a start did of which no journal segment is left.
 """
 
-import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rollforward.position import Position
 from rollforward.replay import report as recovery_report
 from rollforward.replay.inheriting import FAILED, FINISHED
 from rollforward.replay.report import RecoveryReport
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointInfo, list_checkpoints
+from rollforward.store import CheckpointInfo, list_checkpoints, strictjson
 from rollforward.store.journal.history import StartOfRun, history, journal_ranks
 from rollforward.store.journal.records import Record
 from rollforward.store.lock import Owner, read_owner
@@ -115,7 +114,7 @@ def _recovered(report: RecoveryReport) -> Entry:
 def _failures(storage: LocalStorage, ranks: Sequence[int]) -> dict[int, str]:
     """The error that ended a start, of the rank that failed first: the others fail because of it."""
     found = [
-        (record.time, start.incarnation, json.loads(record.metadata.get("detail", "{}")))
+        (record.time, start.incarnation, _detail(record))
         for rank in ranks
         for start in history(storage, rank)
         for record in start.events
@@ -174,6 +173,14 @@ def _checkpoint(info: CheckpointInfo) -> Entry:
         position=info.position,
         text=f"saved, {in_bytes(info.size)}" if info.valid else f"not valid: {info.reason}",
     )
+
+
+def _detail(record: Record) -> Mapping[str, Any]:
+    try:
+        value = strictjson.parse(record.metadata.get("detail", "{}").encode())
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _event(record: Record) -> str:

@@ -17,6 +17,8 @@ from rollforward.store import list_checkpoints
 from rollforward.store.catalog import check_files, load_manifest, positions
 from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import list_segments, read_journal
+from rollforward.store.layout import journal_folder
+from rollforward.store.lock import without_successor
 from rollforward.store.restoring import read_attachment, read_tensors
 
 Progress = Callable[[int], None]
@@ -94,6 +96,7 @@ def verify_checkpoints(
 
 def check_journals(storage: Storage, progress: Progress) -> Iterator[JournalVerdict]:
     """Read and digest every record of the newest history, rank by rank; `progress` is told of bytes."""
+    odd = without_successor(storage)
     for rank in journal_ranks(storage):
         segments = list_segments(storage, rank)
         view = read_journal([storage], rank=rank, since=Position(0, 0))
@@ -103,6 +106,6 @@ def check_journals(storage: Storage, progress: Progress) -> Iterator[JournalVerd
             rank=rank,
             segments=len(segments),
             size=size,
-            problems=view.problems,
+            problems=(*view.problems, *(line for line in odd if line.startswith(f"{journal_folder(rank)}/"))),
             torn=tuple(f"{segment}: {ending.problem}" for segment, ending in view.torn),
         )

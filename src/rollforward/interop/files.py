@@ -4,6 +4,7 @@ Names are as they are in the files. BF16 is widened to float32, which loses noth
 digests, so what is read is what the file has; a CRC that `.ckpt` was saved with is checked.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,10 @@ def read_layout(path: Path) -> dict[str, NDArray[Any]]:
 
 def read_arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield name and array of each tensor. CheckpointInvalid when one cannot be read."""
+    tensors = tensors_of(path)
+    # Every byte is read for this, so the header, which says how many there should be, comes first.
     check_file(path)
-    for tensor in tensors_of(path):
+    for tensor in tensors:
         yield tensor.name, read_tensor(path, tensor)
 
 
@@ -78,7 +81,7 @@ def hollow(tensor: ForeignTensor) -> NDArray[Any]:
 def _opened(path: Path) -> Iterator[ReadHandle]:
     """An open file; what the storage says against it is CheckpointInvalid."""
     # A user may have linked large files into place, and here no manifest says where they must lie.
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     try:
         with LocalStorage(path.parent).open(path.name) as handle:
             yield handle

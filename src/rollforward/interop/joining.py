@@ -61,13 +61,14 @@ def read_joined(
     CheckpointInvalid when a file cannot be read, CheckpointMismatch when pieces are missing or do not
     make up a tensor.
     """
+    held = _held(paths)
     for path in paths:
         check_file(path)
-    for name, copies in _held(paths).items():
+    for name, copies in held.items():
         assembly = _assembly(name, copies, strategy)
         whole = np.empty(assembly.shape, hollow(copies[0][1]).dtype)
-        for place, held in assembly.pieces.items():
-            rank, tensor = held[choice % len(held)]
+        for place, ranks in assembly.pieces.items():
+            rank, tensor = ranks[choice % len(ranks)]
             region = tuple(
                 slice(index * size, (index + 1) * size)
                 for index, size in zip(place, tensor.shape, strict=True)

@@ -26,6 +26,7 @@ from rollforward.errors import (
     ModelError,
     NothingToResume,
 )
+from rollforward.inputs import read_input
 from rollforward.interop.files import read_layout
 from rollforward.interop.folders import ForeignCheckpoint, find_foreign
 from rollforward.interop.joining import is_split, joined_layout
@@ -36,12 +37,15 @@ from rollforward.interop.strategies import Strategy, find_strategy
 from rollforward.models.config import CONFIG_FILE, parse_model_config
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
+from rollforward.storage.local import same_folder
 from rollforward.store.catalog import positions
 from rollforward.store.layout import META, parse_rank
 from rollforward.tensors import Layout
 
 _T = TypeVar("_T")
 _LISTED = 20
+_MOST_CONFIG = 1 << 24
+"""Bytes of a config.json."""
 _STRATEGY_FOLDERS = {
     "policy_model": "train_policy_strategy",
     "optimizer": "train_policy_strategy",
@@ -201,7 +205,7 @@ def _split_roles(own: Path, run: Path, folders: Mapping[str, Path], ranks: int) 
         }
 
     needed = _of_newest(folders, ranks, split)
-    if any(strategy.folder.resolve() == own.resolve() for strategy in needed.values()):
+    if any(same_folder(strategy.folder, own) for strategy in needed.values()):
         raise ConfigError(
             f"{own} holds the strategy files that the tensors in {run} are put together by, and a start "
             "clears this run's own strategy folder",
@@ -322,6 +326,10 @@ def _model_config(folders: Iterable[str], policy: Path) -> Path:
 
 def _key_value_heads(model_config: Path) -> int:
     """How many heads keys have, by the model's config.json; 1 where it speaks of no heads."""
-    values = parse_model_config(model_config.read_bytes(), model_config)
+    try:
+        content = read_input(model_config, _MOST_CONFIG)
+    except OSError as error:
+        raise ModelError(f"{model_config}: cannot be read: {error.strerror or error}") from None
+    values = parse_model_config(content, model_config)
     heads = values.get("num_key_value_heads") or values.get("num_attention_heads")
     return heads if isinstance(heads, int) and heads > 0 else 1

@@ -15,12 +15,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from rollforward.inputs import parse_json, read_input
 from rollforward.position import Position
 
 _SIZE = 256
 """Bytes of a heartbeat, blanks at its end."""
+_MOST_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +99,14 @@ class Heartbeat:
 def read(run_folder: Path, rank: int) -> Pulse | None:
     """A rank's newest heartbeat; None when there is none, or it cannot be read just now."""
     try:
-        value = json.loads(file_of(run_folder, rank).read_bytes())
-        return Pulse(**value)
-    except (OSError, ValueError, TypeError):
+        pulse = Pulse(**parse_json(read_input(file_of(run_folder, rank), _MOST_BYTES)))
+        Position.parse(pulse.position)
+        # What a clock of people can show, or ValueError.
+        datetime.fromtimestamp(pulse.time, UTC)
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
+    numbers = (pulse.incarnation, pulse.pid, pulse.meetings)
+    return pulse if isinstance(pulse.phase, str) and all(type(number) is int for number in numbers) else None
 
 
 def last_sign(run_folder: Path, rank: int) -> float | None:

@@ -12,8 +12,16 @@ from rollforward.interop import resuming
 from rollforward.interop.role_folders import CheckpointFolders, checkpoint_folders, name_checkpoint_folders
 from rollforward.models.config import CONFIG_FILE
 from rollforward.run.request import Request
-from rollforward.run.sources import FromOthers, FromRun, Source, model_files, model_folders
+from rollforward.run.sources import (
+    FromOthers,
+    FromRun,
+    Source,
+    model_files,
+    model_folders,
+    read_model_file,
+)
 from rollforward.storage import LocalStorage
+from rollforward.storage.local import same_folder
 from rollforward.store import find, list_checkpoints, read_attachments
 
 
@@ -52,7 +60,7 @@ def _new(config: Config, request: Request, places: Outputs) -> Origin:
 
 def _resumed(request: Request, places: Outputs) -> Origin:
     source = checkpoint_folders(request.actor_checkpoint_path, request.ref_checkpoint_path, places.run)
-    if source.reference.parent.resolve() != source.run.resolve():
+    if not same_folder(source.reference.parent, source.run):
         raise CheckpointMismatch(
             f"the policy is to come from {source.run} and the reference from {source.reference.parent}: "
             "a checkpoint holds both, from the same step",
@@ -63,7 +71,7 @@ def _resumed(request: Request, places: Outputs) -> Origin:
         found = find(storage, until=request.position)
     except NothingToResume as error:
         raise NothingToResume(_with_findings(error.message, source), hint=error.hint) from None
-    if places.run.resolve() != source.run.resolve():
+    if not same_folder(places.run, source.run):
         _refuse_used_folder(
             places.run,
             f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}",
@@ -99,7 +107,7 @@ def _resumed_foreign(
     )
     folder = source.model.parent
     files = model_files(folder, Path(config.rl_config.tokenizer_dir or folder))
-    files[CONFIG_FILE] = source.model.read_bytes()
+    files[CONFIG_FILE] = read_model_file(source.model)
     return Origin(source=FromOthers(theirs=source), model=folder, files=files)
 
 
@@ -115,7 +123,7 @@ def _check_branch(request: Request, places: Outputs, named: CheckpointFolders) -
             f"{named.run} has no journal to go to step {request.position} with: another trainer wrote it",
             hint="without --resume_position it is resumed from its newest checkpoint",
         )
-    if places.run.resolve() == named.run.resolve():
+    if same_folder(places.run, named.run):
         raise ConfigError(
             f"going on from step {request.position} leaves what {named.run} did from there on behind, "
             "so it needs a folder of its own",

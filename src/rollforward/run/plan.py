@@ -32,6 +32,7 @@ from rollforward.run.sources import Source
 from rollforward.run.versions import versions
 from rollforward.storage import LocalStorage
 from rollforward.store import Manifest
+from rollforward.store.guests import read_guests
 from rollforward.store.lock import check_free
 from rollforward.verifiers import resolve
 
@@ -48,6 +49,8 @@ class Plan:
     attachments: Mapping[str, bytes]
     """Small files of model and tokenizer that checkpoints carry: name -> content."""
     tokenizer: Tokenizer
+    vocabulary: int
+    """Of the model: token ids are less."""
     prompts: Sequence[Prompt]
     verifiers: Sequence[Verifier]
     steps_per_epoch: int
@@ -98,6 +101,8 @@ def prepare(
         check_free(places.run)
     origin = find_origin(config, request, places, world_size)
     source, folder, files = origin.source, origin.model, origin.files
+    # The first save needs it; what is wrong with it is told before training.
+    read_guests(LocalStorage(places.run))
     model_config = parse_model_config(files[CONFIG_FILE], folder / CONFIG_FILE)
     vocab_size = package.vocab_size(model_config)
     tokenizer = Tokenizer(
@@ -125,6 +130,7 @@ def prepare(
         model_config=model_config,
         attachments=files,
         tokenizer=tokenizer,
+        vocabulary=vocab_size,
         prompts=prompts,
         verifiers=verifiers,
         steps_per_epoch=steps_per_epoch,

@@ -29,6 +29,7 @@ from rollforward.grpo.trainer import Trainer
 from rollforward.position import Position
 from rollforward.processes import environment, stopping
 from rollforward.replay import report as recovery_report
+from rollforward.replay.codec import ChunkShape
 from rollforward.replay.facts import changes
 from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
@@ -188,6 +189,7 @@ def open_figures(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker)
     source = plan.source
     known = source.checkpoint is not None and source.run is not None
     told = metrics.read(source.run / metrics.FILE) if known and source.run is not None else []
+    told = metrics.consistent(told, plan.steps_per_epoch)
     kept = metrics.before(told, beginning.position)
     board = TensorBoard(plan.outputs.tensorboard, kept=kept) if plan.outputs.tensorboard else None
     recorder = Metrics(
@@ -238,6 +240,14 @@ def open_journal(
         settings=LogSettings(
             chunks_per_step=rl.num_rollouts,
             steps_per_epoch=plan.steps_per_epoch,
+            shape=ChunkShape(
+                samples=plan.config.samples_per_chunk,
+                prompt_width=plan.config.generate_config.max_prompt_length,
+                completion_width=plan.config.generate_config.sampling_config.max_tokens,
+                verifiers=len(plan.verifiers),
+                prompts=len(plan.prompts),
+                vocabulary=plan.vocabulary,
+            ),
             on_divergence="accept" if rl.on_divergence == "accept" else "stop",
             weights_digest_every=rl.weights_digest_interval,
         ),

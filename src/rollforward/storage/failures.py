@@ -14,6 +14,9 @@ _HINTS = {
     errno.ENOENT: "check that the path exists and is spelled as it is on disk",
     errno.ENOTDIR: "a file stands where a folder is needed: move it away",
     errno.ELOOP: "a symbolic link stands where a real file is needed: put the file itself there",
+    errno.EINVAL: "something else has the name of a file of the run (a named pipe, a device?): move it away",
+    errno.ENXIO: "something else has the name of a file of the run (a named pipe, a socket?): move it away",
+    errno.EISDIR: "a folder has the name of a file of the run: move it away",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.ENAMETOOLONG: "the path is too long: save to a folder with a shorter path",
 }

@@ -63,6 +63,8 @@ class FileLock:
             )
         try:
             os.pwrite(self._fd, record.ljust(RECORD_BYTES - 1) + b"\n", 0)
+            # Readers take nothing that is longer for a record.
+            os.ftruncate(self._fd, RECORD_BYTES)
             os.fsync(self._fd)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -12,7 +12,7 @@ from rollforward.storage import Storage, read_small
 from rollforward.storage.base import check_path
 from rollforward.store.digests import digest
 from rollforward.store.layout import MODEL, is_temporary
-from rollforward.store.manifest import Attachment
+from rollforward.store.manifest import MAX_ATTACHMENT_BYTES, Attachment
 
 
 def write_attachments(
@@ -21,10 +21,12 @@ def write_attachments(
     """Make the files durable and say where they are; what is there already is not written again.
 
     `named` is path -> digest of everything that existing manifests name. ValueError for a name
-    that is not a plain file name.
+    that is not a plain file name, and for content that would not be read again.
     """
     digests = {name: digest(content) for name, content in sorted(contents.items())}
     for name in digests:
+        if len(contents[name]) > MAX_ATTACHMENT_BYTES:
+            raise ValueError(f"the attachment {name} has {len(contents[name])} bytes, which is too much")
         if "/" in check_path(name) or is_temporary(name):
             raise ValueError(f"an attachment cannot be named {name!r}")
     folder = _free_folder(digests, named)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rollforward.errors import CheckpointInvalid, NothingToResume, StorageError
 from rollforward.position import Position
-from rollforward.storage import Storage, read_small
+from rollforward.storage import ReadHandle, Storage, read_whole
 from rollforward.store import manifest as manifests
 from rollforward.store.layout import (
     COMMITS,
@@ -146,10 +146,27 @@ def is_there(storage: Storage, position: Position) -> bool:
 
 
 def _content(storage: Storage, position: Position) -> bytes:
+    """The bytes of a manifest; CheckpointInvalid when they cannot be read, or its ends are not a manifest's.
+
+    The ends are looked at first: a large file of something else is not read.
+    """
+    path = manifest_path(position)
     try:
-        return read_small(storage, manifest_path(position), limit=manifests.MAX_MANIFEST_BYTES)
+        with storage.open(path) as handle:
+            if not manifests.looks_whole(*_ends(handle, _PEEK_BYTES)):
+                raise CheckpointInvalid(f"manifest {position}.json: {manifests.NOT_WHOLE}")
+            return read_whole(handle, path, limit=manifests.MAX_MANIFEST_BYTES)
     except StorageError as error:
         raise CheckpointInvalid(f"manifest {position}: {error.message}") from error
+
+
+def _ends(handle: ReadHandle, size: int) -> tuple[bytes, bytes]:
+    """Up to so many bytes of a file's front, and of its end."""
+    size = min(size, handle.size)
+    front, back = bytearray(size), bytearray(size)
+    handle.read_into(memoryview(front), 0)
+    handle.read_into(memoryview(back), handle.size - size)
+    return bytes(front), bytes(back)
 
 
 def check_files(storage: Storage, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from rollforward.position import Position
 from rollforward.storage import Storage, read_small
 from rollforward.store import strictjson
 from rollforward.store.catalog import roles_on_disk, tensor_files
-from rollforward.store.layout import GUESTS, meta_path, role_folder
+from rollforward.store.layout import GUESTS, check_roles, meta_path, role_folder
 from rollforward.store.manifest import Generation
 
 _MAX_BYTES = 1 << 24
@@ -47,7 +47,9 @@ def read_guests(storage: Storage) -> frozenset[Generation]:
         return frozenset()
     try:
         listed = strictjson.parse(read_small(storage, GUESTS, limit=_MAX_BYTES))
-        return frozenset((str(role), Position.parse(text), 0) for role, text in listed)
+        found = [(role, Position.parse(text)) for role, text in listed]
+        check_roles(role for role, _ in found)
+        return frozenset((role, position, 0) for role, position in found)
     except (ValueError, TypeError, AttributeError) as error:
         raise StorageError(
             f"{GUESTS} cannot be understood ({error}), and it lists files that must not be removed",

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +23,11 @@ from rollforward.storage import LocalStorage, Storage, read_small
 from rollforward.storage.filelock import RECORD_BYTES, FileLock, is_held
 from rollforward.store import strictjson
 from rollforward.store.catalog import peek_incarnations
-from rollforward.store.layout import LOCK
+from rollforward.store.layout import JOURNAL, LOCK, manifest_path, parse_rank
+from rollforward.store.manifest import MAX_INCARNATION
 
 _SEGMENT = re.compile(r"(\d{1,18})-.*\.journal", re.ASCII)
+_NO_SUCCESSOR = "it has the number of a start that no other can follow, so it is not a file of this run"
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,11 @@ class RunLock:
 def check_free(root: str | Path) -> None:
     """RunLocked when a live trainer is known to hold the folder; changes nothing.
 
-    `RunLock.acquire` is what decides. This tells a second trainer before it loads a model.
+    `RunLock.acquire` is what decides. This tells a second trainer before it loads a model. StorageError
+    when no start can follow those that the folder knows of.
     """
     storage = LocalStorage(root)
+    newest_incarnation(root)
     if is_held(Path(storage.root) / LOCK):
         raise _locked(storage)
 
@@ -140,13 +144,33 @@ def newest_incarnation(root: str | Path) -> int:
 
 
 def next_incarnation(storage: Storage, before: Owner | None) -> int:
-    """One greater than any number seen."""
-    seen = [before.incarnation if before else 0, *peek_incarnations(storage).values()]
-    for rank in storage.scan("journal"):
-        for entry in storage.scan(f"journal/{rank.name}"):
+    """One greater than any number seen. StorageError when that is more than names can hold."""
+    seen = dict(_numbers(storage))
+    seen[LOCK] = before.incarnation if before else 0
+    where = max(seen, key=lambda path: seen[path])
+    if seen[where] >= MAX_INCARNATION:
+        raise StorageError(f"{storage}/{where}: {_NO_SUCCESSOR}", hint="move it away, wherever it is from")
+    return seen[where] + 1
+
+
+def without_successor(storage: Storage) -> list[str]:
+    """What keeps `next_incarnation` from an answer, besides the lock: a line each."""
+    return [f"{path}: {_NO_SUCCESSOR}" for path, number in _numbers(storage) if number >= MAX_INCARNATION]
+
+
+def _numbers(storage: Storage) -> Iterator[tuple[str, int]]:
+    """Each file in whose name or first bytes there is the number of a start, and that number."""
+    for position, number in peek_incarnations(storage).items():
+        yield manifest_path(position), number
+    for rank in storage.scan(JOURNAL):
+        folder = f"{JOURNAL}/{rank.name}"
+        # A name that a path cannot have is not one of ours.
+        for entry in (
+            storage.scan(folder) if rank.kind == "folder" and parse_rank(rank.name) is not None else ()
+        ):
             match = _SEGMENT.fullmatch(entry.name)
-            seen += [int(match[1])] if match else []
-    return max(seen) + 1
+            if match:
+                yield f"{folder}/{entry.name}", int(match[1])
 
 
 def _parse(content: bytes) -> Owner | None:
@@ -156,7 +180,9 @@ def _parse(content: bytes) -> Owner | None:
     except (ValueError, TypeError):
         return None
     kinds = (type(owner.incarnation), type(owner.host), type(owner.pid), type(owner.since), type(owner.held))
-    return owner if kinds == (int, str, int, str, bool) and 0 <= owner.incarnation < 10**18 else None
+    return (
+        owner if kinds == (int, str, int, str, bool) and 0 <= owner.incarnation <= MAX_INCARNATION else None
+    )
 
 
 def _locked(storage: LocalStorage) -> RunLocked:

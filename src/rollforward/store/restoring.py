@@ -17,7 +17,7 @@ from rollforward.errors import CheckpointInvalid, CheckpointMismatch, StorageErr
 from rollforward.storage import ReadHandle, Storage, read_small
 from rollforward.store.digests import digest
 from rollforward.store.layout import TensorFileName
-from rollforward.store.manifest import FileRecord, Manifest
+from rollforward.store.manifest import MAX_ATTACHMENT_BYTES, FileRecord, Manifest
 from rollforward.store.tensorfile import (
     TensorRecord,
     dtype_code,
@@ -27,8 +27,6 @@ from rollforward.store.tensorfile import (
     read_verified,
 )
 from rollforward.tensors import Layout, Tensors
-
-MAX_ATTACHMENT_BYTES = 1 << 30
 
 _OPEN_FILES = 64
 """So many at once while restoring: a thousand ranks have more files than a process may open."""
