@@ -281,7 +281,7 @@ _READERS: Mapping[Any, Callable[[Any], Any]] = {
     Position: lambda value: Position.parse(_text(value)),
     Mapping[str, str]: lambda value: _object(value, _text),
     Mapping[str, float]: lambda value: _object(value, _number),
-    tuple[str, ...]: lambda value: tuple(map(_text, _is(isinstance(value, list), value))),
+    tuple[str, ...]: lambda value: tuple(map(_text, _is(isinstance(value, list | tuple), value))),
 }
 """What a field of a report is made from, by its type; TypeError or ValueError for anything else."""
 
