@@ -54,7 +54,8 @@ def unpack(arrays: Arrays, metadata: Mapping[str, str]) -> Any:
     if (
         metadata.get(FORM) == "arrays"
         and isinstance(names, list)
-        and sorted(map(str, names)) == sorted(arrays)
+        and all(isinstance(name, str) for name in names)
+        and sorted(names) == sorted(arrays)
     ):
         made = {name: arrays[name] for name in names}
     elif metadata.get(FORM) == "array" and arrays.keys() == {_ALONE}:
