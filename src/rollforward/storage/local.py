@@ -124,10 +124,11 @@ def same_folder(one: str | Path, other: str | Path) -> bool:
 def open_to_append(path: str | Path) -> TextIO:
     """A text file to add lines to, made when it is missing. For logs: nothing is durable.
 
-    OSError at once when it is not a regular file: a named pipe would wait for a reader.
+    OSError at once when it is neither a file nor a device: a named pipe would wait for a reader.
     """
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
