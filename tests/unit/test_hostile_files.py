@@ -435,16 +435,14 @@ def test_a_broken_list_of_guests_is_noticed_before_training(place: Place) -> Non
         place.plan("run", resume=True)
 
 
+PULSE = b'{"phase":%s,"position":"%s","incarnation":1,"pid":1,"time":%s}'
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"[]",
-        b"{}",
-        b'{"phase":1,"position":"0_0","incarnation":1,"pid":1,"time":1}',
-        b"[" * 9999,
-        b'{"phase":"x","position":"x","incarnation":1,"pid":1,"time":1}',
-        b"x" * 9999,
-        b'{"phase":"x","position":"0_0","incarnation":1,"pid":1,"time":1e99}',
+        *(b"[]", b"{}", b"[" * 9999, b"x" * 9999),
+        *(PULSE % (b"1", b"0_0", b"1"), PULSE % (b'"x"', b"x", b"1"), PULSE % (b'"x"', b"0_0", b"1e99")),
     ],
 )
 def test_a_heartbeat_of_another_kind_is_none(tmp_path: Path, content: bytes) -> None:
