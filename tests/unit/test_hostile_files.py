@@ -498,3 +498,15 @@ def test_a_loop_of_links_is_no_folder_of_a_run(place: Place) -> None:
     assert said("verify", str(loop))[0] == 2
     with pytest.raises(RollforwardError):
         place.train("loop", resume=True, source="run")
+
+
+def test_rollouts_of_a_run_without_its_model_are_token_ids(place: Place) -> None:
+    """Found by the fuzzer: an error that was not ours."""
+
+    def edit(value: dict[str, Any]) -> None:
+        value["attachments"] = []
+
+    seal(place.root / "run" / "commits" / "1_1.json", edit)
+    code, told = said("rollouts", str(place.root / "run"), "--step", "1_1")
+    assert code == 0
+    assert "carries no config.json" in told

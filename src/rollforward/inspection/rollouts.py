@@ -89,7 +89,10 @@ def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
 def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[str]]:
     """Token ids to text, and what is missing for that, a line each."""
     read_attachments(storage, manifest)  # verifies them
-    first = next(item for item in manifest.attachments if item.name == CONFIG_FILE)
+    first = next((item for item in manifest.attachments if item.name == CONFIG_FILE), None)
+    if first is None:
+        line = f"token ids are shown, not text: checkpoint {manifest.position} carries no {CONFIG_FILE}"
+        return _as_numbers, [line]
     try:
         from rollforward.data.tokenizer import Tokenizer
     except ModuleNotFoundError as error:
