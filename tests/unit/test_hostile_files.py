@@ -510,3 +510,19 @@ def test_rollouts_of_a_run_without_its_model_are_token_ids(place: Place) -> None
     code, told = said("rollouts", str(place.root / "run"), "--step", "1_1")
     assert code == 0
     assert "carries no config.json" in told
+
+
+def test_history_reads_each_journal_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the fuzzer: three times through a sparse file of a gigabyte took longer than ten seconds."""
+    opened: list[str] = []
+    read = LocalStorage.open
+
+    def open_and_note(self: LocalStorage, path: str) -> Any:
+        opened.append(path)
+        return read(self, path)
+
+    monkeypatch.setattr(LocalStorage, "open", open_and_note)
+    said("history", str(place.root / "run"))
+    journals = [path for path in opened if path.endswith(".journal")]
+    assert journals
+    assert len(set(journals)) == len(journals)

@@ -6,7 +6,7 @@ are gone, and what a start did of which no journal segment is left.
 """
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,13 +42,13 @@ class Entry:
 
 def timeline(storage: LocalStorage) -> list[Entry]:
     """Everything that is known, the earliest first; entries without a time come last."""
-    ranks = journal_ranks(storage)
-    starts = history(storage, ranks[0]) if ranks else []
+    by_rank = {rank: history(storage, rank) for rank in journal_ranks(storage)}
+    starts = next(iter(by_rank.values()), [])
     checkpoints = list_checkpoints(storage)
     entries = [_checkpoint(info) for info in checkpoints]
     reports = {report.incarnation: report for report in recovery_report.read(storage)}
     owner = read_owner(storage)
-    failures = _failures(storage, ranks)
+    failures = _failures(by_rank.values())
     for start in starts:
         if start.incarnation not in reports:
             entries += _beginning(start)
@@ -56,8 +56,8 @@ def timeline(storage: LocalStorage) -> list[Entry]:
         failure = failures.get(start.incarnation)
         entries.append(_ending(start, owner if newest else None, failure, later=not newest))
     entries += [_recovered(report) for report in reports.values()]
-    for rank in ranks:
-        for start in history(storage, rank) if rank else starts:
+    for rank, found in by_rank.items():
+        for start in found:
             entries += [
                 Entry(
                     time="",
@@ -111,12 +111,12 @@ def _recovered(report: RecoveryReport) -> Entry:
     )
 
 
-def _failures(storage: LocalStorage, ranks: Sequence[int]) -> dict[int, str]:
+def _failures(starts_by_rank: Iterable[Sequence[StartOfRun]]) -> dict[int, str]:
     """The error that ended a start, of the rank that failed first: the others fail because of it."""
     found = [
         (record.time, start.incarnation, _detail(record))
-        for rank in ranks
-        for start in history(storage, rank)
+        for starts in starts_by_rank
+        for start in starts
         for record in start.events
         if _event(record) == FAILED
     ]
