@@ -162,7 +162,7 @@ def _by_its_lock(owner: Owner) -> tuple[What, str]:
         return "running", f"{process} did not let go of the folder: it runs, or was killed"
     if Path(f"/proc/{owner.pid}").exists():
         return "running", f"{process} is at it"
-    return "killed", f"{process} ended without letting go of the folder"
+    return "killed", f"{process} ended without letting go of the folder, or runs in another container"
 
 
 def _checkpoint(info: CheckpointInfo) -> Entry:

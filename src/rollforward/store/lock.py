@@ -194,7 +194,8 @@ def _locked(storage: LocalStorage) -> RunLocked:
         and not Path(f"/proc/{owner.pid}").exists()
     ):
         hint = (
-            f"process {owner.pid} has ended, but one that it started still runs: end that one (lsof run.lock)"
+            f"process {owner.pid} is not seen from here: it runs in another container, or it has ended and "
+            "one that it started still runs: end that one (lsof run.lock)"
         )
     return RunLocked(
         f"{storage.root} is held by {owner or 'a trainer that could not be identified'}", hint=hint
