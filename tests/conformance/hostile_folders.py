@@ -91,6 +91,10 @@ class Attack:
         self.done.append(str(path.relative_to(self.folder)))
         return path
 
+    def is_inside(self, path: Path) -> bool:
+        """Whether what is written there stays in the folder: an earlier change may have made a link above."""
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder))
+
 
 def flip(attack: Attack) -> None:
     path = attack.file()
@@ -149,7 +153,7 @@ def from_elsewhere(attack: Attack) -> None:
         path, own = theirs.file(), attack.file()
         if path and own:
             place = attack.folder / path.relative_to(theirs.folder) if attack.rng.random() < 0.7 else own
-            if not place.is_dir() and place.parent.is_dir():
+            if not place.is_dir() and place.parent.is_dir() and attack.is_inside(place):
                 place.unlink(missing_ok=True)
                 place.write_bytes(path.read_bytes())
 
@@ -230,7 +234,7 @@ def stray(attack: Attack) -> None:
     path = attack.folder / name
     if attack.rng.random() < 0.1:
         path = Path(os.fsdecode(os.fsencode(path.parent) + b"/\xff\xfe" + os.fsencode(path.name)))
-    if os.path.lexists(path) or not path.parent.parent.is_dir():
+    if os.path.lexists(path) or not path.parent.parent.is_dir() or not attack.is_inside(path):
         return
     path.parent.mkdir(exist_ok=True)
     how = attack.rng.choice(("empty", "empty", "folder", "text", "json", "random"))
