@@ -215,12 +215,12 @@ def test_a_journal_with_a_sparse_tail_of_40_gigabytes_is_damage_at_once(place: P
     place.train("run", resume=True)
 
 
-def test_a_frame_of_a_gigabyte_that_a_sparse_file_claims_takes_no_memory(place: Place) -> None:
+def test_a_frame_of_half_a_gigabyte_that_a_sparse_file_claims_takes_no_memory(place: Place) -> None:
     path = max((place.root / "run" / "journal" / "rank_0").glob("*.journal"))
     sequence = frames_of(path.read_bytes())[-1][0] + 1
     with path.open("ab") as file:
-        file.write(MAGIC + (900 << 20).to_bytes(8, "little") + sequence.to_bytes(8, "little") + bytes(16))
-        file.truncate(file.tell() + (900 << 20))
+        file.write(MAGIC + (500 << 20).to_bytes(8, "little") + sequence.to_bytes(8, "little") + bytes(16))
+        file.truncate(file.tell() + (500 << 20))
     with little_memory(100 * MB):
         view = read_journal([LocalStorage(place.root / "run")], rank=0, since=Position(0, 0))
     assert [segment.name.path for segment, _ in view.torn] == [str(path.relative_to(place.root / "run"))]

@@ -29,7 +29,7 @@ MAGIC = b"\x93RFWDJ1\n"
 _FRONT = struct.Struct("<8sQQ16s")
 FRONT_BYTES = _FRONT.size
 NO_SALT = bytes(16)
-MAX_FRAME_BYTES = 1 << 30
+MAX_FRAME_BYTES = 1 << 29
 """Of a payload. The largest chunk of rollouts that fits a trainer has a fraction of it."""
 _SEARCH_BYTES = 1 << 20
 _LONG_BYTES = 32 << 20
