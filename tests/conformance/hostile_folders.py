@@ -236,6 +236,8 @@ def stray(attack: Attack) -> None:
         path = Path(os.fsdecode(os.fsencode(path.parent) + b"/\xff\xfe" + os.fsencode(path.name)))
     if os.path.lexists(path) or not path.parent.parent.is_dir() or not attack.is_inside(path):
         return
+    if not path.parent.is_dir() and os.path.lexists(path.parent):
+        return
     path.parent.mkdir(exist_ok=True)
     how = attack.rng.choice(("empty", "empty", "folder", "text", "json", "random"))
     if how == "folder" or "rank_9" in name:

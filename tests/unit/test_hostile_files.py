@@ -16,6 +16,7 @@ from toy_session import Killed, Place, ToyPackage, commit_at_once
 from rollforward.cli.main import main
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch, RollforwardError, StorageError
 from rollforward.interop.files import read_layout
+from rollforward.interop.mapping import fit
 from rollforward.interop.strategies import find_strategy
 from rollforward.position import Position
 from rollforward.processes import heartbeat
@@ -526,3 +527,11 @@ def test_history_reads_each_journal_once(place: Place, monkeypatch: pytest.Monke
     journals = [path for path in opened if path.endswith(".journal")]
     assert journals
     assert len(set(journals)) == len(journals)
+
+
+def test_a_second_moment_below_zero_is_damage() -> None:
+    """Found by the fuzzer: a flipped sign bit in another trainer's file made the weights NaN."""
+    own = {"adam_v.a": np.zeros(3, np.float32)}
+    bad = {"adam_v.a": np.array([1, -1, 0], np.float32)}
+    with pytest.raises(CheckpointInvalid, match=r"adam_v\.a holds negative values"):
+        fit("optimizer", bad, {"policy_model": {}, "optimizer": own, "ref": {}}, 1)
