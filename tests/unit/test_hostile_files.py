@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hostile_folders import MARK, frames_of, segment_of
 from toy_session import Killed, Place, ToyPackage, commit_at_once
@@ -28,6 +29,7 @@ from rollforward.store.digests import digest
 from rollforward.store.journal.frames import MAGIC
 from rollforward.store.journal.reading import read_journal
 from rollforward.store.lock import RunLock, newest_incarnation, read_owner
+from rollforward.tensors import TensorSpec
 from rollforward.wording import plain, plain_lines
 
 MB = 1_000_000
@@ -531,7 +533,7 @@ def test_history_reads_each_journal_once(place: Place, monkeypatch: pytest.Monke
 
 def test_a_second_moment_below_zero_is_damage() -> None:
     """Found by the fuzzer: a flipped sign bit in another trainer's file made the weights NaN."""
-    own = {"adam_v.a": np.zeros(3, np.float32)}
+    own = {"adam_v.a": TensorSpec.whole(np.float32, (3,))}
     bad = {"adam_v.a": np.array([1, -1, 0], np.float32)}
     with pytest.raises(CheckpointInvalid, match=r"adam_v\.a holds negative values"):
         fit("optimizer", bad, {"policy_model": {}, "optimizer": own, "ref": {}}, 1)
