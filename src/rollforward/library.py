@@ -146,7 +146,7 @@ def open_run(
                 return None
             lock = stack.enter_context(RunLock.acquire(folder))
             if lock.taken_over is not None:
-                settings.say(f"lock: taken over, its owner ended without letting go: {lock.taken_over}")
+                settings.say(f"lock: taken over, its owner ended without releasing it: {lock.taken_over}")
             remove_strays(LocalStorage(folder))
             return lock
 
@@ -365,7 +365,7 @@ class Run:
         if not isinstance(own, dict):
             raise InputError(
                 f"{self._place.storage} holds a run that open_run did not write",
-                hint="name another folder; rollforward train --resume_training goes on with its own runs",
+                hint="name another folder; rollforward train --resume_training resumes its own runs",
             )
         for line in changes(manifest.state.get("facts", {}), settings.facts):
             settings.warn(f"since the checkpoint was saved {line}")

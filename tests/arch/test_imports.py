@@ -184,6 +184,47 @@ def test_only_the_storage_room_renames_and_syncs() -> None:
                 )
 
 
+OPENED_ELSEWHERE = {
+    "storage",
+    "inputs",
+    # Of the system, of the program itself, and of a folder that this process has just made.
+    "processes/environment",
+    "processes/launch",
+    "processes/reports",
+    "processes/streams",
+    "run/versions",
+    "engines/mindspore/compiling",
+    # Written in place; and tensors of a file that was opened and looked at before.
+    "processes/heartbeat",
+    "models/weights",
+}
+
+
+def test_files_are_read_through_a_door_that_neither_waits_nor_takes_what_is_too_large() -> None:
+    """A named pipe, a device or a sparse file in place of a file must hold nobody up."""
+    reading = {"read_bytes", "read_text", "open", "fromfile", "memmap", "load"}
+    own = {"os", "Path", "np", "io", "builtins", "json"}
+    for path in modules():
+        name = path.relative_to(ROOT).with_suffix("").as_posix()
+        if name in OPENED_ELSEWHERE or name.split("/")[0] in OPENED_ELSEWHERE:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func
+            if isinstance(called, ast.Name):
+                assert called.id != "open", f"{path}:{node.lineno}: open"
+            elif isinstance(called, ast.Attribute) and called.attr in reading:
+                of = called.value.id if isinstance(called.value, ast.Name) else ""
+                theirs = called.attr in {"open", "load"} and of not in own
+                assert theirs, f"{path}:{node.lineno}: {called.attr}; inputs and storage open files"
+                # What is left are the doors' own methods, never those of a path.
+                assert called.attr != "open" or not any(
+                    isinstance(argument, ast.Constant) and argument.value in {"r", "rb", "a", "w", "wb"}
+                    for argument in node.args
+                ), f"{path}:{node.lineno}: open"
+
+
 def test_nothing_is_ever_unpickled() -> None:
     """Data is only data."""
     for path in modules():

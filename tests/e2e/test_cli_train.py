@@ -119,7 +119,7 @@ def test_a_signal_while_graphs_are_compiled_is_no_error_of_the_model(tmp_path: P
         (["train", "--set", "rl_config.epoch=3"], "the nearest known key is 'epochs'"),
         (["train", "--config", "absent.yaml"], "absent.yaml: no such file"),
         (["train", "--resume-training", "--actor_checkpoint_path", "nowhere/train"], "no such folder"),
-        (["train", "--verifier_weight", "much"], "expected numbers with commas between"),
+        (["train", "--verifier_weight", "much"], "expected numbers separated by commas"),
         (["train", "--resume_trainin"], "did you mean --resume_training?"),
         (["inspect", "nowhere"], "nowhere: no such folder"),
         (["inspekt", "nowhere"], "invalid choice"),

@@ -97,7 +97,7 @@ def test_a_folder_in_which_something_lies_is_left_alone(
     (tmp_path / "model").mkdir()
     (tmp_path / "model/mine").write_text("mine")
     assert main(["export", str(run), "--to", str(tmp_path / "model")]) == 2
-    assert "there is something already" in capsys.readouterr().err
+    assert "something is there already" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
 
 

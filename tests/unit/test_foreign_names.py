@@ -23,7 +23,9 @@ Arrays = dict[str, NDArray[Any]]
 
 def random(role: str) -> Arrays:
     source = np.random.default_rng(len(role))
-    return {name: source.normal(0, 1, like.shape).astype(like.dtype) for name, like in LAYOUT[role].items()}
+    found = {name: source.normal(0, 1, like.shape).astype(like.dtype) for name, like in LAYOUT[role].items()}
+    # A second moment is a mean of squares.
+    return {name: abs(array) if name.startswith("adam_v.") else array for name, array in found.items()}
 
 
 def in_their_words(ours: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -81,4 +81,4 @@ def test_rollouts_lists_what_was_made_once(run: Path, capsys: pytest.CaptureFixt
     assert [made["name"] for made in found["made"]] == ["rollouts", "rewards"]
     assert np.isfinite(found["outcome"]["0"]["loss"])
     assert main(["rollouts", str(run), "--step", "7_0"]) == 2
-    assert "has nothing of step 7_0" in capsys.readouterr().err
+    assert "has no record of step 7_0" in capsys.readouterr().err

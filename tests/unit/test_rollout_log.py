@@ -82,14 +82,29 @@ def test_what_would_not_come_back_is_refused(spoil: Callable[[RolloutChunk], Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arrays": {"prompt_of": np.array([0, 0, 0, 1, 1, 99], np.int32)}}, "not a record of rollouts"),
-        ({"arrays": {"completion_lengths": np.full(6, BIG, np.int32)}}, "beyond the width of 7"),
-        ({"arrays": {"completion_lengths": np.full(6, -1, np.int32)}}, "beyond the width of 7"),
-        ({"arrays": {"completion_ids": np.zeros(3, np.uint16)}}, "cannot assign 3 input values"),
-        ({"metadata": {"completion_width": str(1 << 40)}}, "6 rows of 1099511627776 tokens"),
-        ({"metadata": {"prompt_width": "1"}}, "beyond the width of 1"),
+        (
+            {"arrays": {"prompt_of": np.array([0, 0, 0, 1, 1, 99], np.int32)}},
+            "prompt_of are not all from 0 to 1",
+        ),
+        (
+            {"arrays": {"completion_lengths": np.full(6, BIG, np.int32)}},
+            "completion_lengths are not all from 1 to 7",
+        ),
+        (
+            {"arrays": {"completion_lengths": np.full(6, -1, np.int32)}},
+            "completion_lengths are not all from 1 to 7",
+        ),
+        ({"arrays": {"prompt_of": np.array([0, 0, 0, 1, 1, -1], np.int32)}}, "prompt_of are not all from 0"),
+        ({"arrays": {"prompt_indices": np.zeros(2, np.int32)}}, "6 samples, and 2 of prompt_indices"),
+        ({"arrays": {"stopped": np.zeros(6, np.float32)}}, "stopped is float32"),
+        ({"arrays": {"rewards": np.zeros(6, np.float32)}}, "rewards is float32"),
+        ({"arrays": {"rewards": np.full((6, 2), np.nan, np.float32)}}, "rewards are not all finite"),
+        ({"metadata": {"completion_pad": str(1 << 40)}}, "completion_pad is not a token id"),
+        ({"arrays": {"completion_ids": np.zeros(3, np.uint16)}}, "completion_ids are not as many"),
+        ({"metadata": {"completion_width": str(1 << 40)}}, "6 samples of 1099511627776 tokens"),
+        ({"metadata": {"prompt_width": "1"}}, "prompt_lengths are not all from 1 to 1"),
         ({"metadata": {"prompt_pad": "-1"}}, "prompt_pad is not a count"),
-        ({"missing": "rewards"}, "not a record of rollouts: 'rewards'"),
+        ({"missing": "rewards"}, "not a record of rollouts: its arrays are"),
     ],
 )
 def test_a_record_that_holds_no_rollouts_is_refused_before_memory_is_taken(

@@ -151,7 +151,7 @@ class TestRefused:
         ("position", "kind", "told"),
         [
             ("0_5", ConfigError, "there is no step 0_5: an epoch has 5 steps"),
-            ("2_1", ConfigError, "position 2_1 lies behind the run's end, 2_0"),
+            ("2_1", ConfigError, "position 2_1 is after the run's end, 2_0"),
         ],
     )
     def test_a_position_that_there_is_not(

@@ -108,7 +108,7 @@ def test_code_that_only_the_folder_names_is_not_run(place: Place, capsys: pytest
     resume = ["train", "--resume_training", "--save_checkpoint_dir", "run"]
     assert main(resume) == 2
     told = capsys.readouterr().err
-    assert "the run was trained with mine:reward, which is code of yours" in told
+    assert "the run was trained with mine:reward, which is your own code" in told
     assert "--verifier_function mine:reward" in told
     assert not (place.root / "ran").exists()
     path.write_text(good)

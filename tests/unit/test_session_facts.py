@@ -20,7 +20,7 @@ VERIFIER = """
 def by_column(completions, bonus):
     return [b * sum(c.isdigit() for c in text) - len(text) / 8 for text, b in zip(completions, bonus)]
 """
-ANEW = "warning: steps finished after the checkpoint are generated anew, as the run is now"
+ANEW = "warning: steps finished after the checkpoint are generated again, with the present settings"
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_column_that_a_verifier_uses(place: Place, capsys: pytest.CaptureFixtu
         ANEW,
     ]
     assert "2 finished steps from 0_3 on" in log
-    assert "made with another configuration, generated anew with that of now" in log
+    assert "made with another configuration, generated again with the present one" in log
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ class TestSplitOverRanks:
         self.put_strategy(self.write(place, state_at(ours, Position(1, 1))))
         place.train("new", resume=True, source="theirs")
         said = capsys.readouterr().out
-        assert "tensors split over 2 ranks are put together by the strategy files in" in said
+        assert "tensors split over 2 ranks are merged by the strategy files in" in said
         assert "2 workers saved, and this run has 1: a step takes chunk_size" in said
         assert same_end(place, "new", ours)
 

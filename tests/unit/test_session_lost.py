@@ -199,5 +199,5 @@ def test_one_damaged_byte_of_a_file_that_all_checkpoints_share_costs_nothing(
     assert ("model/tokenizer.json does not have its recorded digest; its copy is whole" in said) == (
         copy == "model"
     )
-    assert path.read_bytes() == whole, "the next checkpoint writes it anew"
+    assert path.read_bytes() == whole, "the next checkpoint writes it again"
     assert find(LocalStorage(place.root / "run")).manifest.position == Position(2, 0)

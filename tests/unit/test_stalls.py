@@ -38,12 +38,12 @@ def test_a_worker_that_is_ahead_is_not() -> None:
 
 def test_one_without_a_heartbeat_is_named_too() -> None:
     told = late_workers([None, None], rank=0, silent=15)
-    assert told == ["worker 1 has given no heartbeat in this start"]
+    assert told == ["worker 1 has written no heartbeat since this start"]
 
 
 def test_when_none_is_late_the_collective_itself_hangs() -> None:
     told = late_workers([seen(5), seen(5)], rank=1, silent=15)
-    assert told[0] == "all workers have come, and it does not end"
+    assert told[0] == "all workers have arrived, and it does not finish"
 
 
 def test_heartbeats_of_an_earlier_start_tell_nothing(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_heartbeats_of_an_earlier_start_tell_nothing(tmp_path: Path) -> None:
         else:
             heart.close()
     error = time_out(own, tmp_path, incarnation=2)
-    assert "worker 1 has given no heartbeat in this start" in str(error)
+    assert "worker 1 has written no heartbeat since this start" in str(error)
     own.close()
 
 

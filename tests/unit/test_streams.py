@@ -130,7 +130,7 @@ def test_a_log_file_that_cannot_be_written_is_reported_once_and_no_reason_to_sto
     log.line("after")
     log.close()
     assert [line for line in shown if "log file is lost" in line] == [
-        "warning: the log file is lost (No space left on device); what is shown here goes on"
+        "warning: the log file is lost (No space left on device); output continues here"
     ]
     other = LogFile(shown.append)
     other.keep(tmp_path / "no" / "such" / "folder.log")

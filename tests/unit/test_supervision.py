@@ -151,7 +151,7 @@ def test_an_error_that_would_come_again_is_not_tried_again(tmp_path: Path) -> No
     diverged = ended("other bits", "0_2", "ReplayDiverged")
     endings = Endings(diverged)
     assert endings(tmp_path) == diverged
-    assert endings.said == ["not restarted: a restart would not mend it"]
+    assert endings.said == ["not restarted: a restart would not fix it"]
 
 
 def test_when_all_restarts_are_used_up_the_last_error_is_told(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from rollforward.config.elsewhere import OPTIONS
 from rollforward.position import Position
+from rollforward.wording import plain_lines
 
 _PATHS = frozenset({"DIR", "FILE", "FOLDER", "RUN", "NEW", "RUN[:POSITION]", "A", "B"})
 """How the values of options and arguments that are paths are called in the help."""
@@ -71,7 +72,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """The message and where to read on, on standard error; exit code 2."""
-        sys.stderr.write(f"{message}\nTry: {self.prog} --help\n")
+        sys.stderr.write(f"{plain_lines(message)}\nTry: {self.prog} --help\n")
         raise SystemExit(2)
 
 

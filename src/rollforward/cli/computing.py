@@ -26,7 +26,7 @@ _CONFIGURATION = (
         "--on_divergence",
         "stop|accept",
         "rl_config.on_divergence",
-        "what to do when a replayed step gives other bits than were recorded (default: stop)",
+        "what to do when a replayed step differs from the record (default: stop)",
     ),
 )
 
@@ -36,7 +36,7 @@ def add_configuration(parser: Parser) -> None:
     for name, metavar, path, text in _CONFIGURATION:
         parser.add_option(name, metavar=metavar, dest=path, help=text)
     parser.add_option(
-        "--verifier_function", metavar="A,B", type=split_list, help="reward functions, with commas between"
+        "--verifier_function", metavar="A,B", type=split_list, help="reward functions, separated by commas"
     )
     parser.add_option("--verifier_weight", metavar="X,Y", type=_numbers, help="a weight for each of them")
     parser.add_option(
@@ -45,7 +45,7 @@ def add_configuration(parser: Parser) -> None:
         dest="overrides",
         action="append",
         default=[],
-        help="any key of the configuration; may be given many times",
+        help="any key of the configuration; can be given several times",
     )
     parser.add_option("--workers", metavar="N", type=count, default=1, help="processes on this machine")
 
@@ -111,4 +111,4 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in split_list(text)]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None

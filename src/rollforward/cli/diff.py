@@ -1,17 +1,16 @@
 """`rollforward diff`: the tensors in which two checkpoints differ, and by how much."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
+from rollforward.cli.output import cell, print_json, print_line
 from rollforward.inspection.comparing import CheckpointGone, TensorDifference, diff
 from rollforward.inspection.folder import checkpoint_at, open_run
 from rollforward.store import Manifest
@@ -58,13 +57,13 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
             "tensors": len({(tensor.role, tensor.record.name) for one in (a, b) for tensor in one.tensors}),
             "differences": [_as_json(item) for item in found],
         }
-        sys.stdout.write(json.dumps(value) + "\n")
+        print_json(value)
     elif sys.stdout.isatty():
         _table(found, a, b)
     else:
         for item in found:
             figures = [str(item.elements), f"{item.largest:.9g}", f"{item.relative:.9g}"]
-            sys.stdout.write("\t".join([item.role, item.name, item.what, *figures]) + "\n")
+            print_line(item.role, item.name, item.what, *figures)
     return 1 if found else 0
 
 
@@ -94,7 +93,7 @@ def _table(found: Sequence[TensorDifference], a: Manifest, b: Manifest) -> None:
         figures = [str(item.elements), f"{item.largest:.3g}", f"{item.relative:.3g}"]
         shown = figures if item.what == "values" else ["", "", ""]
         shape = " x ".join(map(str, sizes[item.role, item.name]))
-        table.add_row(item.role, Text(item.name), shape, item.what, *shown)
+        table.add_row(item.role, cell(item.name), shape, item.what, *shown)
     console.print(table)
     console.print(
         f"{len(found)} of {len(sizes)} tensors differ between A ({a.position}) and B ({b.position})"

@@ -1,9 +1,7 @@
 """`rollforward doctor`: looks at everything that a resume needs, and says what to do."""
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
+from rollforward.cli.output import cell, print_json
 from rollforward.config.keys import ActorConfig, Config
 from rollforward.config.places import outputs
 from rollforward.engines.base import Finding, find_engine, names
@@ -34,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
     """The options of `doctor`."""
     parser.add_option("--actor_checkpoint_path", metavar="DIR", default="", help="the train/ folder of a run")
     parser.add_option("--ref_checkpoint_path", metavar="DIR", default="", help="the ref/ folder of a run")
-    parser.add_option("--save_checkpoint_dir", metavar="DIR", help="where new checkpoints are to go")
+    parser.add_option("--save_checkpoint_dir", metavar="DIR", help="where new checkpoints will go")
     parser.add_option("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -49,9 +48,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     )
     problems = sum(finding.level == "problem" for finding in found)
     if options.json:
-        sys.stdout.write(
-            json.dumps({"problems": problems, "findings": [asdict(one) for one in found]}) + "\n"
-        )
+        print_json({"problems": problems, "findings": [asdict(one) for one in found]})
     else:
         _print(found)
     return 1 if problems else 0
@@ -61,6 +58,8 @@ def _print(found: Sequence[Finding]) -> None:
     console = Console()
     for finding in found:
         word, style = _MARKS[finding.level]
-        console.print(Text.assemble((word, style), f"  {finding.check}: {finding.text}"), soft_wrap=True)
+        console.print(
+            Text.assemble((word, style), cell(f"  {finding.check}: {finding.text}")), soft_wrap=True
+        )
         if finding.hint and finding.level != "ok":
-            console.print(Text(f"         Try: {finding.hint}"), soft_wrap=True)
+            console.print(cell(f"         Try: {finding.hint}"), soft_wrap=True)

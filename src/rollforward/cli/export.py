@@ -1,14 +1,13 @@
 """`rollforward export`: a checkpoint in the folder layout of Hugging Face or MindRLHF."""
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
+from rollforward.cli.output import print_json, print_line
 from rollforward.inspection.folder import checkpoint_at, new_folder, open_run, telling_where
 from rollforward.interop.exporting import EXPORTS
 
@@ -52,10 +51,10 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
             "to": str(out),
             "files": written,
         }
-        sys.stdout.write(json.dumps(value) + "\n")
+        print_json(value)
     else:
         for path in written:
-            sys.stdout.write(f"{path}\n")
+            print_line(path)
     return 0
 
 

@@ -1,7 +1,6 @@
 """`rollforward history`: what happened to a run, as a timeline."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from rollforward.cli.arguments import Parser
+from rollforward.cli.output import cell, print_json, print_line
 from rollforward.inspection.folder import open_run
 from rollforward.inspection.history import Entry, timeline
 from rollforward.replay import report as recovery_report
@@ -54,13 +53,12 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
             "entries": [_as_json(entry) for entry in entries],
             "recoveries": [report.as_json() for report in recovery_report.read(storage)],
         }
-        sys.stdout.write(json.dumps(value) + "\n")
+        print_json(value)
     elif sys.stdout.isatty():
         _table(entries)
     else:
         for entry in entries:
-            fields = (entry.time, entry.what, str(entry.start), _place(entry), entry.text)
-            sys.stdout.write("\t".join(fields) + "\n")
+            print_line(entry.time, entry.what, entry.start, _place(entry), entry.text)
     return 0
 
 
@@ -75,7 +73,7 @@ def _as_json(entry: Entry) -> dict[str, object]:
 def _table(entries: Sequence[Entry]) -> None:
     table = Table("time (UTC)", "start", "what", "position", "")
     for entry in entries:
-        what = Text(entry.what, style=_STYLES.get(entry.what, ""))
-        when = entry.time[:19].replace("T", " ")
-        table.add_row(when, str(entry.start or ""), what, _place(entry), Text(entry.text))
+        what = cell(entry.what, _STYLES.get(entry.what, ""))
+        when = cell(entry.time[:19].replace("T", " "))
+        table.add_row(when, str(entry.start or ""), what, _place(entry), cell(entry.text))
     Console().print(table)

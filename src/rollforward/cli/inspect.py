@@ -1,7 +1,6 @@
 """`rollforward inspect`: the checkpoints of a run."""
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from rollforward.cli.arguments import Parser
+from rollforward.cli.output import cell, print_json, print_line
 from rollforward.inspection.folder import as_json, checkpoints_of, journal_as_json, open_run
 from rollforward.store import CheckpointInfo
 from rollforward.wording import in_bytes
@@ -45,14 +44,13 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
             "checkpoints": [as_json(info) for info in listed],
             "journal": journal_as_json(open_run(folder)),
         }
-        sys.stdout.write(json.dumps(value) + "\n")
+        print_json(value)
     elif sys.stdout.isatty():
         _table(listed)
         _journal(journal_as_json(open_run(folder)))
     else:
         for info in listed:
-            columns = (info.position, info.created, info.size, info.reason or "valid", _reward(info))
-            sys.stdout.write("\t".join(map(str, columns)) + "\n")
+            print_line(info.position, info.created, info.size, info.reason or "valid", _reward(info))
     return 0
 
 
@@ -62,10 +60,10 @@ def _table(listed: Sequence[CheckpointInfo]) -> None:
         table.add_row(
             str(info.position),
             str(info.manifest.global_step) if info.manifest else "?",
-            info.created[:19].replace("T", " "),
+            cell(info.created[:19].replace("T", " ")),
             in_bytes(info.size),
             _reward(info),
-            Text("yes" if info.valid else f"no: {info.reason}"),
+            cell("yes" if info.valid else f"no: {info.reason}"),
         )
     Console().print(table)
 

@@ -22,6 +22,7 @@ from rollforward.processes import reports, stopping
 from rollforward.processes.reports import error_text
 from rollforward.processes.stopping import Stopped
 from rollforward.processes.streams import Forgiven, guard_descriptors, reason
+from rollforward.wording import plain_lines
 
 
 def verb_modules() -> list[ModuleType]:
@@ -98,7 +99,7 @@ def _main(given: list[str]) -> int:
         if debug:
             traceback.print_exc()
     if message is not None:
-        sys.stderr.write(message + "\n")
+        sys.stderr.write(plain_lines(message) + "\n")
     reports.tell_ending(code, error=message, kind=kind)
     return code
 

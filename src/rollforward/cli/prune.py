@@ -1,7 +1,6 @@
 """`rollforward prune`: remove old checkpoints by hand, or say what would be removed."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
-from rich.text import Text
 
 from rollforward.cli.arguments import Parser, count
+from rollforward.cli.output import cell, print_json, print_line, warn
 from rollforward.inspection.folder import open_run
 from rollforward.store import Retention, RunLock
 from rollforward.store.pruning import Pruning, Removal, look_at_every_byte
@@ -85,14 +84,14 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
             "removals": [asdict(item) for item in removals],
             "warnings": warnings,
         }
-        sys.stdout.write(json.dumps(value) + "\n")
+        print_json(value)
     elif sys.stdout.isatty():
         _table(removals, freed, dry_run=options.dry_run)
     else:
         for item in removals:
-            sys.stdout.write(f"{item.what}\t{item.name}\t{item.size}\t{item.reason}\n")
+            print_line(item.what, item.name, item.size, item.reason)
     for warning in warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        warn(warning)
     return 1 if warnings else 0
 
 
@@ -103,6 +102,6 @@ def _table(removals: Sequence[Removal], freed: int, *, dry_run: bool) -> None:
         return
     table = Table("what", Column("which", overflow="fold"), "size", Column("why", overflow="fold"))
     for item in removals:
-        table.add_row(item.what, Text(item.name), in_bytes(item.size), Text(item.reason))
+        table.add_row(item.what, cell(item.name), in_bytes(item.size), cell(item.reason))
     console.print(table)
     console.print(f"{in_bytes(freed)} {'would be' if dry_run else 'were'} given back")

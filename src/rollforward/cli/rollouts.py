@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser, count, position
+from rollforward.cli.output import cell, print_json, print_line, warn
 from rollforward.inspection.folder import open_run
 from rollforward.inspection.rollouts import Sample, StepTexts, read_texts, worst
 
@@ -61,17 +62,17 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
                     for rank, numbers in step.numbers.items()
                 },
             }
-        sys.stdout.write(json.dumps(value) + "\n")
+        print_json(value)
     elif step.made or step.numbers:
         for fields in _of_a_loop(step):
-            sys.stdout.write("\t".join(fields) + "\n")
+            print_line(*fields)
     elif sys.stdout.isatty():
         _text(step, samples)
     else:
         for sample in samples:
-            sys.stdout.write("\t".join(_fields(sample)) + "\n")
+            print_line(*_fields(sample))
     for problem in step.problems:
-        sys.stderr.write(f"warning: {problem}\n")
+        warn(problem)
     return 0
 
 
@@ -104,16 +105,17 @@ def _text(step: StepTexts, samples: Sequence[Sample]) -> None:
         if shown != (sample.prompt_index, sample.prompt):
             shown = sample.prompt_index, sample.prompt
             console.rule(f"prompt {sample.prompt_index}", align="left", style="dim")
-            console.print(Text(sample.prompt, style="bold"))
+            console.print(cell(sample.prompt, "bold"))
         each = ", ".join(f"{name} {reward:g}" for name, reward in sample.rewards.items())
         ended = "stopped" if sample.stopped else "cut at the greatest length"
         where = f"rank {sample.rank}, chunk {sample.chunk}, sample {sample.sample}"
         console.print(
             Text.assemble(
-                (f"reward {sample.reward:g}", "cyan"), f" ({each}), {sample.tokens} tokens, {ended}; {where}"
+                (f"reward {sample.reward:g}", "cyan"),
+                cell(f" ({each}), {sample.tokens} tokens, {ended}; {where}"),
             )
         )
-        console.print(Padding(Text(sample.completion or "(nothing)"), (0, 0, 0, 4)))
+        console.print(Padding(cell(sample.completion or "(nothing)"), (0, 0, 0, 4)))
     console.rule(style="dim")
     rewards = [sample.reward for sample in step.samples]
     if rewards:

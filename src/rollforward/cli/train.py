@@ -14,7 +14,7 @@ Train a policy with GRPO, or resume a run.
 
 A new run starts from Hugging Face folders:
   rollforward train --config grpo.yaml --actor_checkpoint_path MODEL --save_checkpoint_dir RUN
-A run that was killed goes on from its newest valid checkpoint, in its own folder or in a new one:
+A run that was killed resumes from its newest valid checkpoint, in its own folder or in a new one:
   rollforward train --resume_training --save_checkpoint_dir RUN
   rollforward train --resume_training --actor_checkpoint_path RUN/train \\
       --ref_checkpoint_path RUN/ref --save_checkpoint_dir NEW
@@ -51,7 +51,9 @@ _OPTIONS = (
 def add_arguments(parser: Parser) -> None:
     """The options of `train`."""
     parser.add_option("--config", metavar="FILE", help="YAML with MindRLHF's sections and keys")
-    parser.add_option("--resume_training", action="store_true", help="go on from the newest valid checkpoint")
+    parser.add_option(
+        "--resume_training", action="store_true", help="resume from the newest valid checkpoint"
+    )
     parser.add_option(
         "--actor_checkpoint_path",
         metavar="DIR",
@@ -68,7 +70,7 @@ def add_arguments(parser: Parser) -> None:
         "--resume_position",
         metavar="0_137",
         type=position,
-        help="go on from this step instead, in a new folder, and take over nothing beyond it",
+        help="resume from this step instead, in a new folder, and drop everything after it",
     )
     for name, metavar, path, text in _OPTIONS:
         parser.add_option(name, metavar=metavar, dest=path, help=text)
@@ -77,7 +79,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="N",
         type=count_from_0,
         default=0,
-        help="when the run fails, resume it from its own folder, at most so often (default: 0)",
+        help="when the run fails, resume it from its own folder, up to this many times (default: 0)",
     )
     parser.add_option(
         "--tensorboard",

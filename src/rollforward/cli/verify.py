@@ -1,7 +1,6 @@
 """`rollforward verify`: whether everything that a run has saved is intact."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
+from rollforward.cli.output import cell, print_json, print_line
 from rollforward.inspection import verifying
 from rollforward.inspection.folder import open_run
 from rollforward.inspection.verifying import FileVerdict, JournalVerdict, Verdict
@@ -59,18 +59,17 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     wrong = sum(bool(found.reason) for found in checkpoints) + sum(len(found.problems) for found in journals)
     wrong += len(files)
     if options.json:
-        value = _as_json(options, checkpoints, journals, files, wrong, seconds)
-        sys.stdout.write(json.dumps(value) + "\n")
+        print_json(_as_json(options, checkpoints, journals, files, wrong, seconds))
     elif sys.stdout.isatty():
         _table(checkpoints, journals, files, seconds)
     else:
         for found in checkpoints:
-            sys.stdout.write(f"checkpoint\t{found.position}\t{found.reason or 'valid'}\n")
+            print_line("checkpoint", found.position, found.reason or "valid")
         for journal in journals:
             for line in _journal_lines(journal):
-                sys.stdout.write(f"journal\trank_{journal.rank}\t{line}\n")
+                print_line("journal", f"rank_{journal.rank}", line)
         for file in files:
-            sys.stdout.write(f"file\t{file.file}\t{file.reason}\n")
+            print_line("file", file.file, file.reason)
     return 1 if wrong else 0
 
 
@@ -113,7 +112,7 @@ def _table(
 
 
 def _verdict(text: str, *, bad: bool) -> Text:
-    return Text(text, style="bold red" if bad else "")
+    return cell(text, "bold red" if bad else "")
 
 
 def _as_json(

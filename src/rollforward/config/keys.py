@@ -91,7 +91,7 @@ class RlConfig:
     )
     on_divergence: str = key(
         "stop",
-        "What to do when a replayed update gives other bits than the journal recorded.",
+        "What to do when a replayed update differs from the record in the journal.",
         choices=("stop", "accept"),
         affects_numbers=False,
     )

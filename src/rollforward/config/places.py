@@ -58,6 +58,6 @@ def outputs(config: Config, environment: Mapping[str, str] = os.environ) -> Outp
         blocking = next((part for part in (folder, *folder.parents) if part.exists()), None)
         if blocking is not None and not blocking.is_dir():
             raise ConfigError(
-                f"{folder} is to be a folder, but {blocking} is a file", hint="name another place"
+                f"{folder} must be a folder, but {blocking} is a file", hint="name another place"
             )
     return found

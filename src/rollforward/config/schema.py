@@ -88,7 +88,7 @@ class Problems:
             message = f"{len(self.found)} problems in the configuration:\n" + "\n".join(
                 f"  {text}" for text in self.found
             )
-        raise ConfigError(message, hint="; ".join(self.hints) or "mend the value and start again")
+        raise ConfigError(message, hint="; ".join(self.hints) or "fix the value and start again")
 
 
 def meaning_of(declared: "Field[Any]") -> Meaning:

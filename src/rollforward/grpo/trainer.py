@@ -49,7 +49,7 @@ from rollforward.position import Position
 Score = Callable[[Sequence[Prompt], Sequence[str]], Floats]
 """Rewards of completions (text), each with its prompt: float32 [B, number of verifiers]."""
 
-_MEND_REWARD = "a reward must be a finite number: mend the verifier and resume with --resume_training"
+_MEND_REWARD = "a reward must be a finite number: fix the verifier and resume with --resume_training"
 _MEND_REFERENCE = (
     "the reference model gives them; see that its weights are what they should be (rollforward verify --deep)"
 )

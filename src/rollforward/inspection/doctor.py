@@ -11,6 +11,7 @@ when it finds nothing to resume, what is said about the folders here is the end 
 """
 
 import difflib
+import itertools
 import os
 import shutil
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from rollforward.engines.base import EnginePackage, Finding
 from rollforward.errors import RollforwardError
+from rollforward.inputs import read_input
 from rollforward.inspection.verifying import check_guests, check_journals
 from rollforward.interop.files import read_layout
 from rollforward.interop.names import is_bookkeeping, is_moment, plain_name
@@ -30,9 +32,9 @@ from rollforward.storage import LocalStorage
 from rollforward.store import list_checkpoints
 from rollforward.store.catalog import positions
 from rollforward.store.judging import Judge
-from rollforward.store.layout import COMMITS, EVIDENCE, META, parse_rank
-from rollforward.store.lock import read_owner
-from rollforward.store.meta import Meta, parse_meta
+from rollforward.store.layout import COMMITS, EVIDENCE, JOURNAL, META, parse_rank
+from rollforward.store.lock import read_owner, without_successor
+from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
 from rollforward.wording import in_bytes
 
 _SHOWN = 8
@@ -121,15 +123,18 @@ def rank_folders(folder: Path) -> list[RankFolder]:
 
 
 def _look(rank: int, path: Path) -> RankFolder:
-    names = tuple(sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")))
+    names: tuple[str, ...] = ()
     meta, problem = None, ""
     try:
-        meta = parse_meta((path / META).read_bytes())
+        names = tuple(sorted(entry.name for entry in path.iterdir() if not entry.name.startswith(".")))
+        meta = parse_meta(read_input(path / META, MAX_META_BYTES))
         if meta.file not in names:
             problem = f"{META} names {meta.file}, which is not there"
     except FileNotFoundError:
         problem = f"no {META}"
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        problem = f"{META} cannot be read: {error.strerror or error}"
+    except ValueError as error:
         problem = f"{META} cannot be used: {error}"
     return RankFolder(rank=rank, path=path, names=names, meta=meta, problem=problem)
 
@@ -153,12 +158,12 @@ def _check_folder(role: str, folder: Path, ranks: Sequence[RankFolder]) -> Itera
             hint="name the folder that holds rank_0: train/ or ref/ of a run",
         )
         return
-    missing = sorted(set(range(ranks[-1].rank + 1)) - {item.rank for item in ranks})
+    missing = _missing_ranks([item.rank for item in ranks])
     if missing:
         yield Finding(
             check="folders",
             level="problem",
-            text=f"{role}: {folder} has no folder for rank {', '.join(map(str, missing))}",
+            text=f"{role}: {folder} has no folder for rank {missing}",
             hint="copy the missing ranks from the machine that saved them",
         )
     for item in ranks:
@@ -180,6 +185,13 @@ def _check_folder(role: str, folder: Path, ranks: Sequence[RankFolder]) -> Itera
             )
 
 
+def _missing_ranks(there: Sequence[int]) -> str:
+    """The ranks below the greatest that have no folder, as in `1, 4 to 6`; `there` in order."""
+    gaps = [(one + 1, other - 1) for one, other in itertools.pairwise([-1, *there]) if other > one + 1]
+    told = [str(first) if first == last else f"{first} to {last}" for first, last in gaps]
+    return ", ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more gaps" if len(told) > _SHOWN else "")
+
+
 def _check_steps(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
     """Do all ranks of policy and optimizer stand at one position?"""
     at: dict[Position, list[str]] = {}
@@ -192,7 +204,7 @@ def _check_steps(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]
         yield Finding(
             check="steps",
             level="problem",
-            text=f"policy and optimizer stand at different steps: {told}",
+            text=f"policy and optimizer are at different steps: {told}",
             hint="an older position that all of them have is used, if there is one",
         )
     elif at:
@@ -309,7 +321,7 @@ def _check_manifests(source: CheckpointFolders) -> Iterator[Finding]:
             check="checkpoints",
             level="problem",
             text=f"{line}; its other copy is whole",
-            hint="a resume takes the whole one, and its next checkpoint writes both anew",
+            hint="a resume takes the whole one, and its next checkpoint writes both again",
         )
     if listed:
         yield from _check_what_must_stay(storage)
@@ -323,6 +335,10 @@ def _check_what_must_stay(storage: LocalStorage) -> Iterator[Finding]:
             text=file.reason,
             hint="put back a copy of it: it says which files of another trainer must not be removed",
         )
+    for line in without_successor(storage):
+        if line.startswith(f"{JOURNAL}/"):
+            continue  # said of the journal, below
+        yield Finding(check="starts", level="problem", text=line, hint="move it away")
     for journal in check_journals(storage):
         for problem in journal.problems:
             yield Finding(
@@ -347,7 +363,7 @@ def _look_for_evidence(run: Path) -> Iterator[Finding]:
             check="evidence",
             level="note",
             text=f"start {start} stopped at step {step}: a number was not finite",
-            hint=f"{folder} says which samples, and has all that was computed; delete it when it is settled",
+            hint=f"{folder} names the samples and has all that was computed; delete it once the cause is known",
         )
 
 
@@ -384,11 +400,11 @@ def _check_disk(save: Path, needed: int) -> Finding:
 def next_checkpoint_bytes(run: Path) -> int:
     """How much the next checkpoint of a run takes: as much as its newest; 0 when there is none."""
     if not (run / COMMITS).is_dir():
-        return sum(
-            entry.stat().st_size
+        named = (
+            item.path / item.meta.file
             for folder in ("train", "optimizer")
             for item in rank_folders(run / folder)
-            for entry in item.path.iterdir()
-            if item.meta is not None and entry.name == item.meta.file
+            if item.meta is not None and not item.problem
         )
+        return sum(path.stat().st_size for path in named if path.is_file())
     return next((info.size for info in list_checkpoints(LocalStorage(run)) if info.valid), 0)

@@ -49,7 +49,7 @@ def new_folder(folder: Path) -> LocalStorage:
     """The storage of a folder in which nothing lies yet; ConfigError when something does."""
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder}: there is something already", hint="name a new folder")
+            raise ConfigError(f"{folder}: something is there already", hint="name a new folder")
     except OSError as error:
         raise storage_error("looking at", str(folder), error) from error
     return LocalStorage(folder)
@@ -63,7 +63,7 @@ def telling_where(storage: Storage) -> Iterator[None]:
     except CheckpointInvalid as error:
         raise CheckpointInvalid(
             f"{storage}: {error.message}",
-            hint="rollforward verify --deep tells which checkpoints are whole: name one, as in RUN:0_20",
+            hint="rollforward verify --deep shows which checkpoints are intact: name one, as in RUN:0_20",
         ) from error
 
 

@@ -5,18 +5,17 @@ of recoveries, and the lock. Nothing is changed on disk. What was pruned is not 
 are gone, and what a start did of which no journal segment is left.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rollforward.position import Position
 from rollforward.replay import report as recovery_report
 from rollforward.replay.inheriting import FAILED, FINISHED
 from rollforward.replay.report import RecoveryReport
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointInfo, list_checkpoints
+from rollforward.store import CheckpointInfo, list_checkpoints, strictjson
 from rollforward.store.journal.history import StartOfRun, history, journal_ranks
 from rollforward.store.journal.records import Record
 from rollforward.store.lock import Owner, is_taken, read_owner, this_host
@@ -46,13 +45,13 @@ def timeline(storage: LocalStorage) -> list[Entry]:
     Within a start: how it began, its checkpoints, how it ended, damage. Clocks are not asked: they may have
     been turned back between two starts, or differ between two machines.
     """
-    ranks = journal_ranks(storage)
-    starts = history(storage, ranks[0]) if ranks else []
+    by_rank = {rank: history(storage, rank) for rank in journal_ranks(storage)}
+    starts = next(iter(by_rank.values()), [])
     checkpoints = list_checkpoints(storage)
     entries = [_checkpoint(info) for info in checkpoints]
     reports = {report.incarnation: report for report in recovery_report.read(storage)}
     owner = read_owner(storage)
-    failures = _failures(storage, ranks)
+    failures = _failures(by_rank.values())
     for start in starts:
         if start.incarnation not in reports:
             entries += _beginning(start)
@@ -61,8 +60,8 @@ def timeline(storage: LocalStorage) -> list[Entry]:
         held = newest and is_taken(storage.root)
         entries.append(_ending(start, owner if newest else None, failure, later=not newest, held=held))
     entries += [_recovered(report) for report in reports.values()]
-    for rank in ranks:
-        for start in history(storage, rank) if rank else starts:
+    for rank, found in by_rank.items():
+        for start in found:
             entries += [
                 Entry(
                     time="",
@@ -92,7 +91,7 @@ def _beginning(start: StartOfRun) -> Iterator[Entry]:
     resumed = bool(header.lineage) or header.start > Position(0, 0)
     text = f"at step {header.start}, {workers}" if resumed else f"a new run, {workers}"
     if header.first > header.start:
-        text += f"; it began before this: its journal from before {header.first} is gone"
+        text += f"; it started before this: its journal before {header.first} is gone"
     yield Entry(
         time=header.created,
         what="resumed" if resumed else "started",
@@ -121,12 +120,12 @@ def _recovered(report: RecoveryReport) -> Entry:
     )
 
 
-def _failures(storage: LocalStorage, ranks: Sequence[int]) -> dict[int, str]:
+def _failures(starts_by_rank: Iterable[Sequence[StartOfRun]]) -> dict[int, str]:
     """The error that ended a start, of the rank that failed first: the others fail because of it."""
     found = [
-        (record.time, start.incarnation, json.loads(record.metadata.get("detail", "{}")))
-        for rank in ranks
-        for start in history(storage, rank)
+        (record.time, start.incarnation, _detail(record))
+        for starts in starts_by_rank
+        for start in starts
         for record in start.events
         if _event(record) == FAILED
     ]
@@ -144,7 +143,7 @@ def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, late
     elif start.last is not None:
         did += f", steps {start.first} to {start.last}"
     if start.abandoned_from is not None:
-        did += f"; what it did from {start.abandoned_from} on was abandoned"
+        did += f"; its work from {start.abandoned_from} on was abandoned"
     finished = next((record for record in start.events if _event(record) == FINISHED), None)
     if finished is not None:
         how: tuple[What, str] = "finished", "came to its end"
@@ -167,12 +166,12 @@ def _by_its_lock(owner: Owner, *, held: bool) -> tuple[What, str]:
     """How the newest start ended, if it did."""
     process = f"process {owner.pid} on {owner.host}"
     if not owner.held:
-        return "stopped", f"{process} let go of the folder before the run's end"
+        return "stopped", f"{process} released the folder before the run's end"
     if owner.host != this_host():
-        return "running", f"{process} did not let go of the folder: it runs, or was killed"
+        return "running", f"{process} did not release the folder: it is running, or was killed"
     if held or Path(f"/proc/{owner.pid}").exists():
-        return "running", f"{process} is at it"
-    return "killed", f"{process} ended without letting go of the folder, as far as it can be seen from here"
+        return "running", f"{process} is running"
+    return "killed", f"{process} ended without releasing the folder, as far as can be seen from here"
 
 
 def _checkpoint(info: CheckpointInfo) -> Entry:
@@ -183,6 +182,14 @@ def _checkpoint(info: CheckpointInfo) -> Entry:
         position=info.position,
         text=f"saved, {in_bytes(info.size)}" if info.valid else f"not valid: {info.reason}",
     )
+
+
+def _detail(record: Record) -> Mapping[str, Any]:
+    try:
+        value = strictjson.parse(record.metadata.get("detail", "{}").encode())
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _event(record: Record) -> str:

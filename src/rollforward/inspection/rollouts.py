@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.inspection.steps import JournaledChunk, Made, read_step
+from rollforward.models.config import CONFIG_FILE
 from rollforward.position import Position
 from rollforward.replay.codec import RecordedOutcome
 from rollforward.storage import LocalStorage
@@ -88,6 +89,9 @@ def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
 def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[str]]:
     """Token ids to text, and what is missing for that, a line each."""
     located = locate_attachments(storage, manifest)
+    if CONFIG_FILE not in located.contents:
+        line = f"token ids are shown, not text: checkpoint {manifest.position} carries no {CONFIG_FILE}"
+        return _as_numbers, [line]
     try:
         from rollforward.data.tokenizer import Tokenizer
     except ModuleNotFoundError as error:

@@ -93,7 +93,7 @@ def read_step(storage: Storage, position: Position) -> JournaledStep:
             except ValueError as error:
                 problems.append(f"{place.segment}, byte {place.offset}: {error}")
     if not (chunks or outcomes or made or numbers):
-        lines = [f"the journal in {storage} has nothing of step {position}"]
+        lines = [f"the journal in {storage} has no record of step {position}"]
         raise NothingToResume(
             "\n".join([*lines, *(f"  {line}" for line in (*problems, *_what_there_is(storage)))]),
             hint="name one of the steps above; the journal reaches back to the oldest kept checkpoint, and "

@@ -27,7 +27,8 @@ from rollforward.store.guests import read_guests
 from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import SegmentsChecked, check_segments, list_segments
 from rollforward.store.judging import Judge
-from rollforward.store.layout import GUESTS
+from rollforward.store.layout import GUESTS, journal_folder
+from rollforward.store.lock import without_successor
 
 Progress = Callable[[int], None]
 """Is told how many bytes were read since it was last called."""
@@ -132,6 +133,7 @@ def verify_checkpoints(
 def check_journals(storage: Storage, progress: Progress = lambda _size: None) -> Iterator[JournalVerdict]:
     """Read and digest every record of every start, rank by rank; `progress` is told of bytes."""
     told = _told_of_starts(storage)
+    odd = without_successor(storage)
     for rank in sorted({*journal_ranks(storage), *_expected_ranks(storage, told)}):
         checked = check_segments(storage, rank)
         size = sum(segment.size for segment in checked.segments)
@@ -140,7 +142,11 @@ def check_journals(storage: Storage, progress: Progress = lambda _size: None) ->
             rank=rank,
             segments=len(checked.segments),
             size=size,
-            problems=(*checked.problems, *_missing(checked, told, rank)),
+            problems=(
+                *checked.problems,
+                *_missing(checked, told, rank),
+                *(line for line in odd if line.startswith(f"{journal_folder(rank)}/")),
+            ),
             torn=tuple(f"{segment}: {ending.problem}" for segment, ending in checked.torn),
         )
 

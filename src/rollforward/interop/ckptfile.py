@@ -43,6 +43,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
 _CRC_MARK, _CRC_BYTES = b"crc_num", 10
 _CHUNK = 1 << 20
 _MAX_STR = 1 << 16
+_MAX_DIMS = 32
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def read_ckpt_header(handle: ReadHandle, path: str) -> list[ForeignTensor]:
     """Every parameter, without its bytes. CheckpointInvalid when it is not a whole `.ckpt` file."""
     wire = Wire(handle)
     found: dict[str, ForeignTensor] = {}
+    pieces: dict[str, list[tuple[int, int]]] = {}
     last = ""
     if handle.size == 0:
         raise CheckpointInvalid(f"{path}: an empty file")
@@ -73,14 +75,14 @@ def read_ckpt_header(handle: ReadHandle, path: str) -> list[ForeignTensor]:
             tensor = _parse_value(wire, field)
             if tensor.name != last and tensor.name in found:
                 raise ValueError(f"{tensor.name[:60]!r} is there twice")
-            if tensor.name == last:
-                tensor = replace(tensor, pieces=found[last].pieces + tensor.pieces)
+            pieces.setdefault(tensor.name, []).extend(tensor.pieces)
             found[tensor.name], last = tensor, tensor.name
-        for tensor in found.values():
+        whole = [replace(tensor, pieces=tuple(pieces[name])) for name, tensor in found.items()]
+        for tensor in whole:
             _check_size(tensor)
     except ValueError as error:
         raise CheckpointInvalid(f"{path} is not a whole .ckpt file, or it is encrypted: {error}") from None
-    return list(found.values())
+    return whole
 
 
 def check_crc(handle: ReadHandle, path: str) -> None:
@@ -114,12 +116,14 @@ def _parse_value(wire: Wire, value: Field) -> ForeignTensor:
     dims: list[int] = []
     for field in wire.fields(fields[2].begin, fields[2].end):
         if field.number == 1:
-            dims += wire.integers(field)
+            dims += wire.integers(field, _MAX_DIMS)
+            if len(dims) > _MAX_DIMS:
+                raise ValueError(f"{name[:60]!r} has too many dimensions")
         elif field.number == 2:
             kind = wire.text(field)
         elif field.number == 3:
             content = field
-    if content is None or len(dims) > 32 or any(size >= 1 << 63 for size in dims):
+    if content is None or math.prod(max(size, 1) for size in dims) >= 1 << 59:
         raise ValueError(f"{name[:60]!r} is malformed")
     size = content.end - content.begin
     if kind == "str" and size <= _MAX_STR:

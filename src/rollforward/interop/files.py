@@ -29,8 +29,10 @@ def read_layout(path: Path) -> dict[str, NDArray[Any]]:
 
 def read_arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield name and array of each tensor. CheckpointInvalid when one cannot be read."""
+    tensors = tensors_of(path)
+    # Every byte is read for this, so the header, which says how many there should be, comes first.
     check_file(path)
-    for tensor in tensors_of(path):
+    for tensor in tensors:
         yield tensor.name, read_tensor(path, tensor)
 
 

@@ -19,13 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollforward.errors import NothingToResume
+from rollforward.inputs import read_input
 from rollforward.position import Position
 from rollforward.store.layout import META, parse_rank
 from rollforward.store.meta import MAX_META_BYTES, Meta, meta_line, parse_meta
 
 _FILE = re.compile(
     r"(?P<prefix>.+?)(?P<attempt>\.[1-9]\d{0,5})?_rank_(?P<rank>\d{1,9})(?:_(?P<again>\d{1,9}))?"
-    r"-(?P<epoch>\d{1,18})_(?P<step>\d{1,18})\.(ckpt|safetensors)"
+    r"-(?P<epoch>\d{1,18})_(?P<step>\d{1,18})\.(ckpt|safetensors)",
+    re.ASCII,
 )
 
 
@@ -154,10 +156,11 @@ def _read_meta(found: _RankFolder, entries: list[Path]) -> Meta | None:
         held = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         found.problem = f"no meta.json; it holds {held or 'nothing'}"
         return None
-    with path.open("rb") as file:
-        content = file.read(MAX_META_BYTES + 1)
     try:
-        meta = parse_meta(content)
+        meta = parse_meta(read_input(path, MAX_META_BYTES))
+    except OSError as error:
+        found.problem = f"meta.json cannot be read: {error.strerror or error}"
+        return None
     except ValueError as error:
         found.problem = f"meta.json: {error}"
         return None

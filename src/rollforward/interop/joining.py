@@ -61,13 +61,14 @@ def read_joined(
     CheckpointInvalid when a file cannot be read, CheckpointMismatch when pieces are missing or do not
     make up a tensor.
     """
+    held = _held(paths)
     for path in paths:
         check_file(path)
-    for name, copies in _held(paths).items():
+    for name, copies in held.items():
         assembly = _assembly(name, copies, strategy)
         whole = np.empty(assembly.shape, hollow(copies[0][1]).dtype)
-        for place, held in assembly.pieces.items():
-            rank, tensor = held[choice % len(held)]
+        for place, ranks in assembly.pieces.items():
+            rank, tensor = ranks[choice % len(ranks)]
             region = tuple(
                 slice(index * size, (index + 1) * size)
                 for index, size in zip(place, tensor.shape, strict=True)
@@ -112,8 +113,8 @@ def _layout_of(name: str, rank: int, tensor: ForeignTensor, strategy: Strategy) 
     layout = strategy.of(name, rank) or Layout(devices=(1,), axes=((),) * len(tensor.shape))
     if layout.problem:
         raise CheckpointMismatch(
-            f"{name} {layout.problem}, which cannot be put together",
-            hint="put the parts together with MindSpore's ms.transform_checkpoints first",
+            f"{name} {layout.problem}, which cannot be merged",
+            hint="merge the parts with MindSpore's ms.transform_checkpoints first",
         )
     if len(layout.axes) != len(tensor.shape):
         raise CheckpointMismatch(

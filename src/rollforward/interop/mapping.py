@@ -16,6 +16,7 @@ from rollforward.errors import CheckpointInvalid
 from rollforward.interop.names import Heads, is_bookkeeping, is_concatenated, to_ours
 from rollforward.tensors import Layout, TensorSpec
 
+_SECOND = "adam_v."
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -37,7 +38,8 @@ def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: i
     """The tensors of a role's file under our names and in our dtypes; none when there are problems.
 
     `wanted` is the layout of the model that they must fit, `groups` its number of key-value heads.
-    CheckpointInvalid when a tensor holds NaN or infinity: the file is damaged.
+    CheckpointInvalid when a tensor holds NaN or infinity, or a second moment what is below 0: the file is
+    damaged.
     """
     named = assign(role, arrays, wanted, groups)
     if named.problems:
@@ -109,6 +111,9 @@ def _converted(name: str, array: NDArray[Any], like: TensorSpec) -> NDArray[Any]
     """In the shape and dtype of `like`."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CheckpointInvalid(f"{name} holds NaN or infinity")
+    if name.startswith(_SECOND) and bool((array < 0).any()):
+        # A mean of squares: its root would make the weights NaN at the first update.
+        raise CheckpointInvalid(f"{name} holds negative values")
     return np.ascontiguousarray(array.reshape(like.shape), dtype=like.dtype)
 
 

@@ -2,7 +2,8 @@
 
 For the two files of MindSpore that a run may have to read, `.ckpt` and strategy files, so that
 they can be looked at before a framework is loaded, however large their contents are. Nothing is
-believed: every length is checked against the message that it lies in.
+believed: every length is checked against the message that it lies in, and a file has a bounded number of
+fields and numbers, since walking them takes time.
 
 The encoding: https://protobuf.dev/programming-guides/encoding. Left out: writing, and numbers of
 fixed width and groups, which those files do not have.
@@ -15,6 +16,8 @@ from rollforward.storage import ReadHandle
 
 _PAGE = 4096
 _MAX_TEXT = 1 << 16
+_MOST_STEPS = 2_000_000
+"""Fields and numbers in a file: room for 100,000 tensors, walked in seconds."""
 _VARINT, _LENGTH = 0, 2
 
 
@@ -38,6 +41,7 @@ class Wire:
         self._page = b""
         self._page_begin = 0
         self.size = handle.size
+        self._steps = 0
 
     def fields(self, begin: int, end: int) -> Iterator[Field]:
         """The fields of the message that fills a range of the file. ValueError when it is none."""
@@ -59,14 +63,16 @@ class Wire:
                 raise ValueError(f"no message at byte {begin}")
             begin = after
 
-    def integers(self, field: Field) -> list[int]:
-        """The values of a repeated integer field, one of them or several packed."""
+    def integers(self, field: Field, most: int) -> list[int]:
+        """The values of a repeated integer field, one or several packed; ValueError when more than `most`."""
         if field.value is not None:
             return [field.value]
         found, begin = [], field.begin
         while begin < field.end:
             value, begin = self._varint(begin, field.end)
             found.append(value)
+            if len(found) > most:
+                raise ValueError(f"more than {most} numbers at byte {field.begin}")
         return found
 
     def text(self, field: Field) -> str:
@@ -87,6 +93,9 @@ class Wire:
 
     def _varint(self, begin: int, end: int) -> tuple[int, int]:
         """Seven bits a byte, the least significant first; and where the next field begins."""
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            raise ValueError(f"more than {_MOST_STEPS} fields and numbers")
         content = self.content(begin, min(begin + 10, end))
         value = 0
         for index, byte in enumerate(content):

@@ -26,6 +26,7 @@ from rollforward.errors import (
     ModelError,
     NothingToResume,
 )
+from rollforward.inputs import read_input
 from rollforward.interop.files import read_layout
 from rollforward.interop.folders import ForeignCheckpoint, find_foreign
 from rollforward.interop.joining import is_split, joined_layout
@@ -36,12 +37,15 @@ from rollforward.interop.strategies import Strategy, find_strategy
 from rollforward.models.config import CONFIG_FILE, parse_model_config
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
+from rollforward.storage.local import same_folder
 from rollforward.store.catalog import positions
 from rollforward.store.layout import META, parse_rank
 from rollforward.tensors import Layout
 
 _T = TypeVar("_T")
 _LISTED = 20
+_MOST_CONFIG = 1 << 24
+"""Bytes of a config.json."""
 _STRATEGY_FOLDERS = {
     "policy_model": "train_policy_strategy",
     "optimizer": "train_policy_strategy",
@@ -209,9 +213,9 @@ def _split_roles(
         }
 
     needed = _of_newest(folders, ranks, split)
-    if clears_own and any(strategy.folder.resolve() == own.resolve() for strategy in needed.values()):
+    if clears_own and any(same_folder(strategy.folder, own) for strategy in needed.values()):
         raise ConfigError(
-            f"{own} holds the strategy files that the tensors in {run} are put together by, and a start "
+            f"{own} holds the strategy files by which the tensors in {run} are merged, and a start "
             "clears this run's own strategy folder",
             hint="name another one with --save_strategy_dir",
         )
@@ -220,7 +224,7 @@ def _split_roles(
 
 def _about_joining(strategies: Mapping[str, Strategy], ranks: int, world_size: int) -> Iterator[str]:
     places = ", ".join(dict.fromkeys(str(strategy.folder) for strategy in strategies.values()))
-    yield f"tensors split over {ranks} ranks are put together by the strategy files in {places}"
+    yield f"tensors split over {ranks} ranks are merged by the strategy files in {places}"
     if ranks != world_size:
         yield (
             f"{ranks} workers saved, and this run has {world_size}: a step takes chunk_size x num_rollouts "
@@ -330,6 +334,10 @@ def _model_config(folders: Iterable[str], policy: Path) -> Path:
 
 def _key_value_heads(model_config: Path) -> int:
     """How many heads keys have, by the model's config.json; 1 where it speaks of no heads."""
-    values = parse_model_config(model_config.read_bytes(), model_config)
+    try:
+        content = read_input(model_config, _MOST_CONFIG)
+    except OSError as error:
+        raise ModelError(f"{model_config}: cannot be read: {error.strerror or error}") from None
+    values = parse_model_config(content, model_config)
     heads = values.get("num_key_value_heads") or values.get("num_attention_heads")
     return heads if isinstance(heads, int) and heads > 0 else 1

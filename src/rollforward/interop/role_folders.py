@@ -70,5 +70,8 @@ def _role_folder(path: Path, role: str) -> Path:
 def what_is_near(folder: Path) -> str:
     """The nearest folder above that exists, and what is in it: one line."""
     near = next(part for part in (folder, *folder.absolute().parents) if part.is_dir())
-    there = ", ".join(sorted(entry.name for entry in near.iterdir())[:10])
+    try:
+        there = ", ".join(sorted(entry.name for entry in near.iterdir())[:10])
+    except OSError as error:
+        return f"{near} exists and cannot be read: {error.strerror}"
     return f"{near} exists and holds {there or 'nothing'}"

@@ -31,6 +31,9 @@ from rollforward.errors import CheckpointMismatch, StorageError
 from rollforward.interop.protobuf import Field, Wire
 from rollforward.storage import LocalStorage
 
+_MOST_DIMS = 32
+_MOST_RANKS = 1 << 32
+
 _NAME = re.compile(r"(?:ckpt_)?strategy(?:_rank)?_\d+\.ckpt", re.ASCII)
 
 
@@ -120,7 +123,7 @@ def _read_all(files: Iterable[Path]) -> dict[str, dict[int, Layout]]:
             told = error.message if isinstance(error, StorageError) else str(error)
             raise CheckpointMismatch(
                 f"{path} is not a strategy file of MindSpore: {told}",
-                hint="the parts cannot be put together without the strategy files of their trainer",
+                hint="the parts cannot be merged without the strategy files of their trainer",
             ) from None
     return found
 
@@ -142,11 +145,14 @@ def _parse(wire: Wire) -> list[tuple[str, int, Layout]]:
 def _parse_layout(wire: Wire, field: Field) -> Layout:
     fields = _messages(wire, field)
     devices = _dims(wire, fields[1][0])
+    if len(fields[2]) > _MOST_DIMS or math.prod(map(abs, devices)) > _MOST_RANKS:
+        raise ValueError(f"a grid of {len(devices)} axes, split by {len(fields[2])} maps: it is absurd")
     maps = [dims for item in fields[2] if (dims := _dims(wire, item))]
     if len(maps) == 1:
         maps = [(axis,) for axis in maps[0]]
     axes = tuple(tuple(len(devices) - 1 - axis for axis in dims if axis >= 0) for dims in maps)
-    if min(devices, default=0) < 1 or any(axis < 0 for found in axes for axis in found):
+    used = [axis for found in axes for axis in found]
+    if min(devices, default=0) < 1 or min(used, default=0) < 0 or len(set(used)) < len(used):
         raise ValueError(f"a grid {list(devices)} that is split by axes {list(maps)}")
     problem = ""
     if fields[5][0].value:
@@ -171,7 +177,12 @@ def _messages(wire: Wire, field: Field) -> dict[int, list[Field]]:
 
 def _dims(wire: Wire, field: Field) -> tuple[int, ...]:
     fields = _messages(wire, field)
-    return tuple(_signed(value) for item in fields.get(1, []) for value in wire.integers(item))
+    found: list[int] = []
+    for item in fields.get(1, []):
+        found += wire.integers(item, _MOST_DIMS)
+        if len(found) > _MOST_DIMS:
+            raise ValueError(f"more than {_MOST_DIMS} dimensions at byte {item.begin}")
+    return tuple(map(_signed, found))
 
 
 def _signed(value: int) -> int:

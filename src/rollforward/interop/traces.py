@@ -47,7 +47,7 @@ def lost_commits(source: CheckpointFolders) -> list[str]:
     if named_positions(storage):
         return []
     ours = next(_committed_files(source), None)
-    return [] if ours is None else [f"{ours} is laid out as only ours are", *finished_work(storage)]
+    return [] if ours is None else [f"{ours} was written by Rollforward", *finished_work(storage)]
 
 
 def finished_work(storage: Storage) -> list[str]:
@@ -55,7 +55,7 @@ def finished_work(storage: Storage) -> list[str]:
     found = []
     count = _lines_of_metrics(storage)
     if count:
-        found.append(f"{_METRICS} has the figures of {count} steps")
+        found.append(f"{_METRICS} has the metrics of {count} steps")
     ranks = [rank for rank in journal_ranks(storage) if _has_records(storage, rank)]
     if ranks:
         found.append(f"{JOURNAL}/ has records of rank {', '.join(map(str, ranks))}")
@@ -67,7 +67,7 @@ def refuse_lost_commits(source: CheckpointFolders) -> None:
     found = lost_commits(source)
     if found:
         lines = [
-            f"{source.run} is a run of ours whose manifests are gone: there is none in {COMMITS}/, so "
+            f"{source.run} is a Rollforward run whose manifests are gone: there is none in {COMMITS}/, so "
             "nothing proves which files belong together and whether they are whole",
             *(f"  {trace}" for trace in found),
             "  nothing was changed: tensor files, journal and figures are as they were",

@@ -15,9 +15,11 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rollforward.errors import StorageError
+from rollforward.inputs import parse_json
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, read_small
 from rollforward.storage.inplace import open_in_place
@@ -104,10 +106,11 @@ class Heartbeat:
 def read(run_folder: Path, rank: int) -> Pulse | None:
     """A rank's newest heartbeat; None when there is none, or it cannot be read just now."""
     try:
-        value = json.loads(read_small(LocalStorage(run_folder), _name_of(rank), limit=_LARGEST))
-        pulse = Pulse(**value)
+        pulse = Pulse(**parse_json(read_small(LocalStorage(run_folder), _name_of(rank), limit=_LARGEST)))
         Position.parse(pulse.position)
-    except (StorageError, ValueError, TypeError, AttributeError, RecursionError):
+        # What a clock of people can show, or ValueError.
+        datetime.fromtimestamp(pulse.time, UTC)
+    except (StorageError, ValueError, TypeError, AttributeError, OverflowError, OSError):
         return None
     kinds = [type(found) for found in asdict(pulse).values()]
     return pulse if kinds == [str, str, int, int, float, int] else None

@@ -27,10 +27,12 @@ from pathlib import Path
 
 from rollforward.engines.base import EnginePackage, Launch
 from rollforward.errors import WorkerFailed
+from rollforward.inputs import open_input
 from rollforward.position import Position
 from rollforward.processes import heartbeat, reports, stopping
 from rollforward.processes.environment import ENGINE, LAUNCHED
 from rollforward.processes.reports import Report, die_with_parent
+from rollforward.wording import plain_lines
 
 _LOOK_EVERY = 0.2
 """Seconds between two looks at the workers."""
@@ -41,6 +43,9 @@ _PATIENCE = stopping.GRACE + 1.0
 _ENDING_ALL = _PATIENCE + 1.0
 """Seconds that this process has, after a signal, to end all others and itself."""
 _SHOWN_LINES = 15
+_SHOWN_BYTES = 1 << 16
+_RELAYED_BYTES = 1 << 22
+"""Of a log at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ def exit_code(ending: Ending) -> int:
     if ending.code and ending.kind is None:
         raise WorkerFailed(ending.error, hint=ending.hint)
     if ending.code and not ending.shown:
-        sys.stderr.write(ending.error + "\n")
+        sys.stderr.write(plain_lines(ending.error) + "\n")
     return ending.code
 
 
@@ -126,7 +131,9 @@ def _start_several(command: Sequence[str], how: Launch, log_folder: Path) -> "su
     # A log of an earlier run would be shown as if it were of this one.
     for stale in log_folder.glob(how.worker_log.format(rank="*")):
         stale.unlink()
-    with (log_folder / how.own_log).open("wb") as output:
+    # Whatever has the name: a named pipe would wait for a reader.
+    (log_folder / how.own_log).unlink(missing_ok=True)
+    with (log_folder / how.own_log).open("xb") as output:
         return _start(command, how.environment, output.fileno())
 
 
@@ -163,21 +170,28 @@ class _Logs(_Output):
 
     def show(self) -> None:
         """Relay what the first worker has written since the last time, whole lines only."""
-        with suppress(FileNotFoundError), self._log(0).open("rb") as log:
-            log.seek(self._shown)
-            text = log.read()
-            text = text[: text.rfind(b"\n") + 1]
+        while text := self._unshown():
             self._shown += len(text)
             lines = text.decode(errors="replace").splitlines(keepends=True)
             noise = self._how.noise
             sys.stdout.writelines(line for line in lines if noise is None or not noise.match(line))
             sys.stdout.flush()
 
+    def _unshown(self) -> bytes:
+        """Whole lines of the first worker, or a piece of one that is longer than all that is read at once."""
+        text = b""
+        with suppress(OSError), open_input(self._log(0)) as log:
+            log.seek(self._shown)
+            text = log.read(_RELAYED_BYTES)
+        return text if len(text) == _RELAYED_BYTES and b"\n" not in text else text[: text.rfind(b"\n") + 1]
+
     def tail(self, rank: int | None) -> str:
         """Indented; a note when there are none."""
         path = self._log(rank)
         try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+            with open_input(path) as log:
+                log.seek(max(log.seek(0, os.SEEK_END) - _SHOWN_BYTES, 0))
+                lines = log.read(_SHOWN_BYTES).decode(errors="replace").splitlines()[-_SHOWN_LINES:]
         except OSError:
             lines = []
         return "\n" + ("\n".join(f"  | {line}" for line in lines) or f"  | (nothing in {path})")
@@ -314,7 +328,7 @@ class _Watch:
         who = f"worker {rank} (process {known.pid})"
         error = known.error or f"{who} {self._how(known)}"
         if known.kind == stopping.Stopped.__name__:
-            error = f"{who} was told to end, and not from here: {error}"
+            error = f"{who} received a signal that was not sent from here: {error}"
         return Ending(
             code=known.code or 1,
             error=error,

@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rollforward.errors import RollforwardError, StorageError
+from rollforward.inputs import parse_json, read_input
 from rollforward.processes.environment import ENGINE, LAUNCHED, is_alive, start_time
 from rollforward.storage.failures import storage_error
 from rollforward.storage.local import LocalStorage
+from rollforward.wording import plain_lines
 
 _LAUNCHER = "launcher"
 _PR_SET_PDEATHSIG = 1
+_MOST_BYTES = 1 << 24
+"""Of a report: an error may be long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,8 @@ def tell_ending(code: int, *, error: str | None = None, kind: str | None = None)
         try:
             report(Path(folder), _own_rank, code=code, error=error, kind=kind)
         except StorageError as problem:
-            sys.stderr.write(f"ended with code {code}, which could not be reported: {problem}\n")
+            told = plain_lines(str(problem))
+            sys.stderr.write(f"ended with code {code}, which could not be reported: {told}\n")
 
 
 def report(
@@ -96,7 +101,7 @@ def report(
 def read(folder: Path, rank: int) -> Report | None:
     """What a worker has said; None when it has said nothing yet."""
     try:
-        return Report(**json.loads((folder / f"rank_{rank}.json").read_bytes()))
+        return Report(**parse_json(read_input(folder / f"rank_{rank}.json", _MOST_BYTES)))
     except (OSError, ValueError, TypeError):
         return None
 

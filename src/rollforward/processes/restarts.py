@@ -62,7 +62,7 @@ def decide(failures: Sequence[Failure], *, max_restarts: int) -> Again | GiveUp:
     """What to do after the last of `failures`, which are all of this run so far, in order."""
     last, same = failures[-1], failures[-SAME_STEP:]
     if last.code == INPUT_ERROR or last.kind in FINAL:
-        return GiveUp(reason="a restart would not mend it", failures=(last,))
+        return GiveUp(reason="a restart would not fix it", failures=(last,))
     if len(same) == SAME_STEP and all(failure.position == last.position for failure in same):
         where = "the way to its first step" if last.position is None else f"step {last.position}"
         return GiveUp(reason=f"{where} failed {SAME_STEP} times running", failures=tuple(same))

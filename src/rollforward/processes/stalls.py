@@ -126,8 +126,8 @@ class CollectiveWatch:
         if not self._count:
             return None
         return CollectiveTimeout(
-            f"the framework has lost contact with a worker, and ended the group: {self._who_is_late()}",
-            hint="see that worker's log: was it stopped or killed, or its machine lost? Resume with "
+            f"the framework lost contact with a worker and ended the group: {self._who_is_late()}",
+            hint="see that worker's log: was it stopped or killed, or did its machine fail? Resume with "
             "--resume_training",
         )
 
@@ -149,8 +149,8 @@ class CollectiveWatch:
                     CollectiveTimeout(
                         f"waited {self._timeout:g} s for the other workers, since {_clock(self._since)}: "
                         f"{self._who_is_late()}",
-                        hint="see that worker's log: is it stopped, swapping, is its device hanging? Resume "
-                        "with --resume_training; where workers really differ by so much, raise "
+                        hint="see that worker's log: is it stopped or swapping, or does its device hang? "
+                        "Resume with --resume_training; if workers really differ by that much, raise "
                         "rl_config.collective_timeout",
                     )
                 )
@@ -159,7 +159,7 @@ class CollectiveWatch:
     def _who_is_late(self) -> str:
         company = self._company
         if company is None:
-            return "who is late cannot be told, since the run's folder is not locked yet"
+            return "it is not known who is late, since the run's folder is not locked yet"
         silent = _SILENT_BEATS * self._every if self._timeout > 0 else float("inf")
         return "; ".join(late_workers(company.look(), rank=company.rank, silent=silent))
 
@@ -176,7 +176,7 @@ def late_workers(seen: Sequence[Seen | None], *, rank: int, silent: float) -> li
         if other == rank:
             continue
         if found is None:
-            told.append(f"worker {other} has given no heartbeat in this start")
+            told.append(f"worker {other} has written no heartbeat since this start")
             continue
         pulse, still = found.pulse, found.silent_for > silent
         if still or (own is not None and pulse.meetings < own.pulse.meetings):
@@ -184,7 +184,7 @@ def late_workers(seen: Sequence[Seen | None], *, rank: int, silent: float) -> li
             text += f"{pulse.position} since {_clock(pulse.time)}"
             told.append(text + (f", without a sign of life for {found.silent_for:.0f} s" if still else ""))
     if not told:
-        told.append("all workers have come, and it does not end")
+        told.append("all workers have arrived, and it does not finish")
     if own is not None:
         told.append(f"worker {rank} waits in phase {own.pulse.phase} of step {own.pulse.position}")
     return told

@@ -37,6 +37,7 @@ from typing import NoReturn
 
 from rollforward.errors import RollforwardError
 from rollforward.processes import reports
+from rollforward.wording import plain_lines
 
 GRACE = 2.5
 """Seconds from a signal until the process is cut off."""
@@ -144,7 +145,7 @@ def end_at_once(reason: Stopped | RollforwardError) -> NoReturn:
     """From any thread: say why, to the user and to the launcher if there is one, and end this process."""
     # Straight to the descriptor: the program may be in the middle of a write of its own.
     with suppress(OSError, ValueError):
-        os.write(sys.stderr.fileno(), f"{reason}\n".encode())
+        os.write(sys.stderr.fileno(), f"{plain_lines(str(reason))}\n".encode())
     with suppress(Exception):
         reports.tell_ending(reason.exit_code, error=str(reason), kind=type(reason).__name__)
     os._exit(reason.exit_code)

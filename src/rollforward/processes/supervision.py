@@ -112,7 +112,7 @@ def _give_up(decision: GiveUp, ending: Ending, say: Callable[[str], None]) -> En
         return ending
     lines = [f"the run failed, and was not restarted: {decision.reason}"]
     lines += [f"{number}. {failure.error}" for number, failure in enumerate(decision.failures, start=1)]
-    raise WorkerFailed("\n".join(lines), hint=ending.hint or "mend that, then resume with --resume_training")
+    raise WorkerFailed("\n".join(lines), hint=ending.hint or "fix that, then resume with --resume_training")
 
 
 def _restore_terminal() -> None:

@@ -11,6 +11,7 @@ completion token that is 6 bytes (id and reference log-probability), or 8 with i
                                             stopped               bool [B]
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,20 @@ from rollforward.store.journal.records import Record
 
 Arrays = dict[str, NDArray[Any]]
 
-_MAX_WIDTH = 1 << 22
-_MAX_CELLS = 1 << 30
+_MAX_CELLS = 1 << 25
+"""Of a padded array, 9 bytes a cell, for who looks at a record without knowing how wide it should be."""
+_ARRAYS = {
+    "prompt_indices": ("i4",),
+    "prompt_ids": ("u2", "i4"),
+    "prompt_lengths": ("i4",),
+    "prompt_of": ("i4",),
+    "completion_ids": ("u2", "i4"),
+    "completion_lengths": ("i4",),
+    "reference_logprobs": ("f4",),
+    "rewards": ("f4",),
+    "stopped": ("b1",),
+}
+"""Name -> the dtypes that it may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +50,20 @@ class RecordedOutcome:
     learning_rate: float
     weights: str
     """Digest of the policy after the update; empty where none was taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkShape:
+    """What the trainer that is to use a chunk knows of it."""
+
+    samples: int
+    prompt_width: int
+    completion_width: int
+    verifiers: int
+    prompts: int
+    """In the dataset."""
+    vocabulary: int
+    """Token ids are less."""
 
 
 def pack(chunk: RolloutChunk) -> tuple[Arrays, dict[str, str]]:
@@ -74,33 +101,84 @@ def pack(chunk: RolloutChunk) -> tuple[Arrays, dict[str, str]]:
     return arrays, metadata
 
 
-def unpack(record: Record) -> RolloutChunk:
-    """The chunk that `pack` was given; ValueError when the record does not hold one."""
+def unpack(record: Record, expected: ChunkShape | None = None) -> RolloutChunk:
+    """The chunk that `pack` was given; ValueError when the record holds none, or another than expected.
+
+    What a digest cannot tell is found here, once: arrays that contradict each other. Nothing is spread out,
+    which may take much more memory than the record, before all of them agree.
+    """
+    _check(record, expected)
     arrays = record.arrays
-    try:
-        prompt_of = arrays["prompt_of"]
-        distinct_mask = _mask(arrays["prompt_lengths"], record.number("prompt_width"))[:, ::-1]
-        completion_mask = _mask(arrays["completion_lengths"], record.number("completion_width"))
-        prompt_ids = _spread(arrays["prompt_ids"], distinct_mask, record.number("prompt_pad"))[prompt_of]
-        tokens = TokenBatch(
-            prompt_ids=np.ascontiguousarray(prompt_ids),
-            prompt_mask=np.ascontiguousarray(distinct_mask[prompt_of]),
-            completion_ids=_spread(
-                arrays["completion_ids"], completion_mask, record.number("completion_pad")
-            ),
-            completion_mask=completion_mask,
-        )
-        logprobs = np.zeros(completion_mask.shape, dtype=np.float32)
-        logprobs[completion_mask] = arrays["reference_logprobs"]
-        return RolloutChunk(
-            prompt_indices=arrays["prompt_indices"].astype(np.int32),
-            tokens=tokens,
-            stopped=arrays["stopped"].astype(np.bool_),
-            rewards=arrays["rewards"].astype(np.float32),
-            reference_logprobs=logprobs,
-        )
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"not a record of rollouts: {error}") from None
+    prompt_of = arrays["prompt_of"]
+    distinct_mask = _mask(arrays["prompt_lengths"], record.number("prompt_width"))[:, ::-1]
+    completion_mask = _mask(arrays["completion_lengths"], record.number("completion_width"))
+    prompt_ids = _spread(arrays["prompt_ids"], distinct_mask, record.number("prompt_pad"))[prompt_of]
+    tokens = TokenBatch(
+        prompt_ids=np.ascontiguousarray(prompt_ids),
+        prompt_mask=np.ascontiguousarray(distinct_mask[prompt_of]),
+        completion_ids=_spread(arrays["completion_ids"], completion_mask, record.number("completion_pad")),
+        completion_mask=completion_mask,
+    )
+    logprobs = np.zeros(completion_mask.shape, dtype=np.float32)
+    logprobs[completion_mask] = arrays["reference_logprobs"]
+    return RolloutChunk(
+        prompt_indices=arrays["prompt_indices"].astype(np.int32),
+        tokens=tokens,
+        stopped=arrays["stopped"].astype(np.bool_),
+        rewards=arrays["rewards"].astype(np.float32),
+        reference_logprobs=logprobs,
+    )
+
+
+def _check(record: Record, expected: ChunkShape | None) -> None:
+    """ValueError, in one line, unless all arrays and numbers of a record agree with each other."""
+    arrays = record.arrays
+    if arrays.keys() != _ARRAYS.keys():
+        raise ValueError(f"not a record of rollouts: its arrays are {sorted(arrays)[:12]}")
+    for name, dtypes in _ARRAYS.items():
+        ndim = 2 if name == "rewards" else 1
+        if arrays[name].dtype.str.lstrip("<|") not in dtypes or arrays[name].ndim != ndim:
+            raise ValueError(f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}")
+    samples, prompts = len(arrays["prompt_of"]), len(arrays["prompt_lengths"])
+    _need(samples > 0, "it has no samples")
+    for name in ("prompt_indices", "completion_lengths", "rewards", "stopped"):
+        _need(len(arrays[name]) == samples, f"{samples} samples, and {len(arrays[name])} of {name}")
+    _within(arrays, "prompt_of", 0, prompts)
+    _within(arrays, "prompt_indices", 0, expected.prompts if expected else 1 << 31)
+    for name in ("prompt", "completion"):
+        width, lengths = record.number(f"{name}_width"), arrays[f"{name}_lengths"]
+        _within(arrays, f"{name}_lengths", 1, width + 1)
+        tokens = int(lengths.sum(dtype=np.int64))
+        _need(len(arrays[f"{name}_ids"]) == tokens, f"{name}_ids are not as many as {name}_lengths say")
+        _within(arrays, f"{name}_ids", 0, expected.vocabulary if expected else 1 << 31)
+        _need(record.number(f"{name}_pad") < 1 << 31, f"{name}_pad is not a token id")
+        if expected is None:
+            _need(max(samples, prompts) * width <= _MAX_CELLS, f"{samples} samples of {width} tokens")
+    _need(
+        len(arrays["reference_logprobs"]) == len(arrays["completion_ids"]),
+        "reference_logprobs are not as many as completion_ids",
+    )
+    for name in ("reference_logprobs", "rewards"):
+        _need(bool(np.isfinite(arrays[name]).all()), f"{name} are not all finite")
+    if expected is not None:
+        found = (samples, record.number("prompt_width"), record.number("completion_width"))
+        wanted = (expected.samples, expected.prompt_width, expected.completion_width)
+        _need(found == wanted, f"samples and widths are {found}, where this run has {wanted}")
+        _need(prompts <= samples, f"{prompts} prompts of {samples} samples")
+        _need(arrays["rewards"].shape[1] == expected.verifiers, "rewards of other verifiers")
+
+
+def _need(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _within(arrays: Mapping[str, NDArray[Any]], name: str, low: int, high: int) -> None:
+    values = arrays[name]
+    _need(
+        values.size == 0 or (int(values.min()) >= low and int(values.max()) < high),
+        f"{name} are not all from {low} to {high - 1}",
+    )
 
 
 def pack_outcome(outcome: UpdateOutcome, learning_rate: float, weights: str) -> tuple[Arrays, dict[str, str]]:
@@ -151,10 +229,6 @@ def _pad_value(ids: Ints, mask: Bools) -> int:
 
 def _mask(lengths: NDArray[Any], width: int) -> Bools:
     """[rows, width]; True on the first `length` of each row."""
-    if lengths.ndim != 1 or width > _MAX_WIDTH or len(lengths) * width > _MAX_CELLS:
-        raise ValueError(f"{len(lengths)} rows of {width} tokens")
-    if ((lengths < 0) | (lengths > width)).any():
-        raise ValueError(f"lengths beyond the width of {width}")
     mask: Bools = np.arange(width) < lengths[:, None]
     return mask
 

@@ -66,13 +66,13 @@ class Comparing:
             return False
         reason = "; ".join(circumstances) or "versions, device and world size are those of the recording"
         if self._on_divergence == "accept":
-            self._notice(f"{where}: the replay diverged, and goes on as asked: {values} ({reason})")
+            self._notice(f"{where}: the replay diverged, and continues as configured: {values} ({reason})")
             return False
         raise ReplayDiverged(
             f"{where}: the replay gave {values} ({reason})",
-            hint="with the environment of the recording the replay repeats it; "
-            f"{self._to_accept} goes on with the new values, "
-            "and an older checkpoint can tell where the difference begins",
+            hint="in the environment of the recording, the replay is exact; "
+            f"{self._to_accept} continues with the new values, "
+            "and an older checkpoint can tell where the difference starts",
         )
 
 

@@ -293,7 +293,7 @@ class Recording:
             found = once.unpack(once.copied(record), record.metadata)
         except (CheckpointInvalid, ValueError) as error:
             self.unreadable_chunks += 1
-            self._settings.warn(f"journal: {where}, {name!r} is made again: {error}")
+            self._settings.warn(f"journal: {where}, {name!r} is run again: {error}")
             return None
         recorded, after = record.metadata.get(once.NAME), record.metadata.get(AFTER)
         if recorded != name:

@@ -54,13 +54,14 @@ def unpack(arrays: Arrays, metadata: Mapping[str, str]) -> Any:
     if (
         metadata.get(FORM) == "arrays"
         and isinstance(names, list)
-        and sorted(map(str, names)) == sorted(arrays)
+        and all(isinstance(name, str) for name in names)
+        and sorted(names) == sorted(arrays)
     ):
         made = {name: arrays[name] for name in names}
     elif metadata.get(FORM) == "array" and arrays.keys() == {_ALONE}:
         made = arrays[_ALONE]
     else:
-        raise ValueError("not a record of what a maker gave")
+        raise ValueError("not a record of a `once` result")
     return (made, strictjson.parse(metadata[INFO].encode())) if INFO in metadata else made
 
 

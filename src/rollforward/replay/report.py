@@ -13,19 +13,22 @@ Left out: resuming from another trainer's folder, which has no journal and no di
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from rollforward.grpo.ports import Group
 from rollforward.position import Position
 from rollforward.replay.inheriting import JournalReport
 from rollforward.replay.recovery import Restored
-from rollforward.storage import Storage, read_small
+from rollforward.storage import Storage, read_lines
+from rollforward.store import strictjson
 from rollforward.store.journal.writing import utc_now
+from rollforward.store.tensorfile import is_count
 from rollforward.wording import counted, in_bytes
 
 FILE = "recoveries.jsonl"
 _MAX_BYTES = 64 << 20
+_MAX_LINE = 1 << 20
 _KEPT = 1000
 """Reports, the newest; a supervised run may start often."""
 
@@ -85,12 +88,11 @@ class RecoveryReport:
     def from_json(cls, value: Any) -> "RecoveryReport":
         """The report that `as_json` gave; ValueError for anything else."""
         try:
-            known = {item.name for item in fields(cls)}
-            given = {name: found for name, found in value.items() if name in known}
-            for name in ("checkpoint", "replayed_until", "next"):
-                given[name] = Position(*Position.parse(given[name]))
-            given["incarnation"] = int(given["incarnation"])
-            given["lost"] = tuple(str(line) for line in given["lost"])
+            given = {
+                item.name: _READERS[item.type](value[item.name])
+                for item in fields(cls)
+                if item.name in value or item.default is item.default_factory is MISSING
+            }
             return cls(**given)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a report of a recovery: {error}") from None
@@ -246,12 +248,42 @@ def read(storage: Storage) -> list[RecoveryReport]:
     if storage.stat(FILE) is None:
         return []
     found = []
-    for line in read_small(storage, FILE, limit=_MAX_BYTES).splitlines():
+    for line in read_lines(storage, FILE, limit=_MAX_BYTES, longest=_MAX_LINE):
         try:
-            found.append(RecoveryReport.from_json(json.loads(line)))
+            found.append(RecoveryReport.from_json(strictjson.parse(line)))
         except ValueError:
             continue
     return found
+
+
+def _is(holds: bool, value: Any) -> Any:
+    if not holds:
+        raise TypeError(f"{str(value)[:60]!r} is of another kind")
+    return value
+
+
+def _text(value: Any) -> str:
+    return str(_is(isinstance(value, str), value))
+
+
+def _number(value: Any) -> float:
+    return float(_is(type(value) is float or is_count(value), value))
+
+
+def _object(value: Any, reader: Callable[[Any], Any]) -> dict[str, Any]:
+    return {name: reader(item) for name, item in _is(isinstance(value, dict), value).items()}
+
+
+_READERS: Mapping[Any, Callable[[Any], Any]] = {
+    int: lambda value: _is(is_count(value), value),
+    str: _text,
+    bool: lambda value: _is(isinstance(value, bool), value),
+    Position: lambda value: Position.parse(_text(value)),
+    Mapping[str, str]: lambda value: _object(value, _text),
+    Mapping[str, float]: lambda value: _object(value, _number),
+    tuple[str, ...]: lambda value: tuple(map(_text, _is(isinstance(value, list | tuple), value))),
+}
+"""What a field of a report is made from, by its type; TypeError or ValueError for anything else."""
 
 
 def _lost(journal: JournalReport) -> tuple[str, ...]:
@@ -267,7 +299,7 @@ def _lost_here(journal: JournalReport) -> tuple[str, ...]:
             f"{counted(journal.lost_chunks, 'finished chunk')} in all: "
         )
         if not journal.compatible:
-            return (f"{which}made with another configuration, generated anew with that of now",)
+            return (f"{which}made with another configuration, generated again with the present one",)
         why = "the journal is damaged" if journal.problems else "the journal does not have them"
         return (f"{which}{why}, generated again", *journal.problems)
     if journal.problems:

@@ -17,6 +17,7 @@ from rollforward.errors import CheckpointInvalid
 from rollforward.grpo.types import RolloutChunk, UpdateOutcome
 from rollforward.position import Position
 from rollforward.replay.codec import (
+    ChunkShape,
     RecordedOutcome,
     pack,
     pack_outcome,
@@ -44,6 +45,8 @@ class LogSettings:
     chunks_per_step: int
     steps_per_epoch: int
     on_divergence: OnDivergence = "stop"
+    shape: ChunkShape | None = None
+    """Of every chunk; a record of another one is damage. None: whatever agrees with itself."""
     weights_digest_every: int = 0
     """A digest of the policy goes with the outcomes of every so many steps; 0: never."""
 
@@ -83,7 +86,7 @@ class JournaledRollouts:
         """The chunk, if an earlier start finished it and it can still be read intact."""
         try:
             record = self.journal.find_rollouts(position, chunk)
-            return None if record is None else unpack(record)
+            return None if record is None else unpack(record, self._settings.shape)
         except (CheckpointInvalid, ValueError) as error:
             self.unreadable_chunks += 1
             self._notice(f"step {position}, chunk {chunk} is generated again: {error}")

@@ -30,7 +30,7 @@ def check_named(position: Position, steps_per_epoch: int, end: Position) -> None
         )
     if position > end:
         raise ConfigError(
-            f"position {position} lies behind the run's end, {end}",
+            f"position {position} is after the run's end, {end}",
             hint="rl_config.epochs and rl_config.max_steps say where a run ends",
         )
 

@@ -114,7 +114,7 @@ def check_named(base: Carried, given: Sequence[tuple[str, Any]]) -> list[tuple[s
     if not named and any(":" in name for name in names):
         mine = ", ".join(name for name in names if ":" in name)
         raise ConfigError(
-            f"{base.source}: the run was trained with {mine}, which is code of yours: what a run's folder "
+            f"{base.source}: the run was trained with {mine}, which is your own code: what a run's folder "
             "names is not run unless you name it too",
             hint=f"--verifier_function {','.join(names)}, or --config with the run's configuration",
         )

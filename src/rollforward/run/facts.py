@@ -80,7 +80,7 @@ def warnings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     judged = [line for name, line in found if name.startswith(_VERIFIER)]
     lines = [f"since the checkpoint was saved {line}" for line in made]
     if made:
-        lines.append("steps finished after the checkpoint are generated anew, as the run is now")
+        lines.append("steps finished after the checkpoint are generated again, with the present settings")
     lines += [
         f"since the checkpoint was saved {line}: finished steps keep the rewards that were recorded, "
         "new ones get those of now"

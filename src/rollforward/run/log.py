@@ -3,7 +3,7 @@
 A *line* is about the run; all workers have the same to say, so the first one says it. A *warning* is about
 one worker, and is heard whichever worker it is: it is printed there, for that worker's own log, and
 travels to the first worker with the next value that the workers exchange, which shows it and keeps it.
-Nothing is exchanged for its sake.
+Nothing is exchanged for its sake. Both may hold what files brought: control characters are escaped.
 """
 
 import sys
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rollforward.grpo.ports import Group
+from rollforward.storage.local import open_to_append
+from rollforward.wording import plain_lines
 
 
 class LogFile:
@@ -29,7 +31,7 @@ class LogFile:
     def keep(self, path: Path) -> None:
         """Append to this file from now on, what was said before included; its folder exists."""
         try:
-            self._file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+            self._file = open_to_append(path)
         except OSError as error:
             self._lose(error)
         for line in self._early:
@@ -38,6 +40,7 @@ class LogFile:
 
     def line(self, text: str) -> None:
         """Show a line, and keep it."""
+        text = plain_lines(text)
         self._show(text)
         line = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}\n"
         if self._file is not None:
@@ -64,7 +67,7 @@ class LogFile:
     def _lose(self, error: OSError) -> None:
         """A log that cannot be written is no reason to stop."""
         self._lost = True
-        self._show(f"warning: the log file is lost ({error.strerror or error}); what is shown here goes on")
+        self._show(f"warning: the log file is lost ({error.strerror or error}); output continues here")
 
 
 class WorkerLog:
@@ -85,7 +88,7 @@ class WorkerLog:
         if self._rank == 0:
             self._file.line(text)
             return
-        sys.stdout.write(f"rank {self._rank}: {text}\n")
+        sys.stdout.write(f"rank {self._rank}: {plain_lines(text)}\n")
         sys.stdout.flush()
         self._unheard.append(text)
 

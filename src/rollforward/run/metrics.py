@@ -32,7 +32,7 @@ from tensorboardX import SummaryWriter
 from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.run.progress import tokens_per_second
-from rollforward.storage import LocalStorage, Storage, read_small
+from rollforward.storage import LocalStorage, Storage, read_lines
 
 FILE = "metrics.jsonl"
 _SUFFIX = ".rollforward"
@@ -41,7 +41,8 @@ _PLACE = ("epoch", "step", "global_step", "incarnation", "time")
 """Keys of a record that say where and when, and are no curves."""
 _COUNTS = ("epoch", "step", "global_step", "incarnation")
 _MAX_COUNT = 10**18
-_MAX_BYTES = 1 << 30
+_MAX_BYTES = 1 << 32
+_MAX_LINE = 1 << 18
 
 Record = dict[str, Any]
 """One line of the file."""
@@ -90,7 +91,7 @@ def read_from(storage: Storage, name: str = FILE) -> list[Record]:
     if storage.stat(name) is None:
         return []
     records: dict[Position, Record] = {}
-    for line in read_small(storage, name, limit=_MAX_BYTES).split(b"\n"):
+    for line in read_lines(storage, name, limit=_MAX_BYTES, longest=_MAX_LINE):
         record = _parse(line)
         if record is not None:
             records[place_of(record)] = record
@@ -114,6 +115,16 @@ def _parse(line: bytes) -> Record | None:
 def _is_figure(value: object) -> bool:
     """A number, and no integer that is too large for a float; not a truth value either."""
     return type(value) is float or (type(value) is int and abs(value) < _MAX_COUNT)
+
+
+def consistent(records: Iterable[Record], steps_per_epoch: int) -> list[Record]:
+    """The records whose three counts of steps agree: a flipped bit in one of them moves a step elsewhere."""
+    return [
+        record
+        for record in records
+        if record["step"] < steps_per_epoch
+        and record["global_step"] == place_of(record).global_step(steps_per_epoch)
+    ]
 
 
 def before(records: Iterable[Record], position: Position) -> list[Record]:

@@ -14,10 +14,17 @@ from rollforward.models.config import CONFIG_FILE
 from rollforward.replay import report
 from rollforward.run import configuration, metrics
 from rollforward.run.request import Request
-from rollforward.run.sources import FromOthers, FromRun, Source, model_files, model_folders
+from rollforward.run.sources import (
+    FromOthers,
+    FromRun,
+    Source,
+    model_files,
+    model_folders,
+    read_model_file,
+)
 from rollforward.storage import LocalStorage
+from rollforward.storage.local import same_folder
 from rollforward.store import find, list_checkpoints, locate_attachments
-from rollforward.store.guests import read_guests
 from rollforward.store.lock import read_owner
 
 _REPLACED = (configuration.FILE, metrics.FILE, report.FILE)
@@ -53,7 +60,7 @@ def _new(config: Config, request: Request, places: Outputs) -> Origin:
         request.actor_checkpoint_path or config.actor_config.load,
         request.ref_checkpoint_path or config.ref_config.load,
     )
-    _refuse_used_folder(places.run, "to go on with it add --resume_training")
+    _refuse_used_folder(places.run, "to resume it, add --resume_training")
     _refuse_traces(places.run)
     tokenizer = Path(config.rl_config.tokenizer_dir or source.policy)
     return Origin(source=source, model=source.policy, files=model_files(source.policy, tokenizer))
@@ -61,7 +68,7 @@ def _new(config: Config, request: Request, places: Outputs) -> Origin:
 
 def _resumed(config: Config, request: Request, places: Outputs) -> Origin:
     source = checkpoint_folders(request.actor_checkpoint_path, request.ref_checkpoint_path, places.run)
-    if source.reference.parent.resolve() != source.run.resolve():
+    if not same_folder(source.reference.parent, source.run):
         raise CheckpointMismatch(
             f"the policy is to come from {source.run} and the reference from {source.reference.parent}: "
             "a checkpoint holds both, from the same step",
@@ -72,14 +79,12 @@ def _resumed(config: Config, request: Request, places: Outputs) -> Origin:
         found = find(storage, until=request.position)
     except NothingToResume as error:
         raise NothingToResume(_with_findings(error.message, source), hint=error.hint) from None
-    if places.run.resolve() != source.run.resolve():
+    if not same_folder(places.run, source.run):
         _refuse_used_folder(
             places.run,
-            f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}",
+            f"to resume from what it holds: --actor_checkpoint_path {places.run / 'train'}",
             option="--out" if request.rebuild else "--save_checkpoint_dir",
         )
-    # A list that cannot be used would fail the first save: better now.
-    read_guests(LocalStorage(places.run))
     located = locate_attachments(storage, found.manifest)
     files = located.contents
     if config.rl_config.tokenizer_dir and CONFIG_FILE in files:
@@ -112,11 +117,11 @@ def _resumed_foreign(
         world_size=world_size,
     )
     _refuse_used_folder(
-        places.run, f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}"
+        places.run, f"to resume from what it holds: --actor_checkpoint_path {places.run / 'train'}"
     )
     folder = source.model.parent
     files = model_files(folder, Path(config.rl_config.tokenizer_dir or folder))
-    files[CONFIG_FILE] = source.model.read_bytes()
+    files[CONFIG_FILE] = read_model_file(source.model)
     return Origin(source=FromOthers(theirs=source), model=folder, files=files)
 
 
@@ -124,17 +129,18 @@ def _check_branch(request: Request, places: Outputs, named: CheckpointFolders) -
     """ConfigError unless the position is one of an earlier run of ours and the folder is a new one."""
     if not request.resume:
         raise ConfigError(
-            "--resume_position says where to go on from, so it needs --resume_training",
+            "--resume_position says where to resume from, so it needs --resume_training",
             hint="add --resume_training and name the run with --actor_checkpoint_path",
         )
     if resuming.is_foreign(named):
         raise ConfigError(
-            f"{named.run} has no journal to go to step {request.position} with: another trainer wrote it",
+            f"{named.run} has no journal to go to step {request.position} with: it was written by another "
+            "trainer",
             hint="without --resume_position it is resumed from its newest checkpoint",
         )
-    if places.run.resolve() == named.run.resolve():
+    if same_folder(places.run, named.run):
         raise ConfigError(
-            f"going on from step {request.position} leaves what {named.run} did from there on behind, "
+            f"resuming from step {request.position} leaves what {named.run} did from there on behind, "
             "so it needs a folder of its own",
             hint=f"name a new one with {'--out' if request.rebuild else '--save_checkpoint_dir'}",
         )
@@ -153,7 +159,7 @@ def _refuse_traces(run: Path) -> None:
     found = traces.finished_work(LocalStorage(run))
     if found:
         raise RunExists(
-            f"{run} holds what a run has left whose checkpoints are gone: {'; '.join(found)}",
+            f"{run} holds what is left of a run whose checkpoints are gone: {'; '.join(found)}",
             hint="name another folder with --save_checkpoint_dir, or move these away",
         )
 

@@ -32,6 +32,7 @@ from rollforward.run.sources import MODEL_FILES, Source
 from rollforward.run.versions import versions
 from rollforward.storage import LocalStorage
 from rollforward.store import Manifest
+from rollforward.store.guests import read_guests
 from rollforward.store.lock import check_free
 
 
@@ -49,6 +50,8 @@ class Plan:
     attachments: Mapping[str, bytes]
     """Small files of model and tokenizer that checkpoints carry: name -> content."""
     tokenizer: Tokenizer
+    vocabulary: int
+    """Of the model: token ids are less."""
     prompts: Sequence[Prompt]
     verifiers: Sequence[Verifier]
     steps_per_epoch: int
@@ -107,6 +110,8 @@ def prepare(
         check_free(places.run)
     origin = find_origin(config, request, places, world_size)
     source, folder, files = origin.source, origin.model, origin.files
+    # The first save needs it; what is wrong with it is told before training.
+    read_guests(LocalStorage(places.run))
     model_config = parse_model_config(files[CONFIG_FILE], folder / CONFIG_FILE)
     vocab_size = package.vocab_size(model_config)
     tokenizer = Tokenizer(
@@ -140,6 +145,7 @@ def prepare(
         model_config=model_config,
         attachments=files,
         tokenizer=tokenizer,
+        vocabulary=vocab_size,
         prompts=prompts,
         verifiers=resolved,
         steps_per_epoch=steps_per_epoch,
@@ -183,8 +189,8 @@ def look_again(plan: Plan) -> None:
     same_run = found is None if before is None else found is not None and found.run_id == before.run_id
     if not same_run or now.files != plan.attachments:
         raise RunExists(
-            f"{plan.outputs.run} was changed by another start while this one got ready",
-            hint="start again: what it holds is then looked at anew",
+            f"{plan.outputs.run} was changed by another start while this one was starting",
+            hint="start again: its content is then checked again",
         )
 
 

@@ -28,6 +28,7 @@ from rollforward.grpo.trainer import Trainer
 from rollforward.position import Position
 from rollforward.processes import environment, stopping
 from rollforward.replay import report as recovery_report
+from rollforward.replay.codec import ChunkShape
 from rollforward.replay.facts import changes
 from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
@@ -191,7 +192,7 @@ def restore(plan: Plan, engine: Engine) -> Beginning:
 
 
 def tell_beginning(plan: Plan, beginning: Beginning, worker: Worker) -> None:
-    """Say what was restored, and what has changed since it was saved."""
+    """Say what was restored, and what has changed since it was saved. Collective."""
     for line in beginning.lines:
         worker.log.line(line)
     if beginning.checkpoint is not None:
@@ -200,8 +201,8 @@ def tell_beginning(plan: Plan, beginning: Beginning, worker: Worker) -> None:
             worker.log.line(f"warning: {line}")
         for line in changes(manifest.versions, plan.versions):
             worker.log.line(f"warning: the version of {line}; results may differ in their last bits")
-    if worker.is_first and not plan.in_place:
-        adopt(LocalStorage(plan.outputs.run))
+    adopts = worker.is_first and not plan.in_place
+    together(lambda: adopt(LocalStorage(plan.outputs.run)) if adopts else 0, worker.group.all_gather)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +223,7 @@ def open_figures(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker)
     source = plan.source
     known = source.checkpoint is not None and source.run is not None
     told = metrics.read(source.run / metrics.FILE) if known and source.run is not None else []
+    told = metrics.consistent(told, plan.steps_per_epoch)
     kept = metrics.before(told, beginning.position)
     events = plan.outputs.tensorboard
     if events is not None and "tensorboard" in plan.outputs.named:
@@ -275,6 +277,14 @@ def open_journal(
         settings=LogSettings(
             chunks_per_step=rl.num_rollouts,
             steps_per_epoch=plan.steps_per_epoch,
+            shape=ChunkShape(
+                samples=plan.config.samples_per_chunk,
+                prompt_width=plan.config.generate_config.max_prompt_length,
+                completion_width=plan.config.generate_config.sampling_config.max_tokens,
+                verifiers=len(plan.verifiers),
+                prompts=len(plan.prompts),
+                vocabulary=plan.vocabulary,
+            ),
             on_divergence="accept" if rl.on_divergence == "accept" else "stop",
             weights_digest_every=rl.weights_digest_interval,
         ),
@@ -292,7 +302,7 @@ def open_journal(
         raise NothingToResume(
             f"step {plan.branch} cannot be reached: from checkpoint {report.start} the journal leads up to "
             f"{report.until} only",
-            hint="the lines above say what was damaged; an earlier step may be reached",
+            hint="the lines above say what is damaged; an earlier step may be reachable",
         )
     return log, report
 

@@ -21,8 +21,10 @@ from rollforward.interop.role_folders import CheckpointFolders
 from rollforward.position import Position
 from rollforward.replay.recovery import Restored, restore
 from rollforward.storage import LocalStorage, Storage
+from rollforward.storage.local import same_folder
 from rollforward.store import Found, Manifest, check_layout, locate_attachments, newest_incarnation
 from rollforward.store.layout import COMMITS
+from rollforward.store.manifest import MAX_ATTACHMENT_BYTES
 from rollforward.tensors import Layout
 from rollforward.wording import in_bytes
 
@@ -35,8 +37,6 @@ MODEL_FILES = (
     "chat_template.jinja",
 )
 """What of a Hugging Face folder a run keeps beside its checkpoints, so that a resume needs no such folder."""
-
-_MODEL_FILE_BYTES = 1 << 28
 
 _ROLE_WORDS = {"policy_model": "policy", "optimizer": "optimizer", "ref": "reference"}
 
@@ -181,7 +181,7 @@ class FromRun:
 
     def is_in(self, folder: Path) -> bool:
         """Whether it goes on where it was."""
-        return self.run.resolve() == folder.resolve()
+        return same_folder(self.run, folder)
 
     def journals(self, own: Storage) -> list[Storage]:
         """Its own, and that of the new folder, should it have begun one already."""
@@ -211,7 +211,7 @@ class FromRun:
         manifest = restored.manifest
         lines = _rejected(restored.rejected)
         lines += [
-            f"warning: {line}; its copy is whole and was used, and the next checkpoint writes it anew"
+            f"warning: {line}; its copy is whole and was used, and the next checkpoint writes it again"
             for line in locate_attachments(storage, manifest).damaged
         ]
         lines.append(
@@ -317,7 +317,7 @@ def _check_model_folder(option: str, folder: Path) -> None:
     if any(folder.glob("rank_*")) or (folder / COMMITS).is_dir():
         raise ModelError(
             f"{name}: this is a folder of checkpoints, not a Hugging Face folder",
-            hint="to go on from a checkpoint add --resume_training",
+            hint="to resume from a checkpoint, add --resume_training",
         )
     there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
     raise ModelError(
@@ -334,11 +334,16 @@ def model_files(model: Path, tokenizer: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for name in MODEL_FILES:
         path = (model if name == "config.json" else tokenizer) / name
-        try:
-            if is_there(path):
-                found[name] = read_input(path, _MODEL_FILE_BYTES)
-        except OSError as error:
-            raise ModelError(
-                f"{path}: cannot be read: {error.strerror or error}", hint="check the model's folder"
-            ) from None
+        if is_there(path):
+            found[name] = read_model_file(path)
     return found
+
+
+def read_model_file(path: Path) -> bytes:
+    """One of the small files of a model's folder; ModelError when it cannot be read."""
+    try:
+        return read_input(path, MAX_ATTACHMENT_BYTES)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read: {error.strerror or error}", hint="check the model's folder"
+        ) from None

@@ -5,7 +5,17 @@ for files that grow, `failures` for the words when it cannot), and `filelock` ke
 out of one folder. Nothing here knows what a checkpoint is.
 """
 
-from rollforward.storage.base import Appender, Buffer, Entry, FileOps, ReadHandle, Storage, read_small
+from rollforward.storage.base import (
+    Appender,
+    Buffer,
+    Entry,
+    FileOps,
+    ReadHandle,
+    Storage,
+    read_lines,
+    read_small,
+    read_whole,
+)
 from rollforward.storage.local import LocalStorage, OsFiles
 
 __all__ = [
@@ -17,5 +27,7 @@ __all__ = [
     "OsFiles",
     "ReadHandle",
     "Storage",
+    "read_lines",
     "read_small",
+    "read_whole",
 ]

@@ -11,7 +11,7 @@ written, permissions, and every kind of link; a symbolic link below the root is 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
@@ -22,6 +22,8 @@ _NO_NAMES = frozenset({"", ".", ".."})
 _REFUSED = re.compile("[\\\\\x00-\x1f\x7f\ud800-\udfff]")
 
 Buffer = bytes | bytearray | memoryview
+
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -200,12 +202,45 @@ def check_path(path: str) -> str:
 def read_small(storage: Storage, path: str, *, limit: int) -> bytes:
     """A whole file that is expected to be small; StorageError when it is larger than `limit` bytes."""
     with storage.open(path) as handle:
+        return read_whole(handle, path, limit=limit)
+
+
+def read_whole(handle: ReadHandle, path: str, *, limit: int) -> bytes:
+    """`read_small` of a file that is open already."""
+    if handle.size > limit:
+        raise settled_error(
+            f"reading {path}: {handle.size} bytes, where at most {limit} are expected",
+            hint="this is not what its name says; check what wrote it",
+        )
+    content = bytearray(handle.size)
+    if handle.size:
+        handle.read_into(memoryview(content), 0)
+    return bytes(content)
+
+
+def read_lines(storage: Storage, path: str, *, limit: int, longest: int) -> Iterator[bytes]:
+    """The lines of a file, without their ends, a piece of it in memory at a time.
+
+    Lines of more than `longest` bytes are passed over. StorageError as from `read_small`.
+    """
+    with storage.open(path) as handle:
         if handle.size > limit:
             raise settled_error(
                 f"reading {path}: {handle.size} bytes, where at most {limit} are expected",
-                hint="this is not the kind of file that its name says; look at what wrote it",
+                hint="this is not what its name says; check what wrote it",
             )
-        content = bytearray(handle.size)
-        if handle.size:
-            handle.read_into(memoryview(content), 0)
-    return bytes(content)
+        begun, too_long = b"", False
+        for offset in range(0, handle.size, _PIECE_BYTES):
+            piece = bytearray(min(_PIECE_BYTES, handle.size - offset))
+            handle.read_into(memoryview(piece), offset)
+            first, *others = bytes(piece).split(b"\n")
+            for line in others:
+                if not too_long and len(begun) + len(first) <= longest:
+                    yield begun + first
+                begun, first, too_long = b"", line, False
+            if too_long or len(begun) + len(first) > longest:
+                begun, too_long = b"", True
+            else:
+                begun += first
+        if begun and not too_long:
+            yield begun

@@ -9,15 +9,21 @@ _HINTS = {
     errno.EDQUOT: "the disk quota is used up: free some space, ask for more, or save to another disk",
     errno.EROFS: "the file system is read-only, often after a disk error: see dmesg, or save elsewhere",
     errno.EIO: "the disk failed to read or write: see dmesg, and save to another disk",
-    errno.EACCES: "this user may not: change the folder's owner or mode, or save elsewhere",
-    errno.EPERM: "this user may not: change the folder's owner or mode, or save elsewhere",
+    errno.EACCES: "permission denied: change the folder's owner or mode, or save elsewhere",
+    errno.EPERM: "permission denied: change the folder's owner or mode, or save elsewhere",
     errno.ENOENT: "check that the path exists and is spelled as it is on disk",
-    errno.ENOTDIR: "a file stands where a folder is needed: move it away",
-    errno.ELOOP: "a symbolic link stands where a real file is needed: put the file itself there",
+    errno.ENOTDIR: "there is a file where a folder is needed: move it away",
+    errno.ELOOP: "there is a symbolic link where a real file is needed: put the file itself there",
+    errno.EINVAL: "something else has the name of a file of the run (a named pipe, a device?): move it away",
+    errno.ENXIO: "something else has the name of a file of the run (a named pipe, a socket?): move it away",
+    errno.EISDIR: "a folder has the name of a file of the run: move it away",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n)",
     errno.ENAMETOOLONG: "the path is too long: save to a folder with a shorter path",
 }
 
+
+NOT_REGULAR = "not a regular file"
+"""What `EINVAL` says where a file was opened that is none; the system itself gives it for other reasons."""
 
 _SETTLED = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG}
@@ -31,7 +37,7 @@ def storage_error(operation: str, path: str, error: OSError) -> StorageError:
     name = errno.errorcode.get(error.errno or 0, "no errno")
     hint = _HINTS.get(error.errno or 0, "see dmesg for what the system says about the disk")
     found = StorageError(f"{operation} {path}: {cause} ({name})", hint=hint)
-    found.settled = error.errno in _SETTLED
+    found.settled = error.errno in _SETTLED or cause.endswith(NOT_REGULAR)
     return found
 
 

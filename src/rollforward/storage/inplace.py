@@ -94,6 +94,6 @@ def _refusal(where: str, error: OSError) -> StorageError:
     except OSError:
         found = error.strerror or str(error)
     return StorageError(
-        f"opening {where}: it is {found}, and what is written to it would change something else",
+        f"opening {where}: it is {found}, so writing to it would change another file",
         hint=f"a run's folder holds files of its own: remove {where}, when no trainer runs there",
     )

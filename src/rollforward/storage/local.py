@@ -18,10 +18,12 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from rollforward.errors import StorageError
 from rollforward.storage.appending import FileAppender, write_all
 from rollforward.storage.base import Appender, Buffer, Entry, FileOps, ReadHandle, check_path
+from rollforward.storage.failures import NOT_REGULAR
 from rollforward.storage.failures import storage_error as storage_error
 
 WRITE_BACK_BYTES = 8 << 20
@@ -54,7 +56,7 @@ class OsFiles:
         """Regular files only: anything else is reported as an invalid argument."""
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
+            raise OSError(errno.EINVAL, NOT_REGULAR)
         return status.st_size
 
     def start_write_back(self, fd: int, offset: int, size: int) -> None:
@@ -113,6 +115,24 @@ def _entry(name: str, status: os.stat_result) -> Entry:
     if stat.S_ISDIR(status.st_mode):
         return Entry(name, "folder", 0)
     return Entry(name, "link" if stat.S_ISLNK(status.st_mode) else "other", 0)
+
+
+def same_folder(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths are one place, links followed; a loop of links is only itself."""
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def open_to_append(path: str | Path) -> TextIO:
+    """A text file to add lines to, made when it is missing. For logs: nothing is durable.
+
+    OSError at once when it is neither a file nor a device: a named pipe would wait for a reader.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, NOT_REGULAR, str(path))
+    return os.fdopen(fd, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 class LocalStorage:

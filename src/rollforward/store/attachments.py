@@ -19,10 +19,9 @@ from rollforward.storage import Storage, read_small
 from rollforward.storage.base import check_path
 from rollforward.store.digests import digest
 from rollforward.store.layout import MODEL, is_temporary
-from rollforward.store.manifest import Attachment
+from rollforward.store.manifest import MAX_ATTACHMENT_BYTES, Attachment
 from rollforward.store.unreadable import rejection
 
-MAX_ATTACHMENT_BYTES = 1 << 30
 _COPY = ".copy"
 
 
@@ -107,9 +106,11 @@ def write_attachments(
 
     `named` is path -> digest of everything that existing manifests name. `written` are the paths that this
     process wrote itself, be the manifest published or not; what is written now is added. ValueError for a
-    name that is not a plain file name.
+    name that is not a plain file name, and for content that would not be read again.
     """
-    for name in contents:
+    for name, content in contents.items():
+        if len(content) > MAX_ATTACHMENT_BYTES:
+            raise ValueError(f"the attachment {name} has {len(content)} bytes, which is too much")
         if "/" in check_path(name) or is_temporary(name):
             raise ValueError(f"an attachment cannot be named {name!r}")
     found = _in_free_folder(storage, contents, named, written)

@@ -152,7 +152,7 @@ def _what_to_try(*, rejected: bool, later: bool) -> str:
             "tells what is whole"
         )
     if later:
-        return "take the oldest checkpoint's position or a later one; nothing leads to what is before it"
+        return "take the oldest checkpoint's position or a later one; steps before it cannot be rebuilt"
     return (
         f"check the path, and that {COMMITS}/ was copied with the rest; without --resume_training training "
         "begins anew"

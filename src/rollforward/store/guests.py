@@ -19,7 +19,7 @@ from rollforward.position import Position
 from rollforward.storage import Storage, read_small
 from rollforward.store import strictjson
 from rollforward.store.catalog import roles_on_disk, tensor_files
-from rollforward.store.layout import GUESTS, meta_path, role_folder
+from rollforward.store.layout import GUESTS, check_roles, meta_path, role_folder
 from rollforward.store.manifest import Generation, check_own_digest, seal
 
 _FORMAT = "rollforward guests"
@@ -54,7 +54,9 @@ def read_guests(storage: Storage) -> frozenset[Generation]:
         return frozenset()
     try:
         listed = _parse(read_small(storage, GUESTS, limit=_MAX_BYTES))
-        return frozenset((str(role), Position.parse(text), 0) for role, text in listed)
+        found = [(role, Position.parse(text)) for role, text in listed]
+        check_roles(role for role, _ in found)
+        return frozenset((role, position, 0) for role, position in found)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise StorageError(
             f"{GUESTS} cannot be understood ({error}), and it lists files that must not be removed",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, StorageError
 from rollforward.position import Position
-from rollforward.storage import Storage, read_small
+from rollforward.storage import ReadHandle, Storage, read_whole
 from rollforward.store import manifest as manifests
 from rollforward.store.attachments import FoundAttachments, find_attachments
 from rollforward.store.layout import manifest_path
@@ -26,6 +26,8 @@ from rollforward.store.restoring import read_tensors
 from rollforward.store.retention import Verdict
 from rollforward.store.summary import Summary, listed_files, summarise
 from rollforward.store.unreadable import rejection
+
+_ENDS_BYTES = 512
 
 Progress = Callable[[int], None]
 """Is told how many bytes were read since it was last called."""
@@ -195,10 +197,27 @@ def check_files(storage: Storage, manifest: Manifest) -> None:
 
 
 def _content(storage: Storage, position: Position) -> bytes:
+    """The bytes of a manifest; CheckpointInvalid when they cannot be read, or its ends are not a manifest's.
+
+    The ends are looked at first: a large file of something else is not read.
+    """
+    path = manifest_path(position)
     try:
-        return read_small(storage, manifest_path(position), limit=manifests.MAX_MANIFEST_BYTES)
+        with storage.open(path) as handle:
+            if not manifests.looks_whole(*_ends(handle)):
+                raise CheckpointInvalid(f"manifest {position}.json: {manifests.NOT_WHOLE}")
+            return read_whole(handle, path, limit=manifests.MAX_MANIFEST_BYTES)
     except StorageError as error:
         raise rejection(error, f"manifest {position}") from error
+
+
+def _ends(handle: ReadHandle) -> tuple[bytes, bytes]:
+    """Bytes of a file's front, and of its end."""
+    size = min(_ENDS_BYTES, handle.size)
+    front, back = bytearray(size), bytearray(size)
+    handle.read_into(memoryview(front), 0)
+    handle.read_into(memoryview(back), handle.size - size)
+    return bytes(front), bytes(back)
 
 
 def _about(position: Position, storage: Storage, attachments: Sequence[Attachment]) -> None:

@@ -23,11 +23,11 @@ from rollforward.storage import LocalStorage, Storage, read_small
 from rollforward.storage.filelock import RECORD_BYTES, FileLock, holds, is_held
 from rollforward.store import strictjson
 from rollforward.store.catalog import peek_incarnations
-from rollforward.store.layout import JOURNAL, LOCK, manifest_path
+from rollforward.store.layout import JOURNAL, LOCK, manifest_path, parse_rank
+from rollforward.store.manifest import MAX_INCARNATION
 
 _SEGMENT = re.compile(r"(\d{1,18})-.*\.journal", re.ASCII)
-_MOST = 10**18 - 1
-"""The greatest incarnation that has a name: all formats give it 18 digits."""
+_NO_SUCCESSOR = "its start number is the largest there can be, so it is not a file of this run"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class RunLock:
         try:
             before = _parse(file.read())
             owner = Owner(
-                incarnation=_next(storage, before, after),
+                incarnation=next_incarnation(storage, before, after),
                 host=this_host(),
                 pid=os.getpid(),
                 since=now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -99,7 +99,7 @@ class RunLock:
             raise RunLocked(
                 f"{self._storage.root} was taken over by {found or 'someone unknown'}: this process "
                 f"(incarnation {self.incarnation}) must not commit any more",
-                hint="end this process; the other one goes on",
+                hint="end this process; the other one continues",
             )
 
     def release(self) -> None:
@@ -120,10 +120,12 @@ class RunLock:
 def check_free(root: str | Path) -> None:
     """RunLocked when a live trainer is known to hold the folder; changes nothing.
 
-    `RunLock.acquire` is what decides. This tells a second trainer before it loads a model.
+    `RunLock.acquire` is what decides. This tells a second trainer before it loads a model. StorageError
+    when no start can follow those that the folder knows of.
     """
     if is_taken(root):
         raise _locked(LocalStorage(root))
+    newest_incarnation(root)
 
 
 def is_taken(root: str | Path) -> bool:
@@ -145,42 +147,43 @@ def newest_incarnation(root: str | Path) -> int:
     return next_incarnation(storage, read_owner(storage)) - 1
 
 
-def next_incarnation(storage: Storage, before: Owner | None) -> int:
-    """One greater than any number seen; StorageError when that is not known."""
-    return max(number for number, _ in _seen(storage, before)) + 1
+def next_incarnation(storage: Storage, before: Owner | None, after: int = 0) -> int:
+    """One greater than any number seen, and than `after`.
 
-
-def _seen(storage: Storage, before: Owner | None) -> Iterator[tuple[int, str]]:
-    """The incarnations that the folder tells of, and where.
-
-    StorageError when neither the lock nor, this time, every manifest could be read. A number that was given
-    before would put new checkpoints among old ones, where retention removes them.
+    StorageError when that is not known: neither the lock nor, this time, every manifest could be read. A
+    number that was given before would put new checkpoints among old ones, where retention removes them.
+    StorageError too when names have no room for a greater one.
     """
-    yield before.incarnation if before else 0, LOCK
     unread: list[StorageError] = []
-    for position, incarnation in peek_incarnations(storage, unread).items():
-        yield incarnation, manifest_path(position)
+    seen = dict(_numbers(storage, unread))
     if unread and before is None:
         raise unread[0]
+    seen[LOCK] = before.incarnation if before else 0
+    where = max(seen, key=lambda path: seen[path])
+    if max(seen[where], after) >= MAX_INCARNATION:
+        # Nobody has started that often. Found out now, and not when the first checkpoint is to be named.
+        raise StorageError(f"{storage}/{where}: {_NO_SUCCESSOR}", hint="move it away")
+    return max(seen[where], after) + 1
+
+
+def without_successor(storage: Storage) -> list[str]:
+    """What keeps `next_incarnation` from an answer, besides the lock: a line each."""
+    return [f"{path}: {_NO_SUCCESSOR}" for path, number in _numbers(storage, []) if number >= MAX_INCARNATION]
+
+
+def _numbers(storage: Storage, unread: list[StorageError]) -> Iterator[tuple[str, int]]:
+    """Each file in whose name or first bytes there is the number of a start, and that number."""
+    for position, number in peek_incarnations(storage, unread).items():
+        yield manifest_path(position), number
     for rank in storage.scan(JOURNAL):
-        for entry in storage.scan(f"{JOURNAL}/{rank.name}"):
+        folder = f"{JOURNAL}/{rank.name}"
+        # A name that a path cannot have is not one of ours.
+        if rank.kind != "folder" or parse_rank(rank.name) is None:
+            continue
+        for entry in storage.scan(folder):
             match = _SEGMENT.fullmatch(entry.name)
             if match:
-                yield int(match[1]), f"{JOURNAL}/{rank.name}/{entry.name}"
-
-
-def _next(storage: Storage, before: Owner | None, after: int) -> int:
-    """The number of a new start; StorageError when there is none left."""
-    newest, where = max(_seen(storage, before))
-    if after > newest:
-        newest, where = after, "the run that is gone on from"
-    if newest >= _MOST:
-        # Nobody has started that often. Found out now, and not when the first checkpoint is to be named.
-        raise StorageError(
-            f"{storage}: {where} is of start {newest} of the run, and no number follows that one",
-            hint="no run was started that often, so somebody made this file: move it away",
-        )
-    return newest + 1
+                yield f"{folder}/{entry.name}", int(match[1])
 
 
 def this_host() -> str:
@@ -195,7 +198,8 @@ def _parse(content: bytes) -> Owner | None:
     except (ValueError, TypeError):
         return None
     kinds = (type(owner.incarnation), type(owner.host), type(owner.pid), type(owner.since), type(owner.held))
-    return owner if kinds == (int, str, int, str, bool) and 0 <= owner.incarnation <= _MOST else None
+    well_formed = kinds == (int, str, int, str, bool) and 0 <= owner.incarnation <= MAX_INCARNATION
+    return owner if well_formed else None
 
 
 def _locked(storage: LocalStorage) -> RunLocked:

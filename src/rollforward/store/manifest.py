@@ -33,9 +33,16 @@ from rollforward.store.tensorfile import (
 FORMAT = "rollforward checkpoint"
 VERSIONS = (1, 2)
 """Version 2 has roles that are not of the contract; nothing else differs."""
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_ATTACHMENT_BYTES = 1 << 28
+_MOST_VALUES = 4_000_000
+"""Room for 300,000 tensors."""
+MAX_INCARNATION = 10**18 - 1
+"""The greatest that fits the names of journal segments."""
 _FRONT = re.compile(rb'{"format":"%b","version":[12],"incarnation":(\d{1,18}),' % FORMAT.encode())
 _TAIL = len(',"digest":""}\n') + DIGEST_HEX
+_LARGEST = 10**300
+NOT_WHOLE = "cut short or overwritten: it does not end with its digest"
 KEYS = frozenset(
     {"format", "version", "incarnation", "position", "run_id", "global_step", "created", "world_size"}
     | {"fingerprint", "journal", "versions", "state", "roles", "attachments", "files", "tensors", "digest"}
@@ -149,7 +156,12 @@ def metrics_of(state: Mapping[str, Any]) -> dict[str, float]:
     """See `Manifest.metrics`."""
     given = state.get("metrics")
     found = given.items() if isinstance(given, dict) else ()
-    return {name: float(value) for name, value in found if type(value) in (int, float)}
+    # An integer may be too large for a float.
+    return {
+        name: float(value)
+        for name, value in found
+        if type(value) is float or (type(value) is int and abs(value) < _LARGEST)
+    }
 
 
 def tensors_of(role: str, written: WrittenFile) -> list[StoredTensor]:
@@ -195,6 +207,8 @@ def dump(manifest: Manifest) -> bytes:
     lines += [f'"attachments":{_dump_lines(attachments)}', f'"files":{_dump_lines(files)}']
     lines += [f'"tensors":{_dump_lines(tensors)}']
     body = ",\n".join(lines).encode()
+    if len(body) + _TAIL > MAX_MANIFEST_BYTES:
+        raise ValueError(f"a manifest of {len(body) + _TAIL} bytes; {MAX_MANIFEST_BYTES} are the most")
     return seal(body)
 
 
@@ -218,11 +232,16 @@ def peek_incarnation(front: bytes) -> int:
     return int(match[1]) if match else 0
 
 
+def looks_whole(front: bytes, tail: bytes) -> bool:
+    """Whether first and last bytes may be a manifest's: it is not worth reading when they are not."""
+    return front[:1] == b"{" and _is_tail(tail[-_TAIL:])
+
+
 def parse(content: bytes, name: str) -> Manifest:
     """Read the manifest that the file `commits/<name>` holds; CheckpointInvalid says why it is none."""
     try:
         own = check_own_digest(content)
-        value = strictjson.parse(content)
+        value = strictjson.parse(content, most=_MOST_VALUES)
         return _parse(value, name, own)
     except ValueError as error:
         raise CheckpointInvalid(f"manifest {name}: {error}") from None
@@ -231,12 +250,16 @@ def parse(content: bytes, name: str) -> Manifest:
 def check_own_digest(content: bytes) -> str:
     """The digest that a manifest ends with; ValueError when it is not that of every byte before."""
     body, tail = content[:-_TAIL], content[-_TAIL:]
-    if not (tail.startswith(b',"digest":"') and tail.endswith(b'"}\n')):
-        raise ValueError("cut short or overwritten: it does not end with its digest")
+    if not _is_tail(tail):
+        raise ValueError(NOT_WHOLE)
     own = tail[11 : 11 + DIGEST_HEX].decode("ascii", "replace")
     if own != digest(body):
         raise ValueError("edited or damaged: it does not have the digest that it ends with")
     return own
+
+
+def _is_tail(tail: bytes) -> bool:
+    return tail.startswith(b',"digest":"') and tail.endswith(b'"}\n')
 
 
 def _parse(value: Any, name: str, own: str) -> Manifest:
@@ -272,6 +295,7 @@ def parse_head(value: Mapping[str, Any], name: str, *, keys: frozenset[str]) -> 
     for key in ("incarnation", "global_step", "world_size"):
         _need(is_count(value[key]), f"{key} is not a count")
     _need(value["world_size"] >= 1, "a world size of 0")
+    _need(value["incarnation"] <= MAX_INCARNATION, "its incarnation is absurd")
     versions, state = value["versions"], value["state"]
     _need(isinstance(versions, dict) and isinstance(state, dict), "versions or state is not an object")
     return {

@@ -215,7 +215,7 @@ def _reason(summary: Summary | None, retention: Retention) -> str:
         return "its manifest is damaged, and there are newer ones"
     wanted = [f"not among the newest {retention.newest}"]
     if retention.every > 0:
-        wanted.append(f"{summary.global_step} steps are no multiple of {retention.every}")
+        wanted.append(f"{summary.global_step} steps are not a multiple of {retention.every}")
     if retention.best > 0:
         value = summary.metrics.get(retention.metric)
         wanted.append(

@@ -1,19 +1,36 @@
 """JSON as it is read from a disk: nothing is taken that two readers could understand differently.
 
-Duplicate keys, NaN and Infinity are refused; so is what nests too deep or holds absurd numbers.
-Every refusal is a ValueError whose text fits one line.
+Duplicate keys, NaN, Infinity and numbers that become infinite (`1e999`) are refused; so is what nests too
+deep or holds absurd numbers. Every refusal is a ValueError whose text fits one line.
+
+A value in memory takes up to a hundred times the bytes that it takes in a text (`[]` is two of them), so
+how many values a text may hold is counted before it is parsed.
 """
 
 import json
+import math
 from typing import Any, NoReturn
 
+MOST_VALUES = 2_000_000
+"""Room for 150,000 tensors in a manifest or header; some 300 MB when they are parsed."""
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_ASCII = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def parse(content: bytes) -> Any:
-    """The value that the bytes hold."""
+def parse(content: bytes, *, most: int = MOST_VALUES) -> Any:
+    """The value that the bytes hold; ValueError too when it may hold more than `most` values."""
+    # Those within texts count too: this is a bound.
+    values = content.count(b",") + content.count(b"[") + content.count(b"{")
+    if values > most:
+        raise ValueError(f"JSON of up to {values} values, where at most {most} are expected")
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
     except RecursionError:
         raise ValueError("JSON that nests too deep") from None
     except UnicodeDecodeError as error:
@@ -23,11 +40,19 @@ def parse(content: bytes) -> Any:
 
 
 def dump(value: Any) -> str:
-    """JSON on one line, in the order of the keys; ValueError for NaN and what JSON has no form for."""
+    """JSON on one line, in the order of the keys; ValueError for NaN and what JSON has no form for.
+
+    Text that UTF-8 has no form for (a name on disk that is not UTF-8) is written with escapes.
+    """
     try:
-        return _ENCODER.encode(value)
+        text = _ENCODER.encode(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return _ASCII.encode(value)
     except (TypeError, RecursionError) as error:
         raise ValueError(f"cannot be written as JSON: {error}") from error
+    return text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -36,10 +61,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {key[:60]!r} stands twice in one JSON object")
+                raise ValueError(f"the key {key[:60]!r} appears twice in one JSON object")
             seen.add(key)
     return found
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"JSON has no {name}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large for a float")
+    return value

@@ -2,9 +2,9 @@
 
 Promises: no copy on the way out (non-contiguous arrays excepted), a digest of each tensor
 computed while it is written, data that begins on a page. On the way in nothing is believed:
-the header's length is bounded by the file's size before memory is taken, and each entry is
-checked against the data region. Format: the docstring of `rollforward.store`, and
-https://github.com/huggingface/safetensors#format.
+the header's length is bounded by the file's size and by what real models need before memory is taken, so
+are the entries in it, and each is checked against the data region. Format: the docstring of
+`rollforward.store`, and https://github.com/huggingface/safetensors#format.
 
 Element types are those of safetensors. BF16 and the FP8 types are the dtypes of `ml_dtypes`.
 
@@ -66,8 +66,9 @@ READ_CHUNK_BYTES = 256 << 10
 """Smaller: what was read is digested while it is still in the core's own cache."""
 
 ALIGNMENT = 4096
-MAX_HEADER_BYTES = 100_000_000
-"""The bound that the safetensors library sets too."""
+MAX_HEADER_BYTES = 32 << 20
+"""Room for more tensors than `strictjson.MOST_VALUES` allows. What the safetensors library allows, 100 MB,
+would take gigabytes to parse."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,8 @@ def lay_out(
         spans.append((name, offset, end))
         offset = end
     text = strictjson.dump(entries).encode()
+    if len(text) > MAX_HEADER_BYTES:
+        raise ValueError(f"{len(tensors)} tensors in one file: their names and shapes take {len(text)} bytes")
     padded = text.ljust(-(-(8 + len(text)) // alignment) * alignment - 8)
     start = 8 + len(padded)
     records = [
@@ -283,9 +286,11 @@ def is_count(value: Any) -> bool:
 
 
 def parse_shape(value: Any, name: str) -> tuple[int, ...]:
-    """A shape from JSON; ValueError when it is not one."""
+    """A shape from JSON; ValueError when it is not one, or one that no array can have."""
     if not isinstance(value, list) or len(value) > 32 or not all(is_count(size) for size in value):
         raise ValueError(f"the shape of {name[:60]!r} is malformed")
+    if math.prod(max(size, 1) for size in value) >= 1 << 59:
+        raise ValueError(f"the shape of {name[:60]!r} is absurd")
     return tuple(value)
 
 

@@ -78,7 +78,7 @@ def _returned_by(verifier: Verifier, prompts: Sequence[Prompt], completions: Seq
             where = _who_raises(verifier, prompts, completions, type(error), watch)
             raise VerifierError(
                 f"verifier {verifier.name} {said}\n{where}",
-                hint="call it on that sample by hand; nothing of this chunk was kept",
+                hint="call it on that sample to see why; nothing of this chunk was kept",
             ) from error
     if rewards is None:
         raise VerifierError(

@@ -30,6 +30,7 @@ from mindspore.graph import api
 
 from rollforward.grpo.ports import Group
 from rollforward.grpo.types import EngineSettings
+from rollforward.inputs import parse_json, read_input
 
 _DIGESTS = "digests.json"
 
@@ -60,7 +61,7 @@ def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[
 def _is_whole(folder: Path) -> bool:
     """Whether the folder holds what a process that came to its end put there, unchanged."""
     try:
-        noted = json.loads((folder / _DIGESTS).read_bytes())
+        noted = parse_json(read_input(folder / _DIGESTS, 1 << 26))
         return bool(noted == _digests(folder))
     except (OSError, ValueError):
         return False

@@ -9,7 +9,10 @@ the file system brings back from a deleted file passes.
 
 Each frame is durable before the next is written, so a crash can spoil the last one only. A
 frame that does not prove intact is *torn* when nothing intact lies behind it, and *damage* when
-something does. No length is believed before it was compared with the file's size.
+something does. No length is believed before it was compared with the file's size and with the most that a
+frame may have; and a long frame takes memory only once its digest has proved right, since a sparse file has
+whatever size it likes. What is longer than any frame cannot be what one write left: it is damage, and is
+not searched.
 """
 
 import struct
@@ -26,7 +29,11 @@ MAGIC = b"\x93RFWDJ1\n"
 _FRONT = struct.Struct("<8sQQ16s")
 FRONT_BYTES = _FRONT.size
 NO_SALT = bytes(16)
+MAX_FRAME_BYTES = 1 << 29
+"""Of a payload. The largest chunk of rollouts that fits a trainer has a fraction of it."""
 _SEARCH_BYTES = 1 << 20
+_LONG_BYTES = 32 << 20
+"""A payload that is longer is digested before it is read."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,9 @@ class BadFrame(ValueError):
 
 
 def encode_frame(sequence: int, payload: bytes, salt: bytes) -> bytes:
-    """A frame around a payload."""
+    """A frame around a payload; ValueError when it is too long to be read again."""
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ValueError(f"a record of {len(payload)} bytes; {MAX_FRAME_BYTES} are the most")
     digest = _digest(sequence, payload, salt)
     return _FRONT.pack(MAGIC, len(payload), sequence, digest) + payload
 
@@ -82,6 +91,10 @@ def read_frame(handle: ReadHandle, offset: int, salt: bytes) -> Frame:
         raise BadFrame("no frame begins here")
     if length > left - FRONT_BYTES:
         raise BadFrame(f"a frame of {length} bytes where the file has {left - FRONT_BYTES} more")
+    if length > MAX_FRAME_BYTES:
+        raise BadFrame(f"a frame of {length} bytes, longer than any")
+    if length > _LONG_BYTES and _digest_of_file(handle, offset, length, sequence, salt) != digest:
+        raise BadFrame("a frame that does not have its digest")
     payload = bytearray(length)
     if length:
         handle.read_into(memoryview(payload), offset + FRONT_BYTES)
@@ -122,6 +135,10 @@ def examine(handle: ReadHandle, last: Frame | None, salt: bytes) -> Ending:
     else:
         due = last.sequence + 1 if last is not None else 0
         return Ending(offset, f"frame {frame.sequence} stands where {due} was due", damaged=True)
+    if handle.size - offset > FRONT_BYTES + MAX_FRAME_BYTES:
+        return Ending(
+            offset, f"{problem}; {handle.size - offset} bytes, more than any frame has", damaged=True
+        )
     if last is None:
         # The first frame is alone in the file until it is durable: anything like a frame behind it
         # was written later. Its digest is the salt, so what follows cannot be proved without it.
@@ -131,16 +148,23 @@ def examine(handle: ReadHandle, last: Frame | None, salt: bytes) -> Ending:
 
 
 def _intact_behind(handle: ReadHandle, begin: int, last: Frame, salt: bytes) -> bool:
-    """Whether any intact frame of this segment begins at `begin` or later."""
+    """Whether any intact frame of this segment begins at `begin` or later.
+
+    True too when so much looks like frames that to try all of it would take too long: no torn write does.
+    """
+    left = max(4 * (handle.size - begin), _LONG_BYTES)
     for offset in _magics(handle, begin):
         if handle.size - offset < FRONT_BYTES:
             return False
         front = bytearray(FRONT_BYTES)
         handle.read_into(memoryview(front), offset)
-        sequence = _FRONT.unpack(front)[2]
+        _, length, sequence, _ = _FRONT.unpack(front)
         # Before the payload is read: no more frames can follow than there is room for.
         if not last.sequence < sequence <= last.sequence + 1 + (handle.size - last.end) // FRONT_BYTES:
             continue
+        left -= length if length <= min(handle.size - offset, MAX_FRAME_BYTES) else 0
+        if left < 0:
+            return True
         try:
             read_frame(handle, offset, salt)
         except BadFrame:
@@ -160,6 +184,19 @@ def _magics(handle: ReadHandle, begin: int) -> Iterator[int]:
             yield begin + at
             at = piece.find(MAGIC, at + 1)
         begin += _SEARCH_BYTES
+
+
+def _digest_of_file(handle: ReadHandle, offset: int, length: int, sequence: int, salt: bytes) -> bytes:
+    """`_digest` of a payload that lies in the file, a piece in memory at a time."""
+    hasher = xxhash.xxh3_128(salt + struct.pack("<QQ", length, sequence))
+    begin, end = offset + FRONT_BYTES, offset + FRONT_BYTES + length
+    buffer = bytearray(_SEARCH_BYTES)
+    while begin < end:
+        piece = memoryview(buffer)[: min(_SEARCH_BYTES, end - begin)]
+        handle.read_into(piece, begin)
+        hasher.update(piece)
+        begin += len(piece)
+    return hasher.digest()
 
 
 def _digest(sequence: int, payload: bytes, salt: bytes) -> bytes:

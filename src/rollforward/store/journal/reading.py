@@ -133,6 +133,15 @@ def list_segments(storage: Storage, rank: int) -> list[Segment]:
     return sorted(found, key=lambda segment: segment.name)
 
 
+def odd_segments(storage: Storage, rank: int) -> list[str]:
+    """What has the name of a segment and is not a file, a line each."""
+    return [
+        f"journal segment {name.path}: it is a {entry.kind}, not a file"
+        for entry in storage.scan(journal_folder(rank))
+        if (name := SegmentName.parse(rank, entry.name)) is not None and entry.kind != "file"
+    ]
+
+
 def remove_segments(storage: Storage, names: Sequence[SegmentName]) -> None:
     """Remove segments of one rank, given oldest first, with what was cut off their ends; durably."""
     for name in names:
@@ -183,6 +192,7 @@ def read_journal(
     if before is not None:
         lineage = inherit(lineage, before)
     reading = _Reading(run_id, lineage, since)
+    reading.problems += [line for storage in storages for line in odd_segments(storage, rank)]
     until = ends((segment.name for segment in segments), lineage)
     for index, segment in enumerate(segments):
         following = segments[index + 1].name if index + 1 < len(segments) else None
@@ -247,7 +257,7 @@ def check_segments(storage: Storage, rank: int) -> SegmentsChecked:
     places = [*reading.rollouts, *reading.outcomes]
     return SegmentsChecked(
         segments=segments,
-        problems=tuple(reading.problems),
+        problems=(*odd_segments(storage, rank), *reading.problems),
         torn=tuple(reading.torn),
         last=max((position for position, _ in places), default=None),
     )

@@ -155,7 +155,10 @@ class Journal:
     def _frame(self, payload: bytes) -> bytes:
         """Write a frame; returns its digest."""
         assert self._appender is not None
-        frame = encode_frame(self._sequence, payload, self._salt)
+        try:
+            frame = encode_frame(self._sequence, payload, self._salt)
+        except ValueError as error:
+            raise StorageError(f"the journal cannot hold {error}", hint="make chunks smaller") from None
         self._appender.append([frame])
         self._sequence += 1
         self.bytes_written += len(frame)
