@@ -32,6 +32,7 @@ from page_cache import forget, sync
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, ShadowCheckpoints, load_manifest, restore_into
+from rollforward.store.saved import About
 
 TENSOR_BYTES = 8 << 20
 CHUNK = 4 << 20
@@ -183,7 +184,7 @@ def save_in_shadow(store, tensors, about, result, number) -> None:  # type: igno
     """As the trainer does it: begin, generate, before_update, boundary, and the next step's boundary."""
     told = []
     checkpoints = ShadowCheckpoints(
-        store, lambda: tensors, about, saved=told.append, failed=print, warned=print
+        store, lambda: tensors, About(**about), saved=told.append, failed=print, warned=print
     )
     checkpoints.begin(Position(0, 1), number)
     size = sum(array.nbytes for array in tensors["policy_model"].values())

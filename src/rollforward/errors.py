@@ -9,12 +9,14 @@
     │   ├── CheckpointMismatch       an intact checkpoint, but of another model, layout or run
     │   └── RunExists                a new run asked for in a folder that holds one
     ├── CheckpointInvalid            a checkpoint that does not prove intact; an older one is tried
+    │   └── CheckpointUnreadable     it could not be read this time: nothing is known of its bytes
     ├── StorageError                 the disk: full, read-only, failing
     ├── RunLocked                    another trainer holds the folder
     ├── VerifierError                a reward function raised, or returned something else
     ├── NonFinite                    a loss, gradient norm, reward or log-probability that is not a number
     ├── ReplayDiverged               a replayed update did not repeat the recorded one
     ├── EngineError                  the framework could not do what was asked
+    │   └── DeviceUnavailable        it does not have the device that is to compute
     ├── CollectiveTimeout            a worker did not come to where the others wait for it
     └── WorkerFailed                 a worker process died
 
@@ -73,8 +75,19 @@ class CheckpointInvalid(RollforwardError):
     """A checkpoint is damaged or incomplete. The reason fits one line."""
 
 
+class CheckpointUnreadable(CheckpointInvalid):
+    """A file of it could not be read this time, which proves nothing about it.
+
+    An older checkpoint may be resumed from; nothing may be deleted for it.
+    """
+
+
 class StorageError(RollforwardError):
     """An operation on the disk failed: which, on what, and why."""
+
+    settled = False
+    """Whether the error says what is there (nothing, a folder, a link, a file too large), so that asking
+    again gives the same answer. Any other may be gone at the next try, and proves nothing."""
 
 
 class RunLocked(RollforwardError):
@@ -115,6 +128,10 @@ class ReplayDiverged(RollforwardError):
 
 class EngineError(RollforwardError):
     """The engine or its framework could not do what was asked."""
+
+
+class DeviceUnavailable(EngineError):
+    """The framework that is installed cannot compute on this device; it will not the next time either."""
 
 
 class CollectiveTimeout(RollforwardError):

@@ -35,6 +35,7 @@ from rollforward.grpo.types import TrainingBatch
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints, find, read_tensors
+from rollforward.store.saved import About
 from rollforward.tensors import layout_of
 
 
@@ -538,7 +539,7 @@ def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_pa
     memory = mindspore_case.CountedCopies()
     engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.MODEL), memory=memory)
     restore(engine, initial_tensors(engine))
-    about = {"run_id": "r", "incarnation": 1, "state": {}}
+    about = About(run_id="r", incarnation=1, state={})
     saved: list[Saved] = []
     checkpoints = ShadowCheckpoints(
         CheckpointStore(tmp_path), engine, about, saved=saved.append, failed=print, warned=print

@@ -61,6 +61,9 @@ class ToyPackage:
     def sources(self) -> Sequence[Path]:
         return [Path(toy_engine.__file__)]
 
+    def arithmetic_variables(self) -> Sequence[str]:
+        return ["TOY_ARITHMETIC"]
+
     def this_process(self, environment: Mapping[str, str]) -> Process:  # noqa: ARG002 - as the protocol has it
         return Process(role="alone", rank=0, world_size=1)
 

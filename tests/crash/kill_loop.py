@@ -29,6 +29,7 @@ from rollforward.store import (
     list_checkpoints,
     read_tensors,
 )
+from rollforward.store.saved import About
 
 
 def state(step: int) -> dict[str, dict[str, np.ndarray]]:
@@ -67,7 +68,7 @@ def train_in_the_shadow(store: CheckpointStore, about: dict[str, Any], step: int
     checkpoints = ShadowCheckpoints(
         store,
         lambda: live,
-        about,
+        About(**about),
         saved=lambda saved: os.write(told, saved.manifest.global_step.to_bytes(8, "little")) and None,
         failed=lambda error: sys.exit(str(error)),
         warned=lambda warning: sys.exit(warning),

@@ -87,7 +87,7 @@ def train_through(disk: SimulatedDisk, faults: Faults) -> None:
             assert f"0_{step} was not saved" in failed.message
             assert isinstance(failed.__cause__, StorageError)
         if failed and not any(item.position == Position(0, step) for item in listed):
-            left = {path for path in files(disk) - before if "/model/" not in path}
+            left = {path for path in files(disk) - before if "/model" not in path}
             assert all(path.endswith(".tmp") for path in left), left
         disk.fail = faults
 

@@ -10,6 +10,8 @@ from small_model import QWEN2
 from toy_session import Place
 
 from rollforward.cli.main import main
+from rollforward.errors import NothingToResume
+from rollforward.interop.exporting import with_dtype
 from rollforward.interop.files import read_arrays
 from rollforward.interop.folders import find_foreign
 from rollforward.interop.mapping import fit
@@ -17,6 +19,7 @@ from rollforward.models.config import ModelConfig
 from rollforward.models.shapes import tensor_layout
 from rollforward.models.weights import load_weights
 from rollforward.position import Position
+from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore
 
 MODEL = ModelConfig.parse(QWEN2)
@@ -56,7 +59,7 @@ def test_the_policy_as_a_folder_of_hugging_face(
     out = tmp_path / "model"
     assert main(["export", str(run), "--to", str(out)]) == 0
     assert sorted(capsys.readouterr().out.split()) == sorted(map(str, out.iterdir()))
-    assert json.loads((out / "config.json").read_text()) == QWEN2
+    assert json.loads((out / "config.json").read_text()) == QWEN2 | {"torch_dtype": "float32"}
     parameters = {name: np.zeros(array.shape, array.dtype) for name, array in LAYOUT["policy_model"].items()}
     load_weights(out, MODEL, parameters)
     for name, array in state(4)["policy_model"].items():
@@ -107,8 +110,54 @@ def test_a_damaged_checkpoint_is_not_handed_on(
     path.write_bytes(content)
     assert main(["export", f"{run}:1_2", "--to", str(tmp_path / "model")]) == 1
     assert f"{run}: train/rank_0/policy_model_rank_0-1_2.safetensors: " in capsys.readouterr().err
-    assert list((tmp_path / "model").iterdir()) == []
+    assert not (tmp_path / "model").exists()
     assert main(["export", f"{run}:1_4", "--to", str(tmp_path / "model"), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["position"] == "1_4"
     assert sorted(said["files"]) == sorted(map(str, (tmp_path / "model").iterdir()))
+
+
+@pytest.mark.parametrize("form", ["huggingface", "mindrlhf"])
+def test_an_export_that_is_killed_anywhere_leaves_nothing_that_looks_whole(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """After each file that it writes: neither transformers nor MindRLHF would open what is there."""
+
+    def is_whole(out: Path) -> bool:
+        if form == "huggingface":
+            return (out / "config.json").exists()
+        folders = {"policy_model": out / "train", "optimizer": out / "optimizer", "ref": out / "ref"}
+        try:
+            find_foreign(folders, world_size=1)
+        except NothingToResume:
+            return False
+        return True
+
+    looked: list[bool] = []
+    write = LocalStorage.write
+
+    def looking(self: LocalStorage, path: str, buffers: object) -> int:
+        looked.append(is_whole(tmp_path / "out"))
+        return write(self, path, buffers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LocalStorage, "write", looking)
+    assert main(["export", str(run), "--to", str(tmp_path / "out"), "--format", form]) == 0
+    assert len(looked) >= 3
+    assert not any(looked), "before its last file it is not whole"
+    assert is_whole(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"torch_dtype": "bfloat16"}, {"torch_dtype": "float32"}),
+        ({"dtype": "bfloat16"}, {"dtype": "float32"}),
+        ({"torch_dtype": "bfloat16", "dtype": "float16"}, {"torch_dtype": "float32", "dtype": "float32"}),
+        ({}, {"torch_dtype": "float32"}),
+    ],
+)
+def test_the_config_names_the_dtype_of_the_file(given: dict[str, str], named: dict[str, str]) -> None:
+    arrays = {"w": np.zeros(9, np.float32), "count": np.zeros(2, np.int64)}
+    assert json.loads(with_dtype(json.dumps(QWEN2 | given).encode(), arrays)) == QWEN2 | named
+    as_it_was = json.dumps(QWEN2 | named).encode()
+    assert with_dtype(as_it_was, arrays) == as_it_was

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from toy_session import Killed, Place, ToyPackage, commit_at_once
 from rollforward.cli.main import main
 from rollforward.errors import VerifierError
 from rollforward.replay import report as recovery_report
+from rollforward.store import checkpoints
+from rollforward.store.journal import writing
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,32 @@ def test_each_entry_is_a_line(trained: Place, capsys: pytest.CaptureFixture[str]
     assert {len(line) for line in lines} == {5}
     times = [line[0] for line in lines]
     assert times == sorted(times)
+
+
+def test_a_clock_that_was_turned_back_turns_nothing_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Starts are numbered; the clock of the second one is two days behind that of the first."""
+    monkeypatch.chdir(tmp_path)
+    commit_at_once(monkeypatch)
+    place = Place(tmp_path)
+    with pytest.raises(Killed):
+        place.train("run", ToyPackage(dies_at_update=4))
+
+    class Behind(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) - timedelta(days=2)
+
+    for module in (writing, checkpoints):
+        monkeypatch.setattr(module, "datetime", Behind)
+    place.train("run", resume=True)
+    capsys.readouterr()
+    told = entries(place, capsys)
+    assert [entry["start"] for entry in told] == sorted(entry["start"] for entry in told)  # type: ignore[type-var]
+    assert told[0]["what"] == "started"
+    assert told[-1]["what"] == "finished"
+    assert str(told[-1]["time"]) < str(told[0]["time"]), "the clock was turned back"
 
 
 def test_who_is_at_it_is_said(

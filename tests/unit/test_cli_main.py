@@ -1,11 +1,15 @@
 """What `rollforward` makes of errors that nobody expected."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
 from rollforward.cli import inspect
-from rollforward.cli.main import main
+from rollforward.cli.main import build_parser, main
+from rollforward.config.elsewhere import KEYS, OPTIONS
+from rollforward.config.keys import Config
+from rollforward.config.schema import walk
 
 
 def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -37,3 +41,62 @@ def test_any_other_error_is_told_by_its_class(
     assert capsys.readouterr().err == (
         f"{type(error).__name__}: of no file\nTry: --debug for where it happened\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--resume_from_checkpoint", "out/checkpoint-5"], "did you mean --resume_training?"),
+        (["--resume-from-checkpoint=out"], "did you mean --resume_training?"),
+        (["--output_dir", "out"], "did you mean --save_checkpoint_dir?"),
+        (["--save_steps", "5"], "did you mean --set rl_config.save_ckpt_interval=...?"),
+        (["--save_total_limit", "5"], "did you mean --set rl_config.save_max_ckpt_num=...?"),
+        (["--model_name_or_path", "m"], "did you mean --actor_checkpoint_path?"),
+        (["--resume_trainin"], "did you mean --resume_training?"),
+    ],
+)
+def test_what_other_trainers_call_an_option_is_understood(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *given])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"unknown argument {given[0]}; {said}\n")
+    assert told.count("unknown argument") == 1, "its value is not another mistake"
+
+
+def test_each_spelling_leads_to_an_option_or_a_key_that_there_is() -> None:
+    keys = {path for path, _, _ in walk(Config)}
+    options = build_parser().parse_args(["train"]).verb_parser.format_help()
+    assert set(KEYS.values()) <= keys
+    for option in OPTIONS.values():
+        name, _, rest = option.partition(" ")
+        assert name in options
+        assert name != "--set" or rest.removesuffix("=...") in keys
+
+
+@pytest.mark.parametrize("verb", ["inspect", "history", "verify"])
+def test_the_home_folder_is_meant_wherever_a_path_stands(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shell expands `~` at the beginning of a word only, not in `--out=~/new`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main([verb, "~/run_7"]) == 2
+    assert str(tmp_path / "home/run_7") in capsys.readouterr().err
+    options = build_parser().parse_args(["rebuild", "~/run", "--to", "0_1", "--out=~/new"])
+    assert options.out == str(tmp_path / "home/new")
+    options = build_parser().parse_args(["train", "--save_checkpoint_dir=~/run_7", "--config=~/c.yaml"])
+    assert vars(options)["actor_config.save"] == str(tmp_path / "home/run_7")
+    assert options.config == str(tmp_path / "home/c.yaml")
+
+
+def test_a_home_that_there_is_not_is_an_error_and_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--save_checkpoint_dir=~nobody_of_this_name/run"])
+    assert ended.value.code == 2
+    assert "no such home folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

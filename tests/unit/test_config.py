@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from rollforward.config.ignored import IGNORED
-from rollforward.config.keys import what_affects_numbers
+from rollforward.config.keys import Config, what_affects_numbers
 from rollforward.config.loading import load, parse_override
-from rollforward.config.schema import walk
+from rollforward.config.places import outputs
+from rollforward.config.schema import meaning_of, walk
 from rollforward.errors import ConfigError
 from rollforward.replay.facts import fingerprint
 
@@ -209,3 +210,35 @@ def test_the_fingerprint_changes_with_what_changes_the_numbers_and_with_nothing_
     assert of() != of(("rl_config.beta", 0.02))
     assert of() != of(("generate_config.sampling_config.top_p", 0.9))
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+
+
+def test_the_home_folder_is_meant_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = [path for path, declared, _ in walk(Config) if meaning_of(declared).is_path]
+    assert {path.rpartition(".")[2] for path in paths} == {
+        "dataset_file",
+        "tokenizer_dir",
+        "save_strategy_dir",
+        "tensorboard_dir",
+        "load",
+        "save",
+        "model_config",
+    }
+    config = load(None, [(path, "~/there") for path in paths]).config
+    for path in paths:
+        value: object = config
+        for part in path.split("."):
+            value = getattr(value, part)
+        assert value == str(tmp_path / "there"), path
+    assert outputs(load(None).config, {"LOCAL_DEFAULT_PATH": "~/w"}).run == tmp_path / "w/save_ckpt"
+    with pytest.raises(ConfigError, match="no such home folder"):
+        outputs(load(None).config, {"LOCAL_DEFAULT_PATH": "~nobody_of_this_name/w"})
+    with pytest.raises(ConfigError, match=r"actor_config\.save: .*no such home folder"):
+        load(None, [("actor_config.save", "~nobody_of_this_name/w")])
+
+
+def test_what_other_trainers_call_a_key_is_understood(tmp_path: Path) -> None:
+    told = complaint(tmp_path, "rl_config: {save_steps: 5, learning_rate: 1e-6}\noutput_dir: out\n")
+    assert "rl_config.save_steps: unknown key; here that is rl_config.save_ckpt_interval" in told
+    assert "rl_config.learning_rate: unknown key; here that is actor_config.lr_schedule.lr" in told
+    assert "output_dir: unknown key; here that is actor_config.save" in told

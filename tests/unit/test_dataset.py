@@ -120,6 +120,13 @@ def test_prompts_that_are_too_long_are_listed_with_the_key_to_raise(
     assert "generate_config.max_prompt_length to 8" in caught.value.hint
 
 
+def test_an_empty_answer_is_no_fault_where_other_columns_judge(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"prompt": "1", "answer": "", "target": 3}\n')
+    [prompt] = load_dataset(str(source), tokenizer, 10, answers_judge=False)
+    assert (prompt.answer, prompt.columns) == ("", {"target": 3})
+
+
 def test_an_empty_dataset_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match="holds no problems"):
         load_dataset(write(tmp_path, "", "  "), tokenizer, 10)

@@ -3,7 +3,7 @@
 import pytest
 
 from rollforward.position import Position
-from rollforward.processes.restarts import LONGEST_WAIT, Again, Failure, GiveUp, decide
+from rollforward.processes.restarts import FINAL, LONGEST_WAIT, Again, Failure, GiveUp, decide
 
 
 def killed(at: str | None) -> Failure:
@@ -54,7 +54,7 @@ def test_so_is_never_reaching_the_first_step() -> None:
     assert "the way to its first step failed 3 times running" in decision.reason
 
 
-@pytest.mark.parametrize("kind", ["RunLocked", "ReplayDiverged", "NonFinite"])
+@pytest.mark.parametrize("kind", sorted(FINAL))
 def test_what_would_come_again_is_not_tried_again(kind: str) -> None:
     decision = decide([killed("0_0"), failed(kind)], max_restarts=100)
     assert isinstance(decision, GiveUp)

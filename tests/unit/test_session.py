@@ -1,9 +1,14 @@
 """A run from its options to its last checkpoint, with a NumPy engine: killed, damaged, moved, refused."""
 
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lockstep import LockStep
+from toy_run import Ranks
 from toy_session import Killed, Place, ToyPackage, commit_at_once
 
 from rollforward.errors import (
@@ -14,10 +19,12 @@ from rollforward.errors import (
     NothingToResume,
     RunExists,
     RunLocked,
+    StorageError,
 )
 from rollforward.inspection.folder import checkpoints_of
 from rollforward.processes import heartbeat
 from rollforward.run.metrics import FILE, read
+from rollforward.run.session import train
 from rollforward.store import RunLock
 
 
@@ -251,7 +258,8 @@ class TestRefused:
 
     def test_each_checkpoint_that_does_not_count_is_told_once(self, place: Place) -> None:
         place.train("run")
-        (place.root / "run/model/config.json").unlink()
+        for folder in ("model", "model.copy"):
+            (place.root / "run" / folder / "config.json").unlink()
         self.before = everything_in(place.root)
         with pytest.raises(NothingToResume) as caught:
             place.train("run", resume=True)
@@ -322,3 +330,67 @@ class TestRefused:
             self.refuse(place, RunLocked, "is held by process")
             assert everything_in(place.root) == self.before
         self.before = None
+
+
+class TestTwoStarts:
+    """What decides whether a folder may be written to is decided under its lock."""
+
+    def test_a_new_run_that_got_the_lock_late_refuses_the_finished_first_one(self, place: Place) -> None:
+        late = place.plan("run", rl_config__seed=99)
+        place.train("run")
+        before = everything_in(place.root / "run")
+        package = ToyPackage()
+        with pytest.raises(RunExists, match="already holds a run"):
+            train(late, package)
+        after = everything_in(place.root / "run")
+        assert package.updates == []
+        assert {name for name in after if after[name] != before.get(name)} <= {"run.lock"}
+
+    def test_so_do_two_workers(self, place: Place) -> None:
+        plans = [place.plan("run", world_size=2, rank=rank) for rank in range(2)]
+        place.train("run")
+
+        def work(rank: int, exchange: Callable[[Any], list[Any]]) -> None:
+            train(plans[rank], ToyPackage(group=lambda: Ranks(rank, 2, exchange)))
+
+        assert [type(end) for end in LockStep(2).run(work)] == [RunExists, RunExists]
+
+    def test_a_copy_that_got_the_lock_late_refuses_it_too(self, place: Place) -> None:
+        place.train("old")
+        late = place.plan("run", resume=True, source="old")
+        place.train("run", rl_config__seed=3)
+        with pytest.raises(RunExists, match="already holds a run"):
+            train(late, ToyPackage())
+
+    def test_a_resume_that_got_the_lock_late_goes_on_from_what_the_other_has_done(
+        self, place: Place, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        place.train("whole")
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=4))
+        late = place.plan("run", resume=True)
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=4), resume=True)
+        capsys.readouterr()
+        train(late, ToyPackage())
+        assert "lost: nothing" in capsys.readouterr().out
+        assert place.digests("run") == place.digests("whole")
+
+    def test_a_resume_refuses_another_run_that_took_the_place(self, place: Place) -> None:
+        place.train("run")
+        late = place.plan("run", resume=True, rl_config__epochs=3)
+        shutil.rmtree(place.root / "run")
+        place.train("run", rl_config__seed=3)
+        before = place.digests("run")
+        with pytest.raises(RunExists, match="changed by another start"):
+            train(late, ToyPackage())
+        assert place.digests("run") == before
+
+    def test_a_list_of_guests_that_cannot_be_read_is_noticed_before_training(self, place: Place) -> None:
+        with pytest.raises(Killed):
+            place.train("run", ToyPackage(dies_at_update=4))
+        (place.root / "run/guests.json").write_text("[")
+        package = ToyPackage()
+        with pytest.raises(StorageError, match=r"guests\.json"):
+            place.train("run", package, resume=True)
+        assert package.updates == []

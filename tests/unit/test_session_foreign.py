@@ -192,6 +192,21 @@ class TestGoesOn:
         assert "training: goes on at step 0_3 (4 of 10)" in said
         assert same_end(place, "new", ours)
 
+    def test_past_a_newest_one_whose_files_are_all_gone_and_says_what_is_lost(
+        self, place: Place, ours: Path, theirs: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for path in theirs.rglob("*-1_1.safetensors"):
+            path.unlink()
+        capsys.readouterr()
+        place.train("new", resume=True, source="theirs")
+        said = capsys.readouterr().out
+        for folder, role in (("train", "policy_model"), ("optimizer", "optimizer"), ("ref", "ref")):
+            assert (
+                f"warning: {theirs / folder}: meta.json of rank_0 names {role}_rank_0-1_1.safetensors, which "
+                "is not there; going back to 0_3, and what was trained from there to 1_1 is lost"
+            ) in said
+        assert same_end(place, "new", ours)
+
     def test_with_the_model_s_own_weights_where_no_reference_was_saved(
         self, place: Place, ours: Path, theirs: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -345,6 +360,35 @@ class TestRefused:
         for text in told:
             assert text in str(caught.value)
         assert content(place.root) == before
+
+    @pytest.mark.parametrize("gone", [("train",), ("optimizer",), ("train", "optimizer"), ("train", "ref")])
+    def test_without_a_meta_json_the_line_to_write_is_named(
+        self, place: Place, ours: Path, theirs: Path, gone: tuple[str, ...]
+    ) -> None:
+        lines = {}
+        for folder in gone:
+            path = theirs / folder / "rank_0/meta.json"
+            lines[path] = path.read_text()
+            path.unlink()
+        # A newer file is no proof: nobody vouches for it.
+        newer = (
+            theirs
+            / gone[0]
+            / "rank_0"
+            / json.loads(lines[theirs / gone[0] / "rank_0/meta.json"])["last_ckpt_file"].replace("1_1", "1_2")
+        )
+        newer.write_bytes(b"half")
+        self.refuse(
+            place,
+            NothingToResume,
+            "no meta.json",
+            "as the other folders say",
+            *(f"write into {path}: {line}" for path, line in lines.items()),
+        )
+        for path, line in lines.items():
+            path.write_text(line)
+        place.train("new", resume=True, source="theirs")
+        assert same_end(place, "new", ours)
 
     def test_without_an_optimizer(self, place: Place, theirs: Path) -> None:
         (theirs / "optimizer").rename(place.root / "elsewhere")

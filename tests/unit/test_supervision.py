@@ -99,7 +99,9 @@ def test_a_resume_into_a_new_folder_goes_on_from_there_once_it_has_a_checkpoint(
     place: Place, whole: Place
 ) -> None:
     place.train("old", rl_config__max_steps=4, actor_config__lr_schedule__decay_steps=10)
-    arguments = toy_trainer.arguments(place, "new", actor_config__lr_schedule__decay_steps=10)
+    # The old run's end is part of its configuration, which goes on to the new one unless it is changed.
+    changes = {"actor_config__lr_schedule__decay_steps": 10, "rl_config__max_steps": 0}
+    arguments = toy_trainer.arguments(place, "new", **changes)
     arguments += ["--resume_training", "--actor_checkpoint_path", str(place.root / "old" / "train")]
     arguments += ["--resume-position", "0_3"]
     supervised = Supervised(place, "-1 killed", "1 killed", run="new")
@@ -224,6 +226,7 @@ def test_a_supervisor_that_is_killed_leaves_no_trainer_behind(place: Place) -> N
     assert not is_alive(trainer)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("role", ["MS_WORKER", "MS_SCHED"])
 def test_under_the_users_own_msrun_it_is_refused(
     place: Place, role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

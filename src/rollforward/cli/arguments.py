@@ -6,13 +6,18 @@ dashes are accepted everywhere: `--resume-training` is `--resume_training`.
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rollforward.config.elsewhere import OPTIONS
 from rollforward.position import Position
 from rollforward.wording import plain_lines
+
+_PATHS = frozenset({"DIR", "FILE", "FOLDER", "RUN", "NEW", "RUN[:POSITION]", "A", "B"})
+"""How the values of options and arguments that are paths are called in the help."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -35,6 +40,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **keywords: Any) -> None:
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **keywords)
 
+    def add_argument(self, *names: str, **keywords: Any) -> argparse.Action:
+        """As argparse has it; in what is called a path `~` is the home folder, as in `--out=~/new` too."""
+        if keywords.get("metavar") in _PATHS and "type" not in keywords:
+            keywords["type"] = path
+        return super().add_argument(*names, **keywords)
+
     def add_option(self, name: str, **keywords: Any) -> None:
         """Add `--some_name`, which may be written `--some-name` too."""
         dashed = "--" + name[2:].replace("_", "-")
@@ -45,9 +56,14 @@ class Parser(argparse.ArgumentParser):
         """End with an error that names the nearest options."""
         known = [option for action in self._actions for option in first_spellings(action.option_strings)]
         lines = []
+        explained = False
         for argument in arguments:
+            if explained and not argument.startswith("-"):
+                continue  # the value of an option that was explained
             spelled = argument.partition("=")[0].replace("-", "_").replace("__", "--", 1)
-            close = difflib.get_close_matches(spelled, known, n=1)
+            theirs = OPTIONS.get(spelled[2:]) if spelled.startswith("--") else None
+            explained = theirs is not None and theirs.partition(" ")[0] in known
+            close = [theirs] if explained else difflib.get_close_matches(spelled, known, n=1)
             told = f"; did you mean {close[0]}?" if close else ""
             if "--set" in known and "=" in argument and not argument.startswith("-"):
                 told = "; --set goes before each key"
@@ -71,6 +87,16 @@ def first_spellings(spellings: Sequence[str]) -> list[str]:
 def split_list(text: str) -> list[str]:
     """`a,b` as a list."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def path(text: str) -> str:
+    """A path, as a type of arguments: the shell expands `~` at the beginning of a word only."""
+    found = os.path.expanduser(text)  # noqa: PTH111 - "" stays ""
+    if found.startswith("~"):
+        raise argparse.ArgumentTypeError(
+            f"{text}: no such home folder; a folder of this very name is ./{text}"
+        )
+    return found
 
 
 def position(text: str) -> Position:

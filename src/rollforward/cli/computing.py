@@ -64,11 +64,24 @@ def needing_the_trainer() -> Iterator[None]:
 def start_of(
     options: argparse.Namespace, given: Sequence[tuple[str, Any]], arguments: Sequence[str]
 ) -> "Start":
-    """The start that the command line asks for. `given`: what it says of the configuration."""
+    """The start that the command line asks for. `given`: what it says of the configuration.
+
+    Where it names no configuration, the one of the run that is resumed counts.
+    """
     with needing_the_trainer():
         from rollforward.config.loading import load
+        from rollforward.run import configuration
         from rollforward.run.starting import Start
-    loaded = load(options.config, given)
+    carried = None
+    if options.config is None and options.resumes:
+        carried = configuration.of_resumed(
+            given,
+            actor=options.actor_checkpoint_path,
+            reference=options.ref_checkpoint_path,
+            until=options.resume_position,
+        )
+        given = given if carried is None else configuration.check_named(carried, given)
+    loaded = load(options.config, given, carried=carried)
     return Start(loaded, script=WORKER, arguments=arguments, workers=options.workers)
 
 

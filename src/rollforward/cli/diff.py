@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
 from rollforward.cli.output import cell, print_json, print_line
-from rollforward.inspection.comparing import TensorDifference, diff
+from rollforward.inspection.comparing import CheckpointGone, TensorDifference, diff
 from rollforward.inspection.folder import checkpoint_at, open_run
 from rollforward.store import Manifest
 
@@ -40,9 +40,16 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     folder_a, at_a = run_at(options.a)
     folder_b, at_b = run_at(options.b)
     storage_a, storage_b = open_run(folder_a), open_run(folder_b)
-    a = chosen(folder_a, checkpoint_at(storage_a, at_a))
-    b = chosen(folder_b, checkpoint_at(storage_b, at_b))
-    found = diff(storage_a, a, storage_b, b)
+    while True:
+        a = chosen(folder_a, checkpoint_at(storage_a, at_a))
+        b = chosen(folder_b, checkpoint_at(storage_b, at_b))
+        try:
+            found = diff(storage_a, a, storage_b, b)
+            break
+        except CheckpointGone:
+            # The newest of a run that trains is another one by now.
+            if at_a is not None and at_b is not None:
+                raise
     if options.json:
         value = {
             "a": {"folder": str(folder_a), "position": str(a.position)},

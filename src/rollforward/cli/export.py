@@ -22,8 +22,9 @@ huggingface: the policy with config.json and the tokenizer's files, to be opened
 by --actor_checkpoint_path of a new run. mindrlhf: policy, optimizer and reference with meta.json, as
 MindRLHF resumes from on one rank, under MindFormers' names.
 
-One line is printed for each file. Without a position it is the newest valid checkpoint. What fails
-leaves the new folder empty."""
+One line is printed for each file. Without a position it is the newest valid checkpoint. config.json
+names the element type of the file that is written. What fails leaves the new folder empty; what is
+killed leaves neither config.json nor the policy's meta.json, without which nobody opens the folder."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -63,7 +64,7 @@ def _emptied_when_it_fails(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):
-            for path in sorted(out.rglob("*"), reverse=True):
+        for path in sorted(out.rglob("*"), reverse=True):
+            with suppress(OSError):
                 path.rmdir() if path.is_dir() else path.unlink()
         raise

@@ -13,7 +13,7 @@ from rollforward.cli.arguments import Parser, count
 from rollforward.cli.output import cell, print_json, print_line, warn
 from rollforward.inspection.folder import open_run
 from rollforward.store import Retention, RunLock
-from rollforward.store.pruning import Removal, look_at_every_byte, plan, prune
+from rollforward.store.pruning import Pruning, Removal, look_at_every_byte
 from rollforward.wording import in_bytes
 
 NAME = "prune"
@@ -25,6 +25,9 @@ the oldest kept checkpoint. The newest valid checkpoint always stays, and files 
 checkpoint shares do too. Valid is one whose manifest proves intact and whose files are all there with
 their sizes; with --deep, one of which every byte proves intact, which takes reading those that stay.
 With --dry_run nothing is removed.
+
+What cannot be read this time stays, with everything that it may need: a warning says so and the exit
+code is 1.
 
 On a terminal what goes is a table, elsewhere one line each: checkpoint, file or journal, its
 position or path, bytes, why, with tabs between. A run that is training is refused: it prunes by
@@ -63,15 +66,15 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     retention = Retention(
         newest=options.save_max_ckpt_num, every=options.every, best=options.best, metric=options.metric
     )
-    # Asked twice, to tell and to do, but nothing is read twice.
     look = look_at_every_byte() if options.deep else None
-    warnings: list[str] = []
     if options.dry_run:
-        removals = plan(storage, retention, look)
+        pruning = Pruning(storage, retention, look)
+        warnings = pruning.warnings
     else:
         with RunLock.acquire(folder):
-            removals = plan(storage, retention, look)
-            warnings = prune(storage, retention, look)
+            pruning = Pruning(storage, retention, look)
+            warnings = [*pruning.warnings, *pruning.carry_out()]
+    removals = pruning.removals
     freed = sum(item.size for item in removals)
     if options.json:
         value = {

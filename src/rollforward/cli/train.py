@@ -14,9 +14,12 @@ Train a policy with GRPO, or resume a run.
 
 A new run starts from Hugging Face folders:
   rollforward train --config grpo.yaml --actor_checkpoint_path MODEL --save_checkpoint_dir RUN
-A run that was killed goes on from its newest valid checkpoint:
-  rollforward train --config grpo.yaml --resume_training --actor_checkpoint_path RUN/train \\
-      --ref_checkpoint_path RUN/ref --save_checkpoint_dir RUN
+A run that was killed goes on from its newest valid checkpoint, in its own folder or in a new one:
+  rollforward train --resume_training --save_checkpoint_dir RUN
+  rollforward train --resume_training --actor_checkpoint_path RUN/train \\
+      --ref_checkpoint_path RUN/ref --save_checkpoint_dir NEW
+A resume takes the configuration from the run's folder unless --config is given; options change it.
+Verifiers of your own are named again (--verifier_function), since a folder's word runs no code.
 With --max_restarts that is done for you: a run that fails is resumed from its own folder.
 With --resume_position it goes on from any step that the journal reaches, in a new folder; from a
 step between checkpoints only with the configuration that the run had there.
@@ -88,6 +91,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Train."""
+    options.resumes = options.resume_training
     request = Request(
         resume=options.resume_training,
         actor_checkpoint_path=options.actor_checkpoint_path,

@@ -27,9 +27,13 @@ class RlConfig:
         "JSON Lines (gzipped or not) or Parquet with `prompt` and `answer`, or "
         "`reasoning_gym:NAME?parameter=value&...`; see [data.md](data.md).",
         affects_numbers=False,
+        is_path=True,
     )
     tokenizer_dir: str = key(
-        "", "Folder of the tokenizer; the actor's Hugging Face folder when left out.", affects_numbers=False
+        "",
+        "Folder of the tokenizer; the actor's Hugging Face folder when left out.",
+        affects_numbers=False,
+        is_path=True,
     )
     seed: int = key(0, "Key of every random number: data order and sampling.", low=0, high=2**63 - 1)
     epochs: int = key(1, "Passes over the dataset.", low=1, affects_numbers=False)
@@ -104,7 +108,11 @@ class RlConfig:
         affects_numbers=False,
     )
     save_strategy_dir: str = key(
-        "", "Where strategy_<rank>.ckpt goes; `<root>/strategy` when left out.", affects_numbers=False
+        "",
+        "Where strategy_<rank>.ckpt goes; old ones there are removed. `<root>/strategy` when left out, or "
+        "`<root>/strategy.1` and so on, if that is another run's.",
+        affects_numbers=False,
+        is_path=True,
     )
     enable_compile_cache: bool = key(
         True,
@@ -120,7 +128,10 @@ class RlConfig:
     )
     tensorboard: bool = key(False, "Write TensorBoard event files.", affects_numbers=False)
     tensorboard_dir: str = key(
-        "", "Where they go; `tensorboard/` in the run's folder when left out.", affects_numbers=False
+        "",
+        "Where they go; `tensorboard/` in the run's folder when left out.",
+        affects_numbers=False,
+        is_path=True,
     )
 
 
@@ -152,13 +163,22 @@ class ActorConfig:
     """The policy and how it is trained."""
 
     load: str = key(
-        "", "Hugging Face folder to start from; the same as --actor_checkpoint_path.", affects_numbers=False
+        "",
+        "Hugging Face folder to start from; the same as --actor_checkpoint_path.",
+        affects_numbers=False,
+        is_path=True,
     )
-    save: str = key("", "Where new checkpoints go; the same as --save_checkpoint_dir.", affects_numbers=False)
+    save: str = key(
+        "",
+        "Where new checkpoints go; the same as --save_checkpoint_dir.",
+        affects_numbers=False,
+        is_path=True,
+    )
     model_config: str = key(
         "",
         "config.json of the model, for a checkpoint folder that does not carry one (MindRLHF's).",
         affects_numbers=False,
+        is_path=True,
     )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -172,6 +192,7 @@ class RefConfig:
         "",
         "Hugging Face folder; the same as --ref_checkpoint_path; the actor's when left out.",
         affects_numbers=False,
+        is_path=True,
     )
     sync_ref_model: bool = key(False, "Make the reference a copy of the policy every ref_model_sync_steps.")
     ref_model_sync_steps: int = key(50, "Steps between two such copies.", low=1)

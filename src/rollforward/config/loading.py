@@ -4,12 +4,14 @@ YAML is read as data: tags that would make Python objects are refused. A file is
 What nests too deep, is repeated by anchors or is a huge number ends in an error that names the place.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from rollforward.config.elsewhere import KEYS
 from rollforward.config.ignored import is_ignored
 from rollforward.config.keys import Config
 from rollforward.config.schema import Problems, parse
@@ -25,22 +27,47 @@ class Loaded:
 
     config: Config
     ignored: tuple[str, ...]
+    carried_by: str = ""
+    """The file of a run's folder that it was taken from; "" when the user gave it."""
 
 
-def load(file: str | None, overrides: Sequence[tuple[str, Any]] = ()) -> Loaded:
+@dataclass(frozen=True)
+class Carried:
+    """A configuration that a run's folder carries."""
+
+    source: str
+    """For messages."""
+    tree: Mapping[str, Any]
+    """Sections of keys, as in YAML."""
+
+
+def load(
+    file: str | None, overrides: Sequence[tuple[str, Any]] = (), *, carried: Carried | None = None
+) -> Loaded:
     """Read a YAML file (None: all defaults) and put `overrides`, (dotted key, value), over it.
 
-    Raises ConfigError with every problem found, of the file and of the overrides.
+    `carried` stands for the file where none is given. Raises ConfigError with every problem found, of the
+    file and of the overrides.
     """
-    tree, lines = _read(file) if file is not None else ({}, {})
+    source = file or "command line"
+    tree: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    if file is not None:
+        tree, lines = _read(file)
+    elif carried is not None:
+        source, tree = carried.source, copy.deepcopy(dict(carried.tree))
     for path, value in overrides:
         _put(tree, path, value)
     given = frozenset(path for path, _value in overrides)
-    problems = Problems(source=file or "command line", lines=lines, overridden=given)
-    config = parse(Config, tree, problems, ignored=is_ignored)
+    problems = Problems(source=source, lines=lines, overridden=given)
+    config = parse(Config, tree, problems, ignored=is_ignored, elsewhere=KEYS)
     _check_together(config, problems)
     problems.raise_any()
-    return Loaded(config=config, ignored=tuple(path for path in _paths(tree) if is_ignored(path)))
+    return Loaded(
+        config=config,
+        ignored=tuple(path for path in _paths(tree) if is_ignored(path)),
+        carried_by=carried.source if file is None and carried is not None else "",
+    )
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -4,7 +4,8 @@
     <root>/strategy     strategy_<rank>.ckpt                                    --save_strategy_dir
     <root>/log          the log of the run, and those of its workers
 
-`<root>` is `$LOCAL_DEFAULT_PATH`, or `./output` without it.
+`<root>` is `$LOCAL_DEFAULT_PATH`, or `./output` without it. Where `strategy` or `log` is another run's,
+the run takes `strategy.1`, `log.1` and so on (`run.output_folders`).
 """
 
 import os
@@ -27,11 +28,16 @@ class Outputs:
     log: Path
     tensorboard: Path | None
     """None: no event files."""
+    named: frozenset[str] = frozenset()
+    """Those of `strategy` and `tensorboard` that the user named. The others may be another run's already:
+    then the run takes one of its own beside it."""
 
 
 def outputs(config: Config, environment: Mapping[str, str] = os.environ) -> Outputs:
     """The folders that a run writes to. None of them need exist."""
-    root = Path(environment.get(ROOT_VARIABLE) or "output")
+    root = Path(os.path.expanduser(environment.get(ROOT_VARIABLE) or "output"))  # noqa: PTH111 - no error
+    if str(root).startswith("~"):
+        raise ConfigError(f"${ROOT_VARIABLE} is {root}: no such home folder", hint="name the folder itself")
     run = Path(config.actor_config.save or root / "save_ckpt")
     tensorboard = Path(config.rl_config.tensorboard_dir or run / "tensorboard")
     found = Outputs(
@@ -39,6 +45,14 @@ def outputs(config: Config, environment: Mapping[str, str] = os.environ) -> Outp
         strategy=Path(config.rl_config.save_strategy_dir or root / "strategy"),
         log=root / "log",
         tensorboard=tensorboard if config.rl_config.tensorboard else None,
+        named=frozenset(
+            name
+            for name, given in (
+                ("strategy", config.rl_config.save_strategy_dir),
+                ("tensorboard", config.rl_config.tensorboard_dir),
+            )
+            if given
+        ),
     )
     for folder in (found.run, found.strategy, found.log):
         blocking = next((part for part in (folder, *folder.parents) if part.exists()), None)

@@ -10,10 +10,12 @@ Left out: references between keys, includes, environment variables. A configurat
 
 import difflib
 import math
+import os
 import reprlib
 import types
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from rollforward.errors import ConfigError
@@ -24,7 +26,7 @@ _LARGEST = (1 << 63) - 1
 """Of whole numbers: what the trainer's arrays can hold."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Meaning:
     """What a key means and which values it may have."""
 
@@ -34,6 +36,8 @@ class Meaning:
     choices: tuple[str, ...] = ()
     affects_numbers: bool = True
     """Whether two runs that differ here may end with different weights."""
+    is_path: bool = False
+    """Whether it names a place on disk: `~` at its beginning is the home folder."""
 
 
 def key(
@@ -44,9 +48,10 @@ def key(
     high: float = math.inf,
     choices: tuple[str, ...] = (),
     affects_numbers: bool = True,
+    is_path: bool = False,
 ) -> Any:
     """Declare a key of a section: a dataclass field with its meaning attached."""
-    meaning = Meaning(doc=doc, low=low, high=high, choices=choices, affects_numbers=affects_numbers)
+    meaning = Meaning(doc, low, high, choices, affects_numbers, is_path)
     return field(default=default, metadata={"meaning": meaning})
 
 
@@ -124,10 +129,12 @@ def parse(
     *,
     path: str = "",
     ignored: Callable[[str], bool] = lambda _: False,
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> Section:
     """Build a section from a mapping; problems are gathered, and the defaults stand in for what is wrong.
 
     `ignored` tells, of a dotted path, whether that key is accepted although it means nothing here.
+    `elsewhere`: names that other programs have for keys of this one -> the dotted key.
     """
     if given is None:
         given = {}
@@ -142,13 +149,15 @@ def parse(
         if name in declared:
             kind = hints[name]
             if is_dataclass(kind):
-                values[name] = parse(kind, value, problems, path=here, ignored=ignored)  # type: ignore[arg-type]
+                values[name] = parse(kind, value, problems, path=here, ignored=ignored, elsewhere=elsewhere)  # type: ignore[arg-type]
             else:
                 values.update(_leaf(name, declared[name], kind, value, here, problems))
         elif not ignored(here):
             near = nearest(str(name), list(declared))
             where = f"the keys of {path}" if path else "the sections"
             told = f"the nearest known key is {near!r}" if near else f"{where} are {', '.join(declared)}"
+            if str(name) in elsewhere:
+                told = f"here that is {elsewhere[str(name)]}"
             problems.add(here, f"unknown key; {told}")
     return cls(**values)
 
@@ -161,7 +170,10 @@ def _leaf(
     except TypeError:
         problems.add(path, f"expected {kind_name(kind)}, got {_written(value)}")
         return {}
-    complaint = _range_complaint(meaning_of(declared), converted)
+    meaning = meaning_of(declared)
+    if meaning.is_path:
+        converted = os.path.expanduser(converted)  # noqa: PTH111 - "" stays ""
+    complaint = _range_complaint(meaning, converted)
     if complaint:
         problems.add(path, complaint)
         return {}
@@ -169,6 +181,8 @@ def _leaf(
 
 
 def _range_complaint(meaning: Meaning, value: Any) -> str | None:
+    if meaning.is_path and value.startswith("~"):
+        return f"{value}: no such home folder; a folder of this very name is ./{value}"
     if meaning.choices and value not in meaning.choices:
         return f"must be one of {', '.join(meaning.choices)}; it is {value!r}"
     numbers = value if isinstance(value, tuple) else (value,)

@@ -44,16 +44,19 @@ class _Problem:
     columns: Mapping[str, Any]
 
 
-def load_dataset(source: str, tokenizer: Tokenizer, max_prompt_length: int) -> list[Prompt]:
+def load_dataset(
+    source: str, tokenizer: Tokenizer, max_prompt_length: int, *, answers_judge: bool = True
+) -> list[Prompt]:
     """All problems of a dataset, tokenized, in order; `source` as in the configuration's `dataset_file`.
 
     Raises DataError for a file that is missing or malformed (naming `file:line`), an empty
-    dataset, prompts longer than `max_prompt_length` tokens, and a missing or unknown gym.
+    dataset, prompts longer than `max_prompt_length` tokens, and a missing or unknown gym. An empty answer
+    too, unless `answers_judge` is false: verifiers that judge by other columns have no use for answers.
     """
     if source.startswith(GYM_PREFIX):
         problems = _gym_problems(source, chat=tokenizer.has_chat_template)
     else:
-        problems = [_problem(row) for row in _rows(Path(source))]
+        problems = [_problem(row, answers_judge=answers_judge) for row in _rows(Path(source))]
     if not problems:
         raise DataError(f"{source} holds no problems", hint="a problem is a line with `prompt` and `answer`")
     texts = _texts(problems, tokenizer)
@@ -74,7 +77,7 @@ def _rows(path: Path) -> Iterator[Row]:
     return read_rows(path)
 
 
-def _problem(row: Row) -> _Problem:
+def _problem(row: Row, *, answers_judge: bool) -> _Problem:
     values = dict(row.values)
     missing = [key for key in ("prompt", "answer") if key not in values]
     if missing:
@@ -89,7 +92,10 @@ def _problem(row: Row) -> _Problem:
             f"{row.where}: a column is called {reserved[0]}, a name under which verifiers get something else",
             hint="rename the column",
         )
-    return _Problem(row.where, _checked_prompt(row.where, prompt), _checked_answer(row.where, answer), values)
+    text = _checked_answer(row.where, answer)
+    if answers_judge and not text.strip():
+        raise DataError(f"{row.where}: answer is empty", hint="leave out problems that have no answer")
+    return _Problem(row.where, _checked_prompt(row.where, prompt), text, values)
 
 
 def _checked_prompt(where: str, prompt: Any) -> str | list[dict[str, Any]]:
@@ -110,9 +116,7 @@ def _checked_prompt(where: str, prompt: Any) -> str | list[dict[str, Any]]:
 def _checked_answer(where: str, answer: Any) -> str:
     hint = "write it as text"
     if isinstance(answer, str):
-        if answer.strip():
-            return answer
-        raise DataError(f"{where}: answer is empty", hint="leave out problems that have no answer")
+        return answer
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         if isinstance(answer, int) or math.isfinite(answer):
             return json.dumps(answer)

@@ -31,6 +31,9 @@ TOKENIZER_BYTES = 1 << 28
 JSON_BYTES = 1 << 25
 TEMPLATE_BYTES = 1 << 22
 
+_GENERATION = "generation_config.json"
+_MAIN_TEMPLATE = "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -50,9 +53,39 @@ class TokenizerFolder:
     """`generation_config.json`; None where there is no such file."""
 
 
-def read_folder(folder: Path) -> TokenizerFolder:
-    """Read all of it; DataError names the file that is missing, damaged or something else."""
-    fast = _read_fast(folder)
+@dataclass(frozen=True)
+class _Files:
+    """The files of a folder by name: on disk, or as a run carries them."""
+
+    folder: Path
+    carried: Mapping[str, bytes] | None
+
+    def has(self, name: str) -> bool:
+        return is_there(self.folder / name) if self.carried is None else name in self.carried
+
+    def read(self, name: str, most: int) -> bytes:
+        """The content, of at most so many bytes; DataError otherwise."""
+        path = self.folder / name
+        try:
+            content = read_input(path, most) if self.carried is None else self.carried[name]
+        except OSError as error:
+            raise DataError(
+                f"cannot read {path}: {error.strerror or error}", hint="check the model's folder"
+            ) from error
+        if len(content) > most:
+            raise DataError(f"cannot read {path}: more than {most:,} bytes", hint="check the model's folder")
+        if is_lfs_pointer(content):
+            raise DataError(f"{path} is a pointer of Git LFS, not the file itself", hint=LFS_HINT)
+        return content
+
+
+def read_folder(folder: Path, carried: Mapping[str, bytes] | None = None) -> TokenizerFolder:
+    """Read all of it; DataError names the file that is missing, damaged or something else.
+
+    `carried`: the files of the folder, name -> content, as a run has them; then the folder is not looked at.
+    """
+    files = _Files(folder, carried)
+    fast = _read_fast(files)
     if getattr(fast.model, "dropout", None):
         raise DataError(
             f"{folder / 'tokenizer.json'} has a dropout of {fast.model.dropout:g}, which gives a text other "
@@ -62,12 +95,11 @@ def read_folder(folder: Path) -> TokenizerFolder:
     padding = fast.padding
     fast.no_truncation()
     fast.no_padding()
-    generation = folder / "generation_config.json"
-    config = _read_object(folder / "tokenizer_config.json")
+    config = _read_object(files, "tokenizer_config.json")
     listed = {"pad_token": padding["pad_token"]} if padding else {}
     listed |= config
     if "added_tokens_decoder" not in config:
-        listed |= _read_object(folder / "special_tokens_map.json")
+        listed |= _read_object(files, "special_tokens_map.json")
     try:
         tokens = _special_tokens(listed)
         _add_tokens(fast, config.get("added_tokens_decoder") or {}, tokens, _extra(listed))
@@ -81,19 +113,19 @@ def read_folder(folder: Path) -> TokenizerFolder:
         fast=fast,
         tokens={name: str(token) for name, token in tokens.items()},
         cleans_up=_cleans_up(fast, config),
-        templates=_templates(folder, config),
-        generation=_read_object(generation) if is_there(generation) else None,
+        templates=_templates(files, config),
+        generation=_read_object(files, _GENERATION) if files.has(_GENERATION) else None,
     )
 
 
-def _read_fast(folder: Path) -> FastTokenizer:
-    path = folder / "tokenizer.json"
-    if not is_there(path):
+def _read_fast(files: _Files) -> FastTokenizer:
+    path = files.folder / "tokenizer.json"
+    if not files.has("tokenizer.json"):
         raise DataError(
-            f"no tokenizer.json in {folder} (there: {_listing(folder)})",
+            f"no tokenizer.json in {files.folder} (there: {_listing(files.folder)})",
             hint="rl_config.tokenizer_dir (--tokenizer_dir) names a Hugging Face folder with tokenizer.json",
         )
-    content = _read(path, TOKENIZER_BYTES)
+    content = files.read("tokenizer.json", TOKENIZER_BYTES)
     try:
         return FastTokenizer.from_str(content.decode("utf-8"))
     except BaseException as error:  # the package raises plain Exception, and BaseException where it panics
@@ -112,24 +144,13 @@ def _listing(folder: Path) -> str:
         return error.strerror or str(error)
 
 
-def _read(path: Path, most: int) -> bytes:
-    try:
-        content = read_input(path, most)
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path}: {error.strerror or error}", hint="check the model's folder"
-        ) from error
-    if is_lfs_pointer(content):
-        raise DataError(f"{path} is a pointer of Git LFS, not the file itself", hint=LFS_HINT)
-    return content
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
+def _read_object(files: _Files, name: str) -> Mapping[str, Any]:
     """The object in a JSON file; empty when there is no such file."""
-    if not is_there(path):
+    if not files.has(name):
         return {}
+    path = files.folder / name
     try:
-        value = parse_json(_read(path, JSON_BYTES))
+        value = parse_json(files.read(name, JSON_BYTES))
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}", hint="download the file again") from error
     if not isinstance(value, dict):
@@ -204,13 +225,16 @@ def _cleans_up(fast: FastTokenizer, config: Mapping[str, Any]) -> bool:
     return forced or type(fast.model).__name__ != "BPE"
 
 
-def _templates(folder: Path, config: Mapping[str, Any]) -> Mapping[str, str]:
-    main, more = folder / "chat_template.jinja", folder / "additional_chat_templates"
-    files = {"default": main} if is_there(main) else {}
-    if more.is_dir():
-        files |= {path.name.removesuffix(".jinja"): path for path in sorted(more.glob("*.jinja"))}
-    if files:
-        return {name: _template_text(path) for name, path in files.items()}
+def _templates(files: _Files, config: Mapping[str, Any]) -> Mapping[str, str]:
+    named = {"default": _MAIN_TEMPLATE} if files.has(_MAIN_TEMPLATE) else {}
+    more = files.folder / _MORE_TEMPLATES
+    if files.carried is None and more.is_dir():
+        named |= {
+            path.name.removesuffix(".jinja"): f"{_MORE_TEMPLATES}/{path.name}"
+            for path in sorted(more.glob("*.jinja"))
+        }
+    if named:
+        return {name: _template_text(files, path) for name, path in named.items()}
     given = config.get("chat_template")
     if isinstance(given, list):
         given = {entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)}
@@ -222,14 +246,15 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> Mapping[str, str]:
         isinstance(name, str) and isinstance(text, str) for name, text in given.items()
     ):
         raise DataError(
-            f"{folder / 'tokenizer_config.json'}: chat_template is neither a text nor texts by name",
+            f"{files.folder / 'tokenizer_config.json'}: chat_template is neither a text nor texts by name",
             hint="download the file again",
         )
     return given
 
 
-def _template_text(path: Path) -> str:
+def _template_text(files: _Files, name: str) -> str:
+    path = files.folder / name
     try:
-        return _read(path, TEMPLATE_BYTES).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+        return files.read(name, TEMPLATE_BYTES).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}", hint="save it as UTF-8") from None

@@ -45,16 +45,18 @@ class Tokenizer:
         self,
         folder: Path,
         *,
+        carried: Mapping[str, bytes] | None = None,
         model_config: Mapping[str, Any] | None = None,
         today: datetime.date | None = None,
     ) -> None:
         """Read the folder; DataError when a file is missing or cannot be read.
 
+        `carried` are its files as a run has them, name -> content: whatever else lies there is not read.
         `model_config` is the model's `config.json`. `today` is the date that chat templates are told; a
         resumed run gives the date of its first start, so that its prompts stay the same.
         """
         self.folder = folder
-        read = read_folder(folder)
+        read = read_folder(folder, carried)
         self._fast = read.fast
         self._tokens = read.tokens
         self._templates = read.templates

@@ -101,6 +101,10 @@ class EnginePackage(Protocol):
         """The engine's own source files: changed code is another version, whatever its number says."""
         ...
 
+    def arithmetic_variables(self) -> Sequence[str]:
+        """Environment variables that change bits of what is computed; a resume names those that changed."""
+        ...
+
     # Of the processes of a run.
 
     def this_process(self, environment: Mapping[str, str]) -> Process:

@@ -4,7 +4,8 @@ Equal digests are equal tensors, so only those that differ are read, each verifi
 Nothing here trains, nothing needs a rank, and nothing on disk is changed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from rollforward.errors import CheckpointInvalid
 from rollforward.inspection.folder import telling_where
 from rollforward.storage import Storage
+from rollforward.store.judging import is_gone, is_replaced
 from rollforward.store.manifest import Manifest, StoredTensor
 from rollforward.store.restoring import read_tensors
 
@@ -34,12 +36,17 @@ class TensorDifference:
     """The L2 norm of the difference over that of A."""
 
 
+class CheckpointGone(CheckpointInvalid):
+    """The run removed a checkpoint, or saved its position again, while it was being read: no damage."""
+
+
 def diff(
     storage_a: Storage, manifest_a: Manifest, storage_b: Storage, manifest_b: Manifest
 ) -> list[TensorDifference]:
     """Every tensor in which two checkpoints differ, and by how much, whatever its dtype.
 
-    CheckpointInvalid when one of the tensors to be compared does not prove intact.
+    CheckpointInvalid when one of the tensors to be compared does not prove intact; CheckpointGone when that
+    is because there is no such checkpoint any more.
     """
     a, b = _by_name(manifest_a), _by_name(manifest_b)
     found = [TensorDifference(*key, "only in A") for key in a.keys() - b.keys()]
@@ -64,13 +71,26 @@ def _by_name(manifest: Manifest) -> Mapping[tuple[str, str], StoredTensor]:
 
 def _values(storage: Storage, manifest: Manifest, tensor: StoredTensor) -> NDArray[Any]:
     """The tensor's elements in a row, in a dtype that NumPy computes with: integers, float64, complex128."""
-    with telling_where(storage):
+    with _telling_what_is_gone(storage, manifest), telling_where(storage):
         for _, _, array in read_tensors(storage, manifest, only={(tensor.role, tensor.record.name)}):
             flat = array.reshape(-1)
             if flat.dtype.kind in "iu":
                 return flat
             return flat.astype(np.complex128 if flat.dtype.kind == "c" else np.float64)
         raise CheckpointInvalid(f"checkpoint {manifest.position} has no {tensor.role} {tensor.record.name}")
+
+
+@contextmanager
+def _telling_what_is_gone(storage: Storage, manifest: Manifest) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointInvalid as error:
+        if is_gone(storage, manifest.position) or is_replaced(storage, manifest):
+            raise CheckpointGone(
+                f"{storage}: checkpoint {manifest.position} was removed by the run while it was read",
+                hint="name one that stays, or compare again",
+            ) from error
+        raise
 
 
 def _compare(key: tuple[str, str], a: NDArray[Any], b: NDArray[Any]) -> TensorDifference:

@@ -5,6 +5,7 @@ when it finds nothing to resume, what is said about the folders here is the end 
 
     folders       rank folders, meta.json, files, steps: of a run of ours, and of MindRLHF's folders
     names         do policy and reference have the parameters of one model
+    checkpoints   every byte, by the same judge as a resume; the journal; lists of files that must stay
     evidence      of starts that a number that was not finite has ended
     environment   what the engine's framework needs (its package checks that), disk space
 """
@@ -13,6 +14,7 @@ import difflib
 import itertools
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +22,24 @@ from pathlib import Path
 from rollforward.engines.base import EnginePackage, Finding
 from rollforward.errors import RollforwardError
 from rollforward.inputs import read_input
+from rollforward.inspection.verifying import check_guests, check_journals
 from rollforward.interop.files import read_layout
 from rollforward.interop.names import is_bookkeeping, is_moment, plain_name
 from rollforward.interop.role_folders import CheckpointFolders, what_is_near
+from rollforward.interop.traces import lost_commits, what_to_try
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import list_checkpoints
+from rollforward.store.catalog import positions
+from rollforward.store.judging import Judge
 from rollforward.store.layout import COMMITS, EVIDENCE, META, parse_rank
-from rollforward.store.lock import without_successor
+from rollforward.store.lock import read_owner
 from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
 from rollforward.wording import in_bytes
 
 _SHOWN = 8
+_LOOKS, _PAUSE = 4, 0.2
+"""At folders in which something seems to be wrong, after the first; seconds between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,36 @@ class RankFolder:
 
 
 def examine(source: CheckpointFolders) -> list[Finding]:
-    """All checks of the folders that a resumed run would start from."""
+    """All checks of the folders that a resumed run would start from.
+
+    A run may save and prune meanwhile: only a problem of its folders that is found each time is one.
+    """
+    found = _examine_folders(source)
+    problems = _problems(found)
+    for _ in range(_LOOKS if _may_be_training(source.run) else 0):
+        if not problems:
+            break
+        time.sleep(_PAUSE)
+        found = _examine_folders(source)
+        problems &= _problems(found)
+    found = [finding for finding in found if finding.level != "problem" or finding.text in problems]
+    found += _check_manifests(source)
+    found += _look_for_evidence(source.run)
+    return found
+
+
+def _may_be_training(run: Path) -> bool:
+    """Whether the lock's owner has not let go of it: it trains, or was killed."""
+    owner = read_owner(LocalStorage(run))
+    return owner is not None and owner.held
+
+
+def _problems(found: Iterable[Finding]) -> set[str]:
+    return {finding.text for finding in found if finding.level == "problem"}
+
+
+def _examine_folders(source: CheckpointFolders) -> list[Finding]:
+    """What lies in the folders of the roles, as MindRLHF and MindFormers would look at it."""
     folders = {"policy": source.policy, "optimizer": source.optimizer, "reference": source.reference}
     found: list[Finding] = []
     ranks: dict[str, list[RankFolder]] = {}
@@ -61,13 +98,6 @@ def examine(source: CheckpointFolders) -> list[Finding]:
     found += _check_steps(ranks)
     found += _check_files(ranks)
     found += _check_names(ranks)
-    if (source.run / COMMITS).is_dir():
-        found += _check_manifests(source.run)
-        found += [
-            Finding(check="starts", level="problem", text=line, hint="move it away, wherever it is from")
-            for line in without_successor(LocalStorage(source.run))
-        ]
-    found += _look_for_evidence(source.run)
     return found
 
 
@@ -257,9 +287,19 @@ def compare_names(one: str, names: Collection[str], other: str, other_names: Col
     return "\n".join([f"parameter names of {one} and {other} do not match:", *lines]) if lines else ""
 
 
-def _check_manifests(run: Path) -> Iterator[Finding]:
-    """Every byte of every checkpoint, as a restore would check it."""
-    listed = list_checkpoints(LocalStorage(run), deep=True)
+def _check_manifests(source: CheckpointFolders) -> Iterator[Finding]:
+    """Every byte of every checkpoint and of the journal, as a restore would check it."""
+    storage = LocalStorage(source.run)
+    lost = lost_commits(source)
+    if lost:
+        yield Finding(
+            check="checkpoints",
+            level="problem",
+            text=f"the manifests of {source.run} are gone: there is none in {COMMITS}/; {'; '.join(lost)}",
+            hint=what_to_try(source),
+        )
+    judge = Judge(storage, deep=True)
+    listed = [info for position in positions(storage) if (info := judge.judge(position)) is not None]
     for info in listed:
         if info.valid:
             yield Finding(
@@ -275,6 +315,39 @@ def _check_manifests(run: Path) -> Iterator[Finding]:
                 hint="resuming takes the newest valid one"
                 if any(other.valid for other in listed)
                 else "there is no valid one: resume from a copy, or start again",
+            )
+    for line in judge.damaged_copies:
+        yield Finding(
+            check="checkpoints",
+            level="problem",
+            text=f"{line}; its other copy is whole",
+            hint="a resume takes the whole one, and its next checkpoint writes both anew",
+        )
+    if listed:
+        yield from _check_what_must_stay(storage)
+
+
+def _check_what_must_stay(storage: LocalStorage) -> Iterator[Finding]:
+    for file in check_guests(storage):
+        yield Finding(
+            check="checkpoints",
+            level="problem",
+            text=file.reason,
+            hint="put back a copy of it: it says which files of another trainer must not be removed",
+        )
+    for journal in check_journals(storage):
+        for problem in journal.problems:
+            yield Finding(
+                check="journal",
+                level="problem",
+                text=problem,
+                hint="a resume replays up to there, and generates what is missing again",
+            )
+        if not journal.problems:
+            yield Finding(
+                check="journal",
+                level="ok",
+                text=f"rank {journal.rank}, {in_bytes(journal.size)}: every record is intact",
             )
 
 

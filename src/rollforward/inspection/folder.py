@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.errors import CheckpointInvalid, ConfigError, NothingToResume
-from rollforward.interop.role_folders import what_is_near
+from rollforward.interop.role_folders import name_checkpoint_folders, what_is_near
+from rollforward.interop.traces import refuse_lost_commits
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
 from rollforward.storage.failures import storage_error
@@ -19,6 +20,8 @@ from rollforward.store.layout import COMMITS
 def open_run(folder: Path) -> LocalStorage:
     """The storage of a run's folder; NothingToResume when the folder is not that of a run."""
     try:
+        if folder.is_dir():
+            refuse_lost_commits(name_checkpoint_folders("", "", folder))
         if (folder / COMMITS).is_dir():
             return LocalStorage(folder)
         if folder.is_dir():

@@ -5,7 +5,6 @@ of recoveries, and the lock. Nothing is changed on disk. What was pruned is not 
 are gone, and what a start did of which no journal segment is left.
 """
 
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointInfo, list_checkpoints, strictjson
 from rollforward.store.journal.history import StartOfRun, history, journal_ranks
 from rollforward.store.journal.records import Record
-from rollforward.store.lock import Owner, read_owner
+from rollforward.store.lock import Owner, is_taken, read_owner, this_host
 from rollforward.wording import counted, in_bytes
 
 What = Literal[
@@ -41,7 +40,11 @@ class Entry:
 
 
 def timeline(storage: LocalStorage) -> list[Entry]:
-    """Everything that is known, the earliest first; entries without a time come last."""
+    """Everything that is known, in the order of starts; entries of which the start is not known come last.
+
+    Within a start: how it began, its checkpoints, how it ended, damage. Clocks are not asked: they may have
+    been turned back between two starts, or differ between two machines.
+    """
     by_rank = {rank: history(storage, rank) for rank in journal_ranks(storage)}
     starts = next(iter(by_rank.values()), [])
     checkpoints = list_checkpoints(storage)
@@ -54,7 +57,8 @@ def timeline(storage: LocalStorage) -> list[Entry]:
             entries += _beginning(start)
         newest = start is starts[-1]
         failure = failures.get(start.incarnation)
-        entries.append(_ending(start, owner if newest else None, failure, later=not newest))
+        held = newest and is_taken(storage.root)
+        entries.append(_ending(start, owner if newest else None, failure, later=not newest, held=held))
     entries += [_recovered(report) for report in reports.values()]
     for rank, found in by_rank.items():
         for start in found:
@@ -68,8 +72,13 @@ def timeline(storage: LocalStorage) -> list[Entry]:
                 )
                 for line in start.problems
             ]
-    # Of two things at one instant the checkpoint came before what followed from it.
-    return sorted(entries, key=lambda entry: (not entry.time, entry.time, entry.what != "checkpoint"))
+    return sorted(entries, key=_place_in_time)
+
+
+def _place_in_time(entry: Entry) -> tuple[bool, int, int, Position]:
+    known = entry.start > 0 and entry.what != "damage"
+    stage = {"started": 0, "resumed": 0, "checkpoint": 1}.get(entry.what, 2)
+    return not known, entry.start, stage, entry.position or Position(0, 0)
 
 
 def _beginning(start: StartOfRun) -> Iterator[Entry]:
@@ -127,7 +136,7 @@ def _failures(starts_by_rank: Iterable[Sequence[StartOfRun]]) -> dict[int, str]:
     return first
 
 
-def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, later: bool) -> Entry:
+def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, later: bool, held: bool) -> Entry:
     did = f"{start.chunks} chunks generated, {start.updates} updates"
     if start.first is None:
         did = "nothing new was done"
@@ -143,7 +152,7 @@ def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, late
     elif later or owner is None or owner.incarnation != start.incarnation:
         how = "stopped", "killed or stopped before its end"
     else:
-        how = _by_its_lock(owner)
+        how = _by_its_lock(owner, held=held)
     return Entry(
         time=start.last_time,
         what=how[0],
@@ -153,16 +162,16 @@ def _ending(start: StartOfRun, owner: Owner | None, failure: str | None, *, late
     )
 
 
-def _by_its_lock(owner: Owner) -> tuple[What, str]:
+def _by_its_lock(owner: Owner, *, held: bool) -> tuple[What, str]:
     """How the newest start ended, if it did."""
     process = f"process {owner.pid} on {owner.host}"
     if not owner.held:
         return "stopped", f"{process} let go of the folder before the run's end"
-    if owner.host != socket.gethostname()[:64]:
+    if owner.host != this_host():
         return "running", f"{process} did not let go of the folder: it runs, or was killed"
-    if Path(f"/proc/{owner.pid}").exists():
+    if held or Path(f"/proc/{owner.pid}").exists():
         return "running", f"{process} is at it"
-    return "killed", f"{process} ended without letting go of the folder, or runs in another container"
+    return "killed", f"{process} ended without letting go of the folder, as far as it can be seen from here"
 
 
 def _checkpoint(info: CheckpointInfo) -> Entry:

@@ -15,7 +15,7 @@ from rollforward.models.config import CONFIG_FILE
 from rollforward.position import Position
 from rollforward.replay.codec import RecordedOutcome
 from rollforward.storage import LocalStorage
-from rollforward.store import Manifest, find, read_attachments
+from rollforward.store import Manifest, find, locate_attachments
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text."""
@@ -88,9 +88,8 @@ def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[str]]:
     """Token ids to text, and what is missing for that, a line each."""
-    read_attachments(storage, manifest)  # verifies them
-    first = next((item for item in manifest.attachments if item.name == CONFIG_FILE), None)
-    if first is None:
+    located = locate_attachments(storage, manifest)
+    if CONFIG_FILE not in located.contents:
         line = f"token ids are shown, not text: checkpoint {manifest.position} carries no {CONFIG_FILE}"
         return _as_numbers, [line]
     try:
@@ -100,7 +99,7 @@ def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[st
             f"token ids are shown, not text: {error.name} is not installed (pip install 'rollforward[train]')"
         )
         return _as_numbers, [line]
-    return Tokenizer(Path(storage.root) / first.path.rpartition("/")[0]).decode, []
+    return Tokenizer(Path(storage.root) / located.folder, carried=located.contents).decode, []
 
 
 def _as_numbers(ids: Sequence[int]) -> str:

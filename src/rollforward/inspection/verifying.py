@@ -1,28 +1,41 @@
-"""Whether what a run's folder holds is intact: its checkpoints, and the journal of each rank.
+"""Whether what a run's folder holds is intact: its checkpoints, its journal, the list of guests.
 
-`verify_checkpoints` and `check_journals` read and digest every byte; `check_checkpoints` looks at
-manifests, and at the presence and size of files. Nothing is changed on disk, and a run that is
-training may be looked at: a checkpoint that it removes meanwhile is reported as missing.
+`verify_checkpoints` and `check_journals` read and digest every byte that a start could ever use, records of
+abandoned futures too; `check_checkpoints` looks at manifests, attachments, and at the presence and size of
+tensor files. What counts as valid is decided in `store.judging`, as for a resume. Nothing is changed on
+disk. A run that trains may be looked at: what it removes meanwhile is passed over.
 
-Left out of the journal: records of futures that were abandoned, which nothing will ever read again.
+A journal's newest segment that is gone leaves no gap. It is noticed by what else tells of it: a start that
+`metrics.jsonl`, `recoveries.jsonl` or a manifest names and of which there is no segment, or steps in
+`metrics.jsonl` beyond the last record. What was lost behind the last finished step leaves no trace.
+
+Left out, since nothing reads it again or it is derived: `*.torn`, which a crash cut off; `meta.json`;
+metrics, logs and evidence, which have no digests.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from rollforward.errors import CheckpointInvalid
+from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.position import Position
+from rollforward.replay import report as recovery_report
 from rollforward.storage import Storage
-from rollforward.store import list_checkpoints
-from rollforward.store.catalog import check_files, load_manifest, positions
+from rollforward.store.catalog import load_manifest, peek_incarnations, positions
+from rollforward.store.guests import read_guests
 from rollforward.store.journal.history import journal_ranks
-from rollforward.store.journal.reading import list_segments, read_journal
-from rollforward.store.layout import journal_folder
+from rollforward.store.journal.reading import SegmentsChecked, check_segments, list_segments
+from rollforward.store.judging import Judge
+from rollforward.store.layout import GUESTS, journal_folder
 from rollforward.store.lock import without_successor
-from rollforward.store.restoring import read_attachment, read_tensors
+from rollforward.store.tensorfile import is_count
 
 Progress = Callable[[int], None]
 """Is told how many bytes were read since it was last called."""
+
+_METRICS = "metrics.jsonl"
+_TAIL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,46 @@ class JournalVerdict:
     """Ends that a crash cut off, a line each: no damage, the next start of the run cuts them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileVerdict:
+    """A file besides checkpoints and journal that has something wrong with it."""
+
+    file: str
+    reason: str
+
+
+class Checkpoints:
+    """Looks at the checkpoints of a folder, newest first, and then tells what else was found."""
+
+    def __init__(self, storage: Storage, *, deep: bool, progress: Progress = lambda _size: None) -> None:
+        self._storage = storage
+        self._judge = Judge(storage, deep=deep, progress=progress)
+
+    def verdicts(self, *, only: Position | None = None) -> Iterator[Verdict]:
+        """One for each checkpoint that is still there when it is looked at."""
+        for position in positions(self._storage):
+            info = self._judge.judge(position) if only in (None, position) else None
+            if info is not None:
+                yield Verdict(position, info.bytes_read, info.reason)
+
+    def other_files(self) -> list[FileVerdict]:
+        """Attachments of which one of two copies is damaged, and a list of guests that cannot be used."""
+        found = [
+            FileVerdict(file=line.partition(" ")[0], reason=f"{line}; its other copy is whole")
+            for line in self._judge.damaged_copies
+        ]
+        return [*found, *check_guests(self._storage)]
+
+
+def check_guests(storage: Storage) -> list[FileVerdict]:
+    """What is wrong with the list of another trainer's files, if there is one."""
+    try:
+        read_guests(storage)
+    except StorageError as error:
+        return [FileVerdict(file=GUESTS, reason=error.message)]
+    return []
+
+
 def bytes_to_verify(storage: Storage) -> int:
     """How much `verify_checkpoints` has to read, files that checkpoints share counted each time."""
     total = 0
@@ -68,44 +121,114 @@ def bytes_to_check(storage: Storage) -> int:
 
 def check_checkpoints(storage: Storage) -> Iterator[Verdict]:
     """Newest first: whether the manifest proves intact and all files are there with their sizes."""
-    for info in list_checkpoints(storage):
-        yield Verdict(info.position, 0, info.reason)
+    yield from Checkpoints(storage, deep=False).verdicts()
 
 
 def verify_checkpoints(
     storage: Storage, *, progress: Progress = lambda _size: None, only: Position | None = None
 ) -> Iterator[Verdict]:
     """Read and digest every byte, newest checkpoint first; `progress` is told of bytes as they pass."""
-    for position in positions(storage):
-        if only is not None and position != only:
-            continue
-        done = 0
-        try:
-            manifest = load_manifest(storage, position)
-            check_files(storage, manifest)
-            for _, _, array in read_tensors(storage, manifest):
-                done += array.nbytes
-                progress(array.nbytes)
-            for attachment in manifest.attachments:
-                done += len(read_attachment(storage, manifest, attachment.name))
-        except CheckpointInvalid as error:
-            yield Verdict(position, done, error.message)
-        else:
-            yield Verdict(position, done, "")
+    yield from Checkpoints(storage, deep=True, progress=progress).verdicts(only=only)
 
 
-def check_journals(storage: Storage, progress: Progress) -> Iterator[JournalVerdict]:
-    """Read and digest every record of the newest history, rank by rank; `progress` is told of bytes."""
-    odd = without_successor(storage)
-    for rank in journal_ranks(storage):
-        segments = list_segments(storage, rank)
-        view = read_journal([storage], rank=rank, since=Position(0, 0))
-        size = sum(segment.size for segment in segments)
+def check_journals(storage: Storage, progress: Progress = lambda _size: None) -> Iterator[JournalVerdict]:
+    """Read and digest every record of every start, rank by rank; `progress` is told of bytes."""
+    told, numbers = _told_of_starts(storage), without_successor(storage)
+    for rank in sorted({*journal_ranks(storage), *_expected_ranks(storage, told)}):
+        checked = check_segments(storage, rank)
+        size = sum(segment.size for segment in checked.segments)
         progress(size)
         yield JournalVerdict(
             rank=rank,
-            segments=len(segments),
+            segments=len(checked.segments),
             size=size,
-            problems=(*view.problems, *(line for line in odd if line.startswith(f"{journal_folder(rank)}/"))),
-            torn=tuple(f"{segment}: {ending.problem}" for segment, ending in view.torn),
+            problems=(*checked.problems, *_missing(checked, told, rank), *_numbered(numbers, rank)),
+            torn=tuple(f"{segment}: {ending.problem}" for segment, ending in checked.torn),
         )
+
+
+def _numbered(lines: Sequence[str], rank: int) -> Iterator[str]:
+    """Those of the lines that are about the journal of a rank."""
+    return (line for line in lines if line.startswith(f"{journal_folder(rank)}/"))
+
+
+class _Told(NamedTuple):
+    """What tells of a start, or of a step, whose journal must be there."""
+
+    by: str
+    incarnation: int
+    step: Position | None = None
+    """A finished one."""
+
+
+def _told_of_starts(storage: Storage) -> list[_Told]:
+    told = [_Told(recovery_report.FILE, report.incarnation) for report in recovery_report.read(storage)]
+    last = _last_figures(storage, _steps_per_epoch(storage))
+    oldest = min(positions(storage), default=None)
+    if last is not None and oldest is not None:
+        # The journal of steps before the oldest checkpoint is not kept.
+        step = last.step if last.step is not None and last.step >= oldest else None
+        told.append(last._replace(step=step))
+    if journal_ranks(storage):
+        newest = max(peek_incarnations(storage).values(), default=0)
+        told += [_Told("a manifest", newest)] if newest else []
+    return told
+
+
+def _steps_per_epoch(storage: Storage) -> int | None:
+    """As the newest manifest that can be read says; None when none does."""
+    for position in positions(storage):
+        try:
+            steps = load_manifest(storage, position).state.get("steps_per_epoch")
+        except CheckpointInvalid:
+            continue
+        return steps if is_count(steps) else None
+    return None
+
+
+def _last_figures(storage: Storage, steps_per_epoch: int | None) -> _Told | None:
+    """The start and the step of the last whole line of metrics.jsonl whose counts agree with each other."""
+    entry = storage.stat(_METRICS)
+    if entry is None or entry.kind != "file" or not entry.size:
+        return None
+    with storage.open(_METRICS) as handle:
+        tail = bytearray(min(handle.size, _TAIL_BYTES))
+        handle.read_into(memoryview(tail), handle.size - len(tail))
+    for line in reversed(bytes(tail).split(b"\n")):
+        try:
+            value = json.loads(line)
+            counts = [value[name] for name in ("incarnation", "epoch", "step", "global_step")]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        if all(type(count) is int and 0 <= count < 10**18 for count in counts):
+            step = Position(counts[1], counts[2])
+            if steps_per_epoch is None or counts[3] == step.global_step(steps_per_epoch):
+                return _Told(_METRICS, counts[0], step)
+    return None
+
+
+def _expected_ranks(storage: Storage, told: Sequence[_Told]) -> range:
+    """The ranks that must have a journal: of the newest checkpoint, if a start is known to have had one."""
+    for position in positions(storage) if told else ():
+        try:
+            return range(load_manifest(storage, position).world_size)
+        except CheckpointInvalid:
+            continue
+    return range(0)
+
+
+def _missing(checked: SegmentsChecked, told: Sequence[_Told], rank: int) -> Iterator[str]:
+    newest = max((segment.name.incarnation for segment in checked.segments), default=0)
+    later = max(told, key=lambda item: item.incarnation, default=None)
+    if later is not None and later.incarnation > newest:
+        yield (
+            f"the journal of start {later.incarnation}, which {later.by} tells of, is missing (rank {rank}); "
+            + (f"the newest there is of start {newest}" if newest else "there is none")
+        )
+        return
+    for item in told:
+        if item.step is not None and (checked.last is None or checked.last < item.step):
+            yield (
+                f"{item.by} tells of step {item.step}, and the last record is of "
+                f"{checked.last or 'no step'}: the newest segment is missing on rank {rank}"
+            )

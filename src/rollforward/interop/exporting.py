@@ -5,10 +5,14 @@
                    what MindRLHF resumes from, under MindFormers' names behind its trainer's prefixes
 
 Every byte is verified on its way out, and durable in the new folder before the next file is begun;
-one role at a time is in memory. Tensors are whole and in float32: splitting them over ranks is for
-MindSpore's `ms.transform_checkpoints`. Nothing is changed in the run.
+one role at a time is in memory. What makes the folder one that others open comes last: config.json, or
+meta.json, that of the policy after the others. So an export that was killed is not taken for a whole one.
+config.json names the element type of the file beside it, whatever the model came in. Tensors are whole and
+in float32 for MindRLHF: splitting them over ranks is for MindSpore's `ms.transform_checkpoints`. Nothing is
+changed in the run.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +21,8 @@ from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointMismatch
 from rollforward.interop.names import to_theirs
+from rollforward.models.config import CONFIG_FILE
+from rollforward.models.weights import SINGLE
 from rollforward.storage import Storage
 from rollforward.store.layout import META, TensorFileName, rank_folder
 from rollforward.store.manifest import Manifest
@@ -31,16 +37,45 @@ _PREFIXES = {
 }
 """What MindRLHF's trainer puts before the names of each role's parameters."""
 
+_DTYPE_KEYS = ("torch_dtype", "dtype")
+
 Export = Callable[[Storage, Manifest, Storage], list[str]]
 
 
 def export_huggingface(storage: Storage, manifest: Manifest, out: Storage) -> list[str]:
     """Write the policy as a Hugging Face folder; returns the files. StorageError, CheckpointInvalid."""
-    written = []
-    for name, content in read_attachments(storage, manifest).items():
+    attachments = dict(read_attachments(storage, manifest))
+    config = attachments.pop(CONFIG_FILE, None)
+    policy = _role(storage, manifest, "policy_model")
+    written = [_write(out, SINGLE, policy)]
+    for name, content in attachments.items():
         out.write(name, [content])
         written.append(name)
-    return [*written, _write(out, "model.safetensors", _role(storage, manifest, "policy_model"))]
+    if config is not None:
+        out.write(CONFIG_FILE, [with_dtype(config, policy)])
+        written.append(CONFIG_FILE)
+    return written
+
+
+def with_dtype(config: bytes, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """A config.json that names the dtype of these tensors: of most of their bytes; else as it was.
+
+    transformers 5 writes `dtype`, older ones `torch_dtype`; both read either.
+    """
+    sizes: dict[str, int] = {}
+    for array in arrays.values():
+        sizes[array.dtype.name] = sizes.get(array.dtype.name, 0) + array.nbytes
+    try:
+        values = json.loads(config)
+    except (ValueError, RecursionError):
+        return config
+    if not sizes or not isinstance(values, dict):
+        return config
+    name = max(sizes, key=lambda dtype: sizes[dtype])
+    keys = [key for key in _DTYPE_KEYS if key in values] or [_DTYPE_KEYS[0]]
+    if all(values.get(key) == name for key in keys):
+        return config
+    return (json.dumps(values | dict.fromkeys(keys, name), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def export_mindrlhf(storage: Storage, manifest: Manifest, out: Storage) -> list[str]:
@@ -72,7 +107,8 @@ def export_mindrlhf(storage: Storage, manifest: Manifest, out: Storage) -> list[
             arrays["global_step"] = arrays["global_step"].astype(np.int32)
         name = TensorFileName(role, 0, position)
         written.append(_write(out, name.path, arrays))
-        write_meta(out, f"{rank_folder(role, 0)}/{META}", name)
+    for role in reversed(_PREFIXES):
+        write_meta(out, f"{rank_folder(role, 0)}/{META}", TensorFileName(role, 0, position))
     return written
 
 

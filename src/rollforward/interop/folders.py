@@ -22,7 +22,7 @@ from rollforward.errors import NothingToResume
 from rollforward.inputs import read_input
 from rollforward.position import Position
 from rollforward.store.layout import META, parse_rank
-from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
+from rollforward.store.meta import MAX_META_BYTES, Meta, meta_line, parse_meta
 
 _FILE = re.compile(
     r"(?P<prefix>.+?)(?P<attempt>\.[1-9]\d{0,5})?_rank_(?P<rank>\d{1,9})(?:_(?P<again>\d{1,9}))?"
@@ -99,7 +99,23 @@ def find_foreign(
         newer = max((found_at for rank in ranks for found_at in rank.files), default=at)
         if newer > position:
             warnings.append(f"{folders[role]}: {newer} is not complete everywhere; going back to {position}")
+        warnings += _gone(folders[role], ranks, position)
     return ForeignCheckpoint(position, files, tuple(dict.fromkeys(warnings)))
+
+
+def _gone(folder: str | Path, ranks: list[_RankFolder], position: Position) -> list[str]:
+    """What `meta.json` names beyond the position that is taken, and is not there."""
+    gone = {
+        rank.meta.position: rank
+        for rank in reversed(ranks)
+        if rank.meta is not None and rank.meta.position > position and rank.meta.position not in rank.files
+    }
+    return [
+        f"{folder}: meta.json of {rank.path.name} names {rank.meta.file}, which is not there; going back to "
+        f"{position}, and what was trained from there to {at} is lost"
+        for at, rank in sorted(gone.items())
+        if rank.meta is not None
+    ]
 
 
 def _look(folder: Path, rank: int) -> _RankFolder:
@@ -189,8 +205,30 @@ def _nothing(
         lines += [f"    {line}" for line in _more_ranks(Path(folders[role]), world_size)]
     return NothingToResume(
         "\n".join(lines),
-        hint="check --actor_checkpoint_path, --ref_checkpoint_path, and that as many workers start as saved",
+        hint=_lines_to_write(found)
+        or "check --actor_checkpoint_path, --ref_checkpoint_path, and that as many workers start as saved",
     )
+
+
+def _lines_to_write(found: Mapping[str, list[_RankFolder]]) -> str:
+    """What to write into each `meta.json` that is gone or of no use, where all other folders say the same."""
+    ranks = [(role, rank) for role, folders in found.items() for rank in folders]
+    told = {rank.meta.position for role, rank in ranks if rank.meta is not None and role != "ref"}
+    told = told or {rank.meta.position for _, rank in ranks if rank.meta is not None}
+    lines = []
+    for role, rank in ranks:
+        if rank.meta is not None or not rank.files:
+            continue
+        position = max(rank.files)
+        if len(told) == 1 and (role != "ref" or max(told) in rank.files):
+            position = max(told)
+        file = rank.files.get(position)
+        if file is not None:
+            lines.append(f"write into {rank.path / META}: {meta_line(position, file.name)}")
+    if not lines:
+        return ""
+    sure = "as the other folders say" if len(told) == 1 else "if these files are whole"
+    return f"a folder of MindRLHF needs a meta.json for each rank; {sure}, " + "; ".join(lines)
 
 
 def _more_ranks(folder: Path, world_size: int) -> list[str]:

@@ -81,10 +81,15 @@ class FromForeign:
 
 
 def is_foreign(source: CheckpointFolders) -> bool:
-    """Whether these are folders of MindRLHF or MindFormers: no manifest, but somebody's `meta.json`."""
+    """Whether these are folders of MindRLHF or MindFormers: no manifest, but somebody's `meta.json`.
+
+    One of policy, optimizer or reference will do: where another is missing, `look` says what to write. A run
+    of ours that lost its manifests looks like this too: `traces` tells it apart, and comes first.
+    """
     if not source.policy.is_dir() or positions(LocalStorage(source.run)):
         return False
-    return any((rank / META).is_file() for rank in source.policy.glob("rank_*"))
+    folders = (source.policy, source.optimizer, source.reference)
+    return any((rank / META).is_file() for folder in folders for rank in folder.glob("rank_*"))
 
 
 def look(
@@ -95,6 +100,7 @@ def look(
     reference_is_synced: bool,
     model_folders: Iterable[str],
     own_strategies: Path,
+    clears_own: bool = True,
     world_size: int,
 ) -> FromForeign:
     """Find out what to resume from. NothingToResume, CheckpointMismatch, ModelError or ConfigError.
@@ -119,7 +125,7 @@ def look(
             warnings.append(
                 "ref_config.sync_ref_model is set: copies made before now are lost with that folder"
             )
-    strategies = _split_roles(own_strategies, source.run, folders, ranks)
+    strategies = _split_roles(own_strategies, source.run, folders, ranks, clears_own=clears_own)
     if strategies:
         warnings += _about_joining(strategies, ranks, world_size)
     elif ranks != world_size:
@@ -184,7 +190,9 @@ def _holds_moments(found: ForeignCheckpoint) -> bool:
     return any(is_moment(name) for path in found.files["policy_model"] for name in read_layout(path))
 
 
-def _split_roles(own: Path, run: Path, folders: Mapping[str, Path], ranks: int) -> dict[str, Strategy]:
+def _split_roles(
+    own: Path, run: Path, folders: Mapping[str, Path], ranks: int, *, clears_own: bool
+) -> dict[str, Strategy]:
     """The strategies of the roles that have tensors split over ranks."""
     if ranks == 1:
         return {}
@@ -205,7 +213,7 @@ def _split_roles(own: Path, run: Path, folders: Mapping[str, Path], ranks: int) 
         }
 
     needed = _of_newest(folders, ranks, split)
-    if any(same_folder(strategy.folder, own) for strategy in needed.values()):
+    if clears_own and any(same_folder(strategy.folder, own) for strategy in needed.values()):
         raise ConfigError(
             f"{own} holds the strategy files that the tensors in {run} are put together by, and a start "
             "clears this run's own strategy folder",

@@ -4,8 +4,8 @@
 pid, the time of the last change of phase, and how many collectives the worker has come to. It is
 overwritten in place, one write of a fixed size, never synced: it describes a living process and is
 worth nothing after a power cut. A reader that comes in the middle of a write sees text that is not
-JSON, and looks again. One of several workers writes it again every few seconds, whatever it is at: the
-file's own time says when it last lived.
+JSON, and looks again. A link or a pipe in its place is replaced, never written through. One of several
+workers writes it again every few seconds, whatever it is at: the file's own time says when it last lived.
 """
 
 import json
@@ -18,12 +18,15 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rollforward.inputs import parse_json, read_input
+from rollforward.errors import StorageError
 from rollforward.position import Position
+from rollforward.storage import LocalStorage, read_small
+from rollforward.storage.inplace import open_in_place
 
 _SIZE = 256
 """Bytes of a heartbeat, blanks at its end."""
-_MOST_BYTES = 4096
+_LARGEST = 4096
+"""Bytes that are read of one: the file may be from anybody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,11 @@ class Pulse:
 
 def file_of(run_folder: Path, rank: int) -> Path:
     """Where a rank's heartbeat is."""
-    return run_folder / "heartbeat" / f"rank_{rank}.json"
+    return run_folder / _name_of(rank)
+
+
+def _name_of(rank: int) -> str:
+    return f"heartbeat/rank_{rank}.json"
 
 
 class Heartbeat:
@@ -58,9 +65,8 @@ class Heartbeat:
         )
         # Reentrant: the process may be told to end, and close this, in the middle of a write.
         self._lock = threading.RLock()
-        path = file_of(run_folder, rank)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor: int | None = open_in_place(str(run_folder), _name_of(rank), replace=True)
         self.beat()
 
     def phase(self, position: Position, name: str) -> None:
@@ -99,14 +105,15 @@ class Heartbeat:
 def read(run_folder: Path, rank: int) -> Pulse | None:
     """A rank's newest heartbeat; None when there is none, or it cannot be read just now."""
     try:
-        pulse = Pulse(**parse_json(read_input(file_of(run_folder, rank), _MOST_BYTES)))
+        value = json.loads(read_small(LocalStorage(run_folder), _name_of(rank), limit=_LARGEST))
+        pulse = Pulse(**value)
         Position.parse(pulse.position)
-        # What a clock of people can show, or ValueError.
+        # What a clock of people can show, or an error.
         datetime.fromtimestamp(pulse.time, UTC)
-    except (OSError, ValueError, TypeError, OverflowError):
+    except (StorageError, ValueError, TypeError, AttributeError, RecursionError, OverflowError, OSError):
         return None
-    numbers = (pulse.incarnation, pulse.pid, pulse.meetings)
-    return pulse if isinstance(pulse.phase, str) and all(type(number) is int for number in numbers) else None
+    kinds = [type(found) for found in asdict(pulse).values()]
+    return pulse if kinds == [str, str, int, int, float, int] else None
 
 
 def last_sign(run_folder: Path, rank: int) -> float | None:

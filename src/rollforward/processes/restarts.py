@@ -21,8 +21,8 @@ LONGEST_WAIT = 60.0
 """Seconds."""
 INPUT_ERROR = 2
 """The exit code of errors that only the user can mend."""
-FINAL = frozenset({"RunLocked", "ReplayDiverged", "NonFinite"})
-"""Errors that come again: another trainer is at work; the numbers are what they are."""
+FINAL = frozenset({"RunLocked", "ReplayDiverged", "NonFinite", "DeviceUnavailable"})
+"""Errors that come again: another trainer is at work; the numbers, or the devices, are what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

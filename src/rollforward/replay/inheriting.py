@@ -125,7 +125,11 @@ def take_over(
 
     starts = _of_all_ranks(together(survey, all_gather, tell=lambda found: list(map(_as_json, found)))[1])
     chosen = choose_history(
-        starts, checkpoint, fingerprint=identity.fingerprint, world_size=identity.world_size
+        starts,
+        checkpoint,
+        fingerprint=identity.fingerprint,
+        also=identity.fingerprints,
+        world_size=identity.world_size,
     )
 
     def look() -> JournalView:
@@ -204,10 +208,7 @@ def note_failure(journal: Journal, error: Exception) -> None:
 
 def _compatible(view: JournalView, identity: Identity) -> bool:
     """Whether records of this history can be trained on here: same configuration, same number of ranks."""
-    return all(
-        writer.fingerprint == identity.fingerprint and writer.world_size == identity.world_size
-        for writer in view.writers
-    )
+    return all(identity.is_configured_as(writer) for writer in view.writers)
 
 
 def _as_json(start: Start) -> list[Any]:

@@ -29,6 +29,7 @@ from rollforward.replay.saving import JournaledCheckpoints
 from rollforward.storage import Storage
 from rollforward.store import CheckpointStore, Retention
 from rollforward.store.journal.records import Identity
+from rollforward.store.saved import About
 from rollforward.tensors import Tensors
 
 
@@ -162,12 +163,13 @@ class Recording:
             store,
             self._journal,
             tensors,
-            {
-                "run_id": run_id,
-                "incarnation": place.incarnation,
-                "fingerprint": identity.fingerprint,
-                "versions": settings.versions,
-            },
+            About(
+                run_id=run_id,
+                incarnation=place.incarnation,
+                state={},
+                fingerprint=identity.fingerprint,
+                versions=settings.versions,
+            ),
             say=settings.say,
             warn=settings.warn,
             failed=not_saved,

@@ -14,6 +14,7 @@ from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
 from rollforward.store.catalog import oldest_position
 from rollforward.store.journal.writing import Journal
 from rollforward.store.live import Live, as_live
+from rollforward.store.saved import About
 from rollforward.tensors import Tensors
 from rollforward.wording import in_bytes
 
@@ -31,7 +32,7 @@ class JournaledCheckpoints:
         store: CheckpointStore,
         journal: Journal,
         live: Live | Callable[[], Tensors],
-        about: Mapping[str, Any],
+        about: About,
         *,
         say: Callable[[str], None],
         warn: Callable[[str], None],
@@ -64,8 +65,8 @@ class JournaledCheckpoints:
     def save_now(self, position: Position, global_step: int, state: Mapping[str, Any]) -> None:
         """Save and commit before this returns. StorageError on all ranks when one cannot."""
         self._journal.checkpoint_begun()
-        about = {**self._about, "state": state}
-        self._saved(self._store.save(position, self._live, global_step=global_step, **about))
+        description = self._about.at(position, global_step, state)
+        self._saved(self._store.save_described(description, self._live))
         for warning in self._prune_journal():
             self._warn(warning)
 

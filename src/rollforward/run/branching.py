@@ -8,12 +8,12 @@ All of this is looked at before anything is written, so that what cannot be reac
 not half made. Nothing of P or later is taken over.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume
 from rollforward.position import Position
-from rollforward.replay.facts import changes, fingerprint
+from rollforward.run.facts import differences, fingerprints
 from rollforward.storage import Storage
 from rollforward.store import Manifest
 from rollforward.store.journal.reading import read_journal, read_starts
@@ -42,16 +42,20 @@ def check_reach(
     *,
     ranks: Iterable[int],
     fingerprint: str,
+    also: Collection[str],
     chunks_per_step: int,
     steps_per_epoch: int,
 ) -> None:
     """NothingToResume unless the journal of each of these ranks leads from the checkpoint to the position.
 
     CheckpointMismatch when records on the way were made with another configuration than that of
-    `fingerprint`.
+    `fingerprint`; `also` are digests of the same configuration, as earlier versions made them.
     """
     starts = [start for rank in ranks for start in read_starts([storage], rank=rank, run_id=manifest.run_id)]
-    chosen = choose_history(starts, manifest.order, fingerprint=fingerprint, world_size=manifest.world_size)
+    names = {fingerprint, *also}
+    chosen = choose_history(
+        starts, manifest.order, fingerprint=fingerprint, also=also, world_size=manifest.world_size
+    )
     for rank in ranks:
         view = read_journal(
             [storage],
@@ -65,7 +69,7 @@ def check_reach(
         reached = view.first_incomplete(
             manifest.position, chunks_per_step=chunks_per_step, steps_per_epoch=steps_per_epoch
         )
-        others = [writer.incarnation for writer in view.writers if writer.fingerprint != fingerprint]
+        others = [writer.incarnation for writer in view.writers if writer.fingerprint not in names]
         if others:
             raise CheckpointMismatch(
                 f"steps between checkpoint {manifest.position} and {position} were made with another "
@@ -82,11 +86,18 @@ def check_reach(
             raise NothingToResume("\n".join(lines), hint=f"{reached} and every step before it can be reached")
 
 
+def facts_of(manifest: Manifest) -> Mapping[str, Any]:
+    """The facts of the run when a checkpoint was saved; empty when it does not say."""
+    found = manifest.state.get("facts")
+    return found if isinstance(found, dict) else {}
+
+
 def check_same_facts(manifest: Manifest, facts: Mapping[str, Any], position: Position) -> None:
     """CheckpointMismatch unless what influences the numbers is as it was: only then are steps repeated."""
-    if manifest.fingerprint == fingerprint(facts):
+    before = facts_of(manifest)
+    if manifest.fingerprint in fingerprints(facts, before):
         return
-    lines = changes(manifest.state.get("facts", {}), facts)
+    lines = differences(before, facts)
     raise CheckpointMismatch(
         "\n".join(
             [

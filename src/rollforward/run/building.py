@@ -3,7 +3,7 @@
 from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import TrainerSettings
 from rollforward.grpo.types import EngineSettings, ObjectiveSettings, OptimizerSettings, SamplingSettings
-from rollforward.run.plan import Plan, decay_steps
+from rollforward.run.plan import Plan, decay_steps, end_tokens, pad_token
 from rollforward.store import Retention
 
 
@@ -24,8 +24,8 @@ def engine_settings(plan: Plan) -> EngineSettings:
             temperature=sampling.temperature,
             top_k=max(sampling.top_k, 0),
             top_p=sampling.top_p,
-            stop_token_ids=sampling.eos_token_id or plan.tokenizer.eos_token_ids,
-            pad_token_id=_pad_token_id(plan),
+            stop_token_ids=end_tokens(config, plan.tokenizer),
+            pad_token_id=pad_token(plan.config, plan.tokenizer),
         ),
         objective=ObjectiveSettings(
             beta=config.rl_config.beta,
@@ -55,7 +55,7 @@ def trainer_settings(plan: Plan) -> TrainerSettings:
         num_iterations=rl.num_iterations,
         prompt_length=plan.config.generate_config.max_prompt_length,
         max_tokens=plan.config.generate_config.sampling_config.max_tokens,
-        pad_token_id=_pad_token_id(plan),
+        pad_token_id=pad_token(plan.config, plan.tokenizer),
         standardise_advantages=rl.advantage_std,
         loss_aggregation="token_mean" if rl.loss_aggregation == "token_mean" else "sequence_mean",
         verifier_names=plan.config.reward_config.verifier_function,
@@ -86,8 +86,3 @@ def learning_rate(plan: Plan) -> LearningRate:
         warmup_steps=schedule.warmup_step,
         decay_steps=decay_steps(plan.config, plan.total_steps),
     )
-
-
-def _pad_token_id(plan: Plan) -> int:
-    given = plan.config.generate_config.sampling_config.pad_token_id
-    return plan.tokenizer.pad_token_id if given is None else given

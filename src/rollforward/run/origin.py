@@ -8,9 +8,11 @@ from rollforward.config.keys import Config
 from rollforward.config.places import Outputs
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume, RunExists
 from rollforward.inspection import doctor
-from rollforward.interop import resuming
+from rollforward.interop import resuming, traces
 from rollforward.interop.role_folders import CheckpointFolders, checkpoint_folders, name_checkpoint_folders
 from rollforward.models.config import CONFIG_FILE
+from rollforward.replay import report
+from rollforward.run import configuration, metrics
 from rollforward.run.request import Request
 from rollforward.run.sources import (
     FromOthers,
@@ -22,7 +24,12 @@ from rollforward.run.sources import (
 )
 from rollforward.storage import LocalStorage
 from rollforward.storage.local import same_folder
-from rollforward.store import find, list_checkpoints, read_attachments
+from rollforward.store import find, list_checkpoints, locate_attachments
+from rollforward.store.guests import read_guests
+from rollforward.store.lock import read_owner
+
+_REPLACED = (configuration.FILE, metrics.FILE, report.FILE)
+"""Files right in the run's folder that a start replaces as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +50,10 @@ def find_origin(config: Config, request: Request, places: Outputs, world_size: i
         _check_branch(request, places, named)
     if not request.resume:
         return _new(config, request, places)
+    traces.refuse_lost_commits(named)
     if resuming.is_foreign(named):
         return _resumed_foreign(config, request, places, named, world_size)
-    return _resumed(request, places)
+    return _resumed(config, request, places)
 
 
 def _new(config: Config, request: Request, places: Outputs) -> Origin:
@@ -54,11 +62,12 @@ def _new(config: Config, request: Request, places: Outputs) -> Origin:
         request.ref_checkpoint_path or config.ref_config.load,
     )
     _refuse_used_folder(places.run, "to go on with it add --resume_training")
+    _refuse_traces(places.run)
     tokenizer = Path(config.rl_config.tokenizer_dir or source.policy)
     return Origin(source=source, model=source.policy, files=model_files(source.policy, tokenizer))
 
 
-def _resumed(request: Request, places: Outputs) -> Origin:
+def _resumed(config: Config, request: Request, places: Outputs) -> Origin:
     source = checkpoint_folders(request.actor_checkpoint_path, request.ref_checkpoint_path, places.run)
     if not same_folder(source.reference.parent, source.run):
         raise CheckpointMismatch(
@@ -77,14 +86,21 @@ def _resumed(request: Request, places: Outputs) -> Origin:
             f"to go on from what it holds: --actor_checkpoint_path {places.run / 'train'}",
             option="--out" if request.rebuild else "--save_checkpoint_dir",
         )
-    files = read_attachments(storage, found.manifest)
+    # A list that cannot be used would fail the first save: better now.
+    read_guests(LocalStorage(places.run))
+    located = locate_attachments(storage, found.manifest)
+    files = located.contents
+    if config.rl_config.tokenizer_dir and CONFIG_FILE in files:
+        tokenizer = Path(config.rl_config.tokenizer_dir)
+        files = model_files(tokenizer, tokenizer) | {CONFIG_FILE: files[CONFIG_FILE]}
     if CONFIG_FILE not in files:
         raise NothingToResume(
             f"checkpoint {found.manifest.position} in {source.run} carries no {CONFIG_FILE}"
         )
-    first = next(item for item in found.manifest.attachments if item.name == CONFIG_FILE)
     return Origin(
-        source=FromRun(folders=source, found=found), model=(source.run / first.path).parent, files=files
+        source=FromRun(folders=source, found=found),
+        model=source.run / located.folder,
+        files=files,
     )
 
 
@@ -100,6 +116,7 @@ def _resumed_foreign(
         reference_is_synced=config.ref_config.sync_ref_model,
         model_folders=(actor.model_config, actor.load, config.rl_config.tokenizer_dir),
         own_strategies=places.strategy,
+        clears_own="strategy" in places.named,
         world_size=world_size,
     )
     _refuse_used_folder(
@@ -139,10 +156,35 @@ def _with_findings(message: str, source: CheckpointFolders) -> str:
     return "\n".join([message, *(f"  {text}" for text in new)])
 
 
+def _refuse_traces(run: Path) -> None:
+    """RunExists when a new run would begin its figures and its journal over those of another."""
+    found = traces.finished_work(LocalStorage(run))
+    if found:
+        raise RunExists(
+            f"{run} holds what a run has left whose checkpoints are gone: {'; '.join(found)}",
+            hint="name another folder with --save_checkpoint_dir, or move these away",
+        )
+
+
 def _refuse_used_folder(run: Path, hint: str, *, option: str = "--save_checkpoint_dir") -> None:
-    held = list_checkpoints(LocalStorage(run))
+    folders = name_checkpoint_folders("", "", run)
+    found = traces.lost_commits(folders)
+    if found:
+        raise RunExists(
+            f"{run} already holds a run, whose manifests are gone: {'; '.join(found)}",
+            hint=f"name another folder with {option}, or {traces.what_to_try(folders)}",
+        )
+    storage = LocalStorage(run)
+    held = list_checkpoints(storage)
     if held:
         raise RunExists(
             f"{run} already holds a run: {len(held)} checkpoints, the newest {held[0].position}",
             hint=f"{hint}; for a new run name another folder with {option}",
+        )
+    # A folder in which a run was begun has a lock of ours, and what has our names there is ours.
+    theirs = [name for name in _REPLACED if storage.stat(name) is not None]
+    if theirs and read_owner(storage) is None:
+        raise RunExists(
+            f"{run} holds {' and '.join(theirs)} without being a run's folder, and a run would replace that",
+            hint=f"move it away, or name another folder with {option}",
         )

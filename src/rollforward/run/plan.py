@@ -12,29 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollforward import verifiers
 from rollforward.config.keys import Config, what_affects_numbers
 from rollforward.config.loading import Loaded
 from rollforward.config.places import Outputs, outputs
 from rollforward.data.dataset import load_dataset
 from rollforward.data.tokenizer import Tokenizer
 from rollforward.engines.base import EnginePackage
-from rollforward.errors import ConfigError
+from rollforward.errors import ConfigError, RunExists
 from rollforward.grpo.ports import Verifier
 from rollforward.grpo.prompts import PromptSchedule
 from rollforward.grpo.types import Prompt
 from rollforward.models.config import CONFIG_FILE, parse_model_config
 from rollforward.position import Position
-from rollforward.replay.facts import fingerprint
-from rollforward.run import branching
+from rollforward.run import branching, facts
 from rollforward.run.origin import find_origin
 from rollforward.run.request import Request
-from rollforward.run.sources import Source
+from rollforward.run.sources import MODEL_FILES, Source
 from rollforward.run.versions import versions
 from rollforward.storage import LocalStorage
 from rollforward.store import Manifest
 from rollforward.store.guests import read_guests
 from rollforward.store.lock import check_free
-from rollforward.verifiers import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,8 @@ class Plan:
 
     config: Config
     ignored: tuple[str, ...]
+    carried_by: str
+    """The file of the run's folder that the configuration comes from; "" when the user gave it."""
     outputs: Outputs
     source: Source
     model_config: Mapping[str, Any]
@@ -61,10 +62,18 @@ class Plan:
     """What influences the numbers: keys of the configuration, and digests of model and dataset."""
     versions: Mapping[str, str]
     """What computes: exact repetition is promised on the same versions only."""
-    branch: Position | None = None
-    """Steps before it are replayed, nothing of it or beyond is taken over; None: whatever there is."""
-    rebuild: bool = False
-    """Stop at `branch` and save, rather than train."""
+    request: Request
+    """What was asked for: it is looked at again when the run's folder is locked."""
+
+    @property
+    def branch(self) -> Position | None:
+        """Steps before it are replayed, nothing of it or beyond is taken over; None: whatever there is."""
+        return self.request.position
+
+    @property
+    def rebuild(self) -> bool:
+        """Whether to stop at `branch` and save, rather than train."""
+        return self.request.rebuild
 
     @property
     def until(self) -> Position:
@@ -83,8 +92,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of `facts`."""
-        return fingerprint(self.facts)
+        """Digest of those of `facts` that make another run when they change."""
+        return facts.fingerprint_of(self.facts)
 
 
 def prepare(
@@ -107,17 +116,22 @@ def prepare(
     vocab_size = package.vocab_size(model_config)
     tokenizer = Tokenizer(
         Path(config.rl_config.tokenizer_dir or folder),
+        # What the manifest names, and nothing that was put beside it.
+        carried=files,
         model_config=model_config,
         today=_chat_date(source.checkpoint),
     )
     tokenizer.check_fits(vocab_size)
     _check_token_ids(config, vocab_size)
-    verifiers = resolve(config.reward_config.verifier_function)
+    resolved = verifiers.resolve(config.reward_config.verifier_function)
     if not config.rl_config.dataset_file:
-        raise ConfigError(
-            "no dataset is named", hint="name one with --dataset_file or rl_config.dataset_file"
-        )
-    prompts = load_dataset(config.rl_config.dataset_file, tokenizer, config.generate_config.max_prompt_length)
+        raise ConfigError("no dataset is named", hint=_where_to_name_it(request))
+    prompts = load_dataset(
+        config.rl_config.dataset_file,
+        tokenizer,
+        config.generate_config.max_prompt_length,
+        answers_judge=not verifiers.BY_ANSWER.isdisjoint(config.reward_config.verifier_function),
+    )
     steps_per_epoch = schedule_of(config, prompts, rank=0, world_size=world_size).steps_per_epoch
     layout = package.tensor_layout(model_config)
     source.check(layout, world_size=world_size, steps_per_epoch=steps_per_epoch)
@@ -125,6 +139,7 @@ def prepare(
     plan = Plan(
         config=config,
         ignored=loaded.ignored,
+        carried_by=loaded.carried_by,
         outputs=places,
         source=source,
         model_config=model_config,
@@ -132,7 +147,7 @@ def prepare(
         tokenizer=tokenizer,
         vocabulary=vocab_size,
         prompts=prompts,
-        verifiers=verifiers,
+        verifiers=resolved,
         steps_per_epoch=steps_per_epoch,
         start=source.expected(steps_per_epoch),
         end=end,
@@ -141,17 +156,42 @@ def prepare(
             **what_affects_numbers(config),
             "actor_config.lr_schedule.decay_steps": decay_steps(config, end.global_step(steps_per_epoch)),
             "model": hashlib.sha256(files[CONFIG_FILE]).hexdigest(),
-            "dataset": _dataset_digest(prompts),
             "world_size": world_size,
+            "end_tokens": list(end_tokens(config, tokenizer)),
+            "pad_token": pad_token(config, tokenizer),
+            **facts.of_files(files, [name for name in MODEL_FILES if name != CONFIG_FILE]),
+            **facts.of_dataset(prompts),
+            **facts.of_verifiers(verifiers.describe(resolved)),
             **({"chat_date": tokenizer.today.isoformat()} if tokenizer.dated else {}),
         },
         versions=versions(package),
-        branch=request.position,
-        rebuild=request.rebuild,
+        request=request,
     )
     if plan.branch is not None:
         _check_reachable(plan, plan.branch, range(world_size) if rank is None else (rank,))
     return plan
+
+
+def _where_to_name_it(request: Request) -> str:
+    if request.resume:
+        return "give the run's configuration with --config: its folder carries none"
+    return "name one with --dataset_file or rl_config.dataset_file"
+
+
+def look_again(plan: Plan) -> None:
+    """What decides whether the folder may be written to, decided anew: for the one who holds its lock now.
+
+    Between the first look and the lock another start may have been there, from its beginning to its end.
+    Raises what a start would raise that saw the folder as it is now; RunExists when it holds another run.
+    """
+    now = find_origin(plan.config, plan.request, plan.outputs, plan.world_size)
+    before, found = plan.source.checkpoint, now.source.checkpoint
+    same_run = found is None if before is None else found is not None and found.run_id == before.run_id
+    if not same_run or now.files != plan.attachments:
+        raise RunExists(
+            f"{plan.outputs.run} was changed by another start while this one got ready",
+            hint="start again: what it holds is then looked at anew",
+        )
 
 
 def schedule_of(config: Config, prompts: Sequence[Prompt], *, rank: int, world_size: int) -> PromptSchedule:
@@ -193,6 +233,7 @@ def _check_reachable(plan: Plan, position: Position, ranks: Sequence[int]) -> No
         position,
         ranks=ranks,
         fingerprint=plan.fingerprint,
+        also=facts.fingerprints(plan.facts, branching.facts_of(manifest)),
         chunks_per_step=plan.config.rl_config.num_rollouts,
         steps_per_epoch=plan.steps_per_epoch,
     )
@@ -218,6 +259,17 @@ def _end(config: Config, steps_per_epoch: int) -> Position:
     return Position(*divmod(total, steps_per_epoch))
 
 
+def end_tokens(config: Config, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What ends a completion."""
+    return config.generate_config.sampling_config.eos_token_id or tokenizer.eos_token_ids
+
+
+def pad_token(config: Config, tokenizer: Tokenizer) -> int:
+    """What fills up prompts and completions."""
+    given = config.generate_config.sampling_config.pad_token_id
+    return tokenizer.pad_token_id if given is None else given
+
+
 def decay_steps(config: Config, total_steps: int) -> int:
     """Optimizer steps until the learning rate has come down; those of the whole run when no number is given.
 
@@ -226,10 +278,3 @@ def decay_steps(config: Config, total_steps: int) -> int:
     schedule = config.actor_config.lr_schedule
     whole = total_steps * config.rl_config.num_iterations
     return schedule.decay_steps or max(whole, schedule.warmup_step + 1)
-
-
-def _dataset_digest(prompts: Sequence[Prompt]) -> str:
-    found = hashlib.sha256()
-    for prompt in prompts:
-        found.update(repr((prompt.token_ids, prompt.answer)).encode())
-    return found.hexdigest()

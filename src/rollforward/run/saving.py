@@ -7,7 +7,6 @@ the figures are about policies that lie shortly before the one that is saved.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from rollforward.grpo.ports import Engine
 from rollforward.position import Position
@@ -15,6 +14,7 @@ from rollforward.replay.saving import JournaledCheckpoints
 from rollforward.run.metrics import SaveTrouble
 from rollforward.store import CheckpointStore
 from rollforward.store.journal.writing import Journal
+from rollforward.store.saved import About
 
 REWARD = "reward"
 """The name of the figure that is always there; `reward/<verifier>` are its parts."""
@@ -32,7 +32,7 @@ class RunCheckpoints:
         store: CheckpointStore,
         engine: Engine,
         journal: Journal,
-        about: Mapping[str, Any],
+        about: About,
         *,
         say: Callable[[str], None],
         warn: Callable[[str], None],
@@ -40,7 +40,7 @@ class RunCheckpoints:
         trouble: SaveTrouble,
         prove_unchanged: bool = False,
     ) -> None:
-        self._state = about["state"]
+        self._state = about.state
         self._rewards: list[dict[str, float]] = []
         """Of each step since the last checkpoint began."""
         self._saving = JournaledCheckpoints(

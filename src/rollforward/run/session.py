@@ -14,11 +14,10 @@ whether the folder may be written to is decided under its lock.
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from rollforward import verifiers
 from rollforward.agreement import together
@@ -34,10 +33,11 @@ from rollforward.replay.facts import changes
 from rollforward.replay.inheriting import FINISHED, JournalReport
 from rollforward.replay.report import Recovering, make_report
 from rollforward.replay.rollout_log import JournaledRollouts, LogSettings, open_rollout_log
-from rollforward.run import evidence, metrics, strategy_folder
+from rollforward.run import configuration, evidence, facts, metrics, output_folders, strategy_folder
+from rollforward.run.branching import facts_of
 from rollforward.run.building import engine_settings, learning_rate, retention, trainer_settings
 from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
-from rollforward.run.plan import Plan, schedule_of
+from rollforward.run.plan import Plan, look_again, schedule_of
 from rollforward.run.progress import ObserverList
 from rollforward.run.saving import RunCheckpoints
 from rollforward.run.sources import Beginning
@@ -45,9 +45,10 @@ from rollforward.run.worker import Worker, at_work
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, RunLock
 from rollforward.store.cleaning import remove_strays
-from rollforward.store.guests import adopt
+from rollforward.store.guests import adopt, read_guests
 from rollforward.store.journal.records import Identity
 from rollforward.store.manifest import digest_of_arrays
+from rollforward.store.saved import About
 from rollforward.verifiers.sameness import SameRewards
 
 
@@ -60,6 +61,7 @@ def train(plan: Plan, package: EnginePackage) -> None:
         beginning = None if plan.source.needs_lock else restore(plan, engine)
         claim = claim_folder(plan, worker)
         observers: list[Observer] = [worker.heartbeat(plan, claim.incarnation), worker.display]
+        keep_configuration(plan, claim, worker)
         make_ready(plan, package, engine, worker)
         beginning = beginning or restore(plan, engine)
         tell_beginning(plan, beginning, worker)
@@ -94,6 +96,8 @@ def introduce(plan: Plan, worker: Worker) -> None:
         f"data: {len(plan.prompts)} prompts from {plan.config.rl_config.dataset_file}, "
         f"{plan.steps_per_epoch} steps an epoch, {plan.total_steps} steps in all"
     )
+    if plan.carried_by:
+        worker.log.line(f"configuration: from {plan.carried_by}")
     if plan.ignored:
         worker.log.line(f"configuration: ignored, since they mean nothing here: {', '.join(plan.ignored)}")
 
@@ -108,7 +112,10 @@ class Claim:
 
 
 def claim_folder(plan: Plan, worker: Worker) -> Claim:
-    """Lock the run's folder, on the first rank, for all. Collective: what fails there fails on all ranks."""
+    """Lock the run's folder, on the first rank, for all. Collective: what fails there fails on all ranks.
+
+    Another start may have come first and be over by now, so what it holds is looked at again under the lock.
+    """
 
     def acquire() -> RunLock | None:
         if not worker.is_first:
@@ -117,7 +124,11 @@ def claim_folder(plan: Plan, worker: Worker) -> Claim:
         lock = worker.closing.enter_context(RunLock.acquire(plan.outputs.run, after=after))
         if lock.taken_over is not None:
             worker.log.line(f"lock: taken over, its owner ended without releasing it: {lock.taken_over}")
-        remove_strays(LocalStorage(plan.outputs.run))
+        look_again(plan)
+        storage = LocalStorage(plan.outputs.run)
+        remove_strays(storage)
+        # The first save would find out that it cannot be read, after hours of training.
+        read_guests(storage)
         return lock
 
     lock, incarnations = together(
@@ -130,12 +141,34 @@ def _no_fence() -> None:
     """The first rank alone publishes, and it alone is fenced."""
 
 
+def keep_configuration(plan: Plan, claim: Claim, worker: Worker) -> None:
+    """Let the run's folder carry the configuration, and say what of it is not as it was. Collective."""
+
+    def keep() -> None:
+        if not worker.is_first:
+            return
+        before = None if plan.source.run is None else configuration.carried(plan.source.run, plan.branch)
+        for line in configuration.differences(before.tree, plan.config) if before else ():
+            worker.log.line(f"configuration: {line}")
+        configuration.keep(LocalStorage(plan.outputs.run), claim.incarnation, plan.config)
+
+    together(keep, worker.group.all_gather)
+
+
 def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worker) -> None:
     """Clear old strategy files, write this rank's, make the log folder. Collective."""
     folder, group = plan.outputs.strategy, worker.group
-    cleared = strategy_folder.clear(folder) if worker.is_first else []
+
+    def clear() -> list[str]:
+        """What is not this run's stays: another one may need it."""
+        if "strategy" in plan.outputs.named:
+            worker.closing.enter_context(output_folders.alone(folder))
+        return strategy_folder.clear(folder)
+
+    if "strategy" not in plan.outputs.named:
+        folder = output_folders.claim_strategies(folder, plan.outputs.run)
     # No rank may write its file before the first has cleared the folder.
-    group.all_gather(len(cleared))
+    _, (cleared, *_) = together(lambda: clear() if worker.is_first else [], group.all_gather)
     shapes = {
         name: spec.shape
         for role in ("policy_model", "optimizer")
@@ -146,10 +179,11 @@ def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worke
         strategy_folder.write(folder, group.rank, content)
     written = "" if content is None else ", strategy_<rank>.ckpt written"
     worker.log.line(f"strategy: {len(cleared)} old files cleared from {folder}{written}")
-    plan.outputs.log.mkdir(parents=True, exist_ok=True)
+    logs = output_folders.claim_logs(plan.outputs.log, plan.outputs.run)
+    logs.mkdir(parents=True, exist_ok=True)
     if worker.is_first:
-        worker.log.keep(plan.outputs.log / "train.log")
-    worker.log.line(f"logs: {plan.outputs.log}")
+        worker.log.keep(logs / "train.log")
+    worker.log.line(f"logs: {logs}")
 
 
 def restore(plan: Plan, engine: Engine) -> Beginning:
@@ -163,8 +197,8 @@ def tell_beginning(plan: Plan, beginning: Beginning, worker: Worker) -> None:
         worker.log.line(line)
     if beginning.checkpoint is not None:
         manifest = beginning.checkpoint.manifest
-        for line in changes(manifest.state.get("facts", {}), plan.facts):
-            worker.log.line(f"warning: since the checkpoint was saved {line}")
+        for line in facts.warnings(facts_of(manifest), plan.facts):
+            worker.log.line(f"warning: {line}")
         for line in changes(manifest.versions, plan.versions):
             worker.log.line(f"warning: the version of {line}; results may differ in their last bits")
     if worker.is_first and not plan.in_place:
@@ -191,7 +225,10 @@ def open_figures(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker)
     told = metrics.read(source.run / metrics.FILE) if known and source.run is not None else []
     told = metrics.consistent(told, plan.steps_per_epoch)
     kept = metrics.before(told, beginning.position)
-    board = TensorBoard(plan.outputs.tensorboard, kept=kept) if plan.outputs.tensorboard else None
+    events = plan.outputs.tensorboard
+    if events is not None and "tensorboard" in plan.outputs.named:
+        events = output_folders.claim_events(events, plan.outputs.run)
+    board = None if events is None else TensorBoard(events, kept=kept)
     recorder = Metrics(
         LocalStorage(plan.outputs.run),
         kept=kept,
@@ -272,7 +309,8 @@ def open_journal(
 
 def identify(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> Identity:
     """Who writes the journal: of which run, as which rank and start. Collective: a new run is named here."""
-    own = beginning.checkpoint.manifest.run_id if beginning.checkpoint else uuid.uuid4().hex
+    manifest = beginning.checkpoint.manifest if beginning.checkpoint else None
+    own = manifest.run_id if manifest else uuid.uuid4().hex
     return Identity(
         # The first rank's, on all.
         run_id=worker.group.all_gather(own)[0],
@@ -280,6 +318,7 @@ def identify(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> 
         world_size=worker.group.world_size,
         incarnation=claim.incarnation,
         fingerprint=plan.fingerprint,
+        fingerprints=facts.fingerprints(plan.facts, facts_of(manifest)) if manifest else frozenset(),
         versions=plan.versions,
         device=plan.config.context.device_target,
         about={"verifiers": list(plan.config.reward_config.verifier_function)},
@@ -311,21 +350,21 @@ def watch_recovery(
     )
 
 
-def about_checkpoints(plan: Plan, beginning: Beginning, identity: Identity) -> Mapping[str, Any]:
+def about_checkpoints(plan: Plan, beginning: Beginning, identity: Identity) -> About:
     """What every checkpoint of this run says besides its tensors."""
-    return {
-        "run_id": identity.run_id,
-        "incarnation": identity.incarnation,
-        "state": {
+    return About(
+        run_id=identity.run_id,
+        incarnation=identity.incarnation,
+        state={
             "steps_per_epoch": plan.steps_per_epoch,
             "facts": dict(plan.facts),
-            # Of the one that is gone on from, for its copy in a new folder; later ones have their own.
+            # Of the one that is resumed, for its copy in a new folder; later ones have their own.
             "metrics": beginning.checkpoint.manifest.metrics if beginning.checkpoint else {},
         },
-        "fingerprint": plan.fingerprint,
-        "versions": plan.versions,
-        "attachments": plan.attachments,
-    }
+        fingerprint=plan.fingerprint,
+        versions=plan.versions,
+        attachments=plan.attachments,
+    )
 
 
 def run_steps(

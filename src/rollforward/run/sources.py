@@ -22,7 +22,7 @@ from rollforward.position import Position
 from rollforward.replay.recovery import Restored, restore
 from rollforward.storage import LocalStorage, Storage
 from rollforward.storage.local import same_folder
-from rollforward.store import Found, Manifest, check_layout, newest_incarnation
+from rollforward.store import Found, Manifest, check_layout, locate_attachments, newest_incarnation
 from rollforward.store.layout import COMMITS
 from rollforward.store.manifest import MAX_ATTACHMENT_BYTES
 from rollforward.tensors import Layout
@@ -206,9 +206,14 @@ class FromRun:
         until: Position | None,
     ) -> Beginning:
         """The newest checkpoint that proves intact on every worker."""
-        restored = restore(LocalStorage(self.run), engine, until=until)
+        storage = LocalStorage(self.run)
+        restored = restore(storage, engine, until=until)
         manifest = restored.manifest
         lines = _rejected(restored.rejected)
+        lines += [
+            f"warning: {line}; its copy is whole and was used, and the next checkpoint writes it anew"
+            for line in locate_attachments(storage, manifest).damaged
+        ]
         lines.append(
             f"checkpoint: {manifest.position} in {self.run} is the newest valid one, "
             f"saved {manifest.created}, every byte verified"

@@ -17,6 +17,7 @@ from rollforward.processes.launch import Ending, exit_code, launch
 from rollforward.processes.streams import telling_loss
 from rollforward.processes.supervision import supervise
 from rollforward.run.log import LogFile
+from rollforward.run.output_folders import claim_logs
 from rollforward.run.plan import Plan, prepare
 from rollforward.run.request import Request
 from rollforward.run.session import train
@@ -70,9 +71,10 @@ class Start:
         def start(arguments: Sequence[str]) -> Ending:
             return self._launch(arguments, plan)
 
-        plan.outputs.log.mkdir(parents=True, exist_ok=True)
+        logs = claim_logs(plan.outputs.log, plan.outputs.run)
+        logs.mkdir(parents=True, exist_ok=True)
         with closing(LogFile(_line)) as log, telling_loss(log.line):
-            log.keep(plan.outputs.log / "train.log")
+            log.keep(logs / "train.log")
             ending = supervise(
                 start, self._arguments, run=plan.outputs.run, max_restarts=max_restarts, say=log.line
             )
@@ -88,7 +90,7 @@ class Start:
             package=self._package,
             engine=self._engine,
             workers=self._workers,
-            log_folder=plan.outputs.log,
+            log_folder=claim_logs(plan.outputs.log, plan.outputs.run),
             run_folder=plan.outputs.run,
         )
 

@@ -1,7 +1,12 @@
-"""What computes, by name and version: exact repetition is promised on the same versions only."""
+"""What computes, by name and version: exact repetition is promised on the same versions only.
+
+Environment variables that change the arithmetic count as versions, under their names behind a `$`: only those
+that are set are there.
+"""
 
 import functools
 import hashlib
+import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -10,15 +15,23 @@ from pathlib import Path
 import rollforward
 from rollforward.engines.base import EnginePackage
 
+HOST_ARITHMETIC = ("GLIBC_TUNABLES", "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES")
+"""Variables by which another way of computing is chosen on the host, in libm and in NumPy.
 
-def versions(package: EnginePackage) -> Mapping[str, str]:
-    """Of this program, the engine's framework, NumPy, Python, and the kind of machine."""
+Numbers of threads are not among them: they changed no bit where it was tried.
+"""
+
+
+def versions(package: EnginePackage, environment: Mapping[str, str] = os.environ) -> Mapping[str, str]:
+    """Of this program, the framework, NumPy, Python and the kind of machine; and variables that are set."""
+    names = (*HOST_ARITHMETIC, *package.arithmetic_variables())
     return {
         "rollforward": f"{rollforward.__version__}+{_sources_digest(package)}",
         **package.versions(),
         "numpy": _installed("numpy"),
         "python": platform.python_version(),
         "machine": platform.machine(),
+        **{f"${name}": environment[name] for name in names if name in environment},
     }
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
-from rollforward.errors import StorageError
+from rollforward.storage.failures import settled_error
 
 _NO_NAMES = frozenset({"", ".", ".."})
 _REFUSED = re.compile("[\\\\\x00-\x1f\x7f\ud800-\udfff]")
@@ -208,7 +208,7 @@ def read_small(storage: Storage, path: str, *, limit: int) -> bytes:
 def read_whole(handle: ReadHandle, path: str, *, limit: int) -> bytes:
     """`read_small` of a file that is open already."""
     if handle.size > limit:
-        raise StorageError(
+        raise settled_error(
             f"reading {path}: {handle.size} bytes, where at most {limit} are expected",
             hint="this is not the kind of file that its name says; look at what wrote it",
         )
@@ -225,7 +225,7 @@ def read_lines(storage: Storage, path: str, *, limit: int, longest: int) -> Iter
     """
     with storage.open(path) as handle:
         if handle.size > limit:
-            raise StorageError(
+            raise settled_error(
                 f"reading {path}: {handle.size} bytes, where at most {limit} are expected",
                 hint="this is not the kind of file that its name says; look at what wrote it",
             )

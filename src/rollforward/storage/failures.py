@@ -22,9 +22,24 @@ _HINTS = {
 }
 
 
+_SETTLED = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG}
+)
+"""They say what is there. Any other (EIO, ESTALE, EMFILE, ENOMEM, EACCES, ...): we could not look."""
+
+
 def storage_error(operation: str, path: str, error: OSError) -> StorageError:
     """A StorageError that says which operation failed, on what, why, and what to try."""
     cause = error.strerror or str(error)
     name = errno.errorcode.get(error.errno or 0, "no errno")
     hint = _HINTS.get(error.errno or 0, "see dmesg for what the system says about the disk")
-    return StorageError(f"{operation} {path}: {cause} ({name})", hint=hint)
+    found = StorageError(f"{operation} {path}: {cause} ({name})", hint=hint)
+    found.settled = error.errno in _SETTLED
+    return found
+
+
+def settled_error(message: str, *, hint: str) -> StorageError:
+    """A StorageError that says what is there, and would say the same the next time."""
+    found = StorageError(message, hint=hint)
+    found.settled = True
+    return found

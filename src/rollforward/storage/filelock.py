@@ -14,7 +14,9 @@ import fcntl
 import os
 from pathlib import Path
 
-from rollforward.storage.local import storage_error
+from rollforward.errors import StorageError
+from rollforward.storage.failures import storage_error
+from rollforward.storage.inplace import open_in_place
 
 RECORD_BYTES = 512
 
@@ -33,12 +35,9 @@ class FileLock:
     def acquire(cls, path: Path) -> "FileLock | None":
         """Hold the file, making it when it is missing; None when another process holds it.
 
-        The folder must exist. StorageError when the file cannot be opened.
+        The folder must exist. StorageError when the file cannot be opened, or is a link or no file at all.
         """
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            raise storage_error("opening", str(path), error) from error
+        fd = open_in_place(str(path.parent), path.name)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -49,11 +48,18 @@ class FileLock:
         return cls(path, fd)
 
     def read(self) -> bytes:
-        """What the file holds now, trailing spaces removed."""
+        """What the file holds now, trailing spaces removed. StorageError when it is larger than a record."""
         try:
-            return os.pread(self._fd, RECORD_BYTES, 0).rstrip(b" \n\0")
+            size = os.fstat(self._fd).st_size
+            content = os.pread(self._fd, RECORD_BYTES, 0)
         except OSError as error:
             raise storage_error("reading", str(self.path), error) from error
+        if size > RECORD_BYTES:
+            raise StorageError(
+                f"{self.path} has {size} bytes, and a run's lock has {RECORD_BYTES}: it is something else",
+                hint=f"move it away when no trainer runs in {self.path.parent}, or save to another folder",
+            )
+        return content.rstrip(b" \n\0")
 
     def write(self, record: bytes) -> None:
         """Replace the content, durably. At most 511 bytes."""
@@ -63,8 +69,6 @@ class FileLock:
             )
         try:
             os.pwrite(self._fd, record.ljust(RECORD_BYTES - 1) + b"\n", 0)
-            # Readers take nothing that is longer for a record.
-            os.ftruncate(self._fd, RECORD_BYTES)
             os.fsync(self._fd)
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -86,10 +90,24 @@ def is_held(path: Path) -> bool:
 
     A look ahead, not a proof: False too where the system does not tell, as of other machines.
     """
+    return bool(_holders(path))
+
+
+def holds(path: Path, pid: int) -> bool:
+    """Whether the system says that the process of this number took the lock that is held now.
+
+    A number means one process in one pid namespace only, and the system tells nothing of locks that were
+    taken in others: False may mean a container beside this one.
+    """
+    return pid in _holders(path)
+
+
+def _holders(path: Path) -> list[int]:
     try:
         status = path.stat()
         held = [line.split() for line in _LOCKS.read_text().splitlines()]
     except OSError:
-        return False
+        return []
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    return any("FLOCK" in words and place in words for words in held)
+    found = [words for words in held if "FLOCK" in words and place in words]
+    return [int(words[words.index(place) - 1]) for words in found if words[words.index(place) - 1].isdigit()]

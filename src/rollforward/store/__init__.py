@@ -6,6 +6,7 @@
     ├── ref/rank_0/ref_rank_0-0_20.safetensors, meta.json
     ├── critic/rank_0/critic_rank_0-0_20.safetensors, meta.json      any other role, in a folder of its name
     ├── model/config.json, tokenizer.json ...      small files the run needs to start: attachments
+    ├── model.copy/config.json, tokenizer.json ... the same once more: all checkpoints share them
     ├── commits/0_20.json                          the manifest: the checkpoint exists when this does
     ├── journal/rank_0/...                         the redo log
     ├── guests.json                                files of another trainer that lay here before (see guests)
@@ -50,7 +51,13 @@ from rollforward.store.catalog import CheckpointInfo, Found, find, list_checkpoi
 from rollforward.store.checkpoints import CheckpointStore
 from rollforward.store.lock import RunLock, newest_incarnation
 from rollforward.store.manifest import Manifest
-from rollforward.store.restoring import check_layout, read_attachments, read_tensors, restore_into
+from rollforward.store.restoring import (
+    check_layout,
+    locate_attachments,
+    read_attachments,
+    read_tensors,
+    restore_into,
+)
 from rollforward.store.retention import Retention
 from rollforward.store.saved import Saved
 from rollforward.store.shadow import ShadowCheckpoints
@@ -68,6 +75,7 @@ __all__ = [
     "find",
     "list_checkpoints",
     "load_manifest",
+    "locate_attachments",
     "newest_incarnation",
     "read_attachments",
     "read_tensors",

@@ -1,56 +1,166 @@
 """Small files that go with a checkpoint: the model's `config.json`, `tokenizer.json` and the like.
 
-They lie in the run's `model/` folder, once for all checkpoints. Content that differs from what
-an earlier checkpoint names under the same path goes to `model.1/`, `model.2/` and so on, since
-a file that a manifest names is never replaced by another.
+They lie in the run's `model/` folder, once for all checkpoints, and a second time in `model.copy/`: one
+damaged byte in a file that all checkpoints share would cost all of them. The digests that a manifest has of
+the first hold for the second; either serves when it has them. A manifest of an earlier release has no
+second copy: the next checkpoint makes one.
+
+Content that differs from what is there already goes to `model.1/` (and `model.1.copy/`), `model.2/` and so
+on: a file that a manifest names is never replaced by another, and one that none names may be somebody
+else's.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from rollforward.errors import StorageError
+from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, StorageError
 from rollforward.storage import Storage, read_small
 from rollforward.storage.base import check_path
 from rollforward.store.digests import digest
 from rollforward.store.layout import MODEL, is_temporary
 from rollforward.store.manifest import MAX_ATTACHMENT_BYTES, Attachment
+from rollforward.store.unreadable import rejection
+
+_COPY = ".copy"
+
+
+@dataclass(frozen=True)
+class FoundAttachments:
+    """The attachments of a checkpoint, verified."""
+
+    contents: Mapping[str, bytes]
+    """File name -> content."""
+    folder: str
+    """Where all of them lie with this content; relative to the run's folder."""
+    damaged: tuple[str, ...] = ()
+    """What is wrong with the copy that was not used, a line each."""
+
+
+def copy_of(path: str) -> str:
+    """Where the second copy of an attachment lies."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}{_COPY}/{name}"
+
+
+def find_attachments(
+    storage: Storage, attachments: Sequence[Attachment], *, both: bool = False
+) -> FoundAttachments:
+    """The first of the two copies that is whole; with `both` the other one is looked at too.
+
+    CheckpointInvalid, without the checkpoint's name, when neither is: CheckpointUnreadable when one of
+    them could not be read.
+    """
+    try:
+        found = _read_all(storage, attachments, [item.path for item in attachments])
+    except CheckpointInvalid as first:
+        try:
+            found = _read_all(storage, attachments, [copy_of(item.path) for item in attachments])
+        except CheckpointInvalid as second:
+            unknown = any(isinstance(error, CheckpointUnreadable) for error in (first, second))
+            raise (CheckpointUnreadable if unknown else CheckpointInvalid)(first.message) from second
+        return FoundAttachments(found.contents, found.folder, (first.message,))
+    return FoundAttachments(found.contents, found.folder, _wrong_copies(storage, attachments) if both else ())
+
+
+def _wrong_copies(storage: Storage, attachments: Sequence[Attachment]) -> tuple[str, ...]:
+    """What is wrong with second copies; that there is none is not, since older releases made none."""
+    wrong = []
+    for item in attachments:
+        try:
+            if storage.stat(copy_of(item.path)) is not None:
+                _read(storage, item, copy_of(item.path))
+        except StorageError as error:
+            wrong.append(error.message)
+        except CheckpointInvalid as error:
+            wrong.append(error.message)
+    return tuple(wrong)
+
+
+def _read_all(storage: Storage, attachments: Sequence[Attachment], paths: Sequence[str]) -> FoundAttachments:
+    contents: dict[str, bytes] = {}
+    for item, path in zip(attachments, paths, strict=True):
+        contents.setdefault(item.name, _read(storage, item, path))
+    return FoundAttachments(contents, paths[0].rpartition("/")[0] if paths else MODEL)
+
+
+def _read(storage: Storage, item: Attachment, path: str) -> bytes:
+    try:
+        entry = storage.stat(path)
+        if entry is None:
+            raise CheckpointInvalid(f"{path} is missing")
+        if entry.kind == "file" and entry.size != item.size:
+            raise CheckpointInvalid(f"{path} has {entry.size} bytes instead of {item.size}")
+        content = read_small(storage, path, limit=min(item.size, MAX_ATTACHMENT_BYTES))
+    except StorageError as error:
+        raise rejection(error) from error
+    if digest(content) != item.digest:
+        raise CheckpointInvalid(f"{path} does not have its recorded digest")
+    return content
 
 
 def write_attachments(
-    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str]
+    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str], written: set[str]
 ) -> tuple[Attachment, ...]:
-    """Make the files durable and say where they are; what is there already is not written again.
+    """Make the files durable, twice, and say where they are; what is there already is not written again.
 
-    `named` is path -> digest of everything that existing manifests name. ValueError for a name
-    that is not a plain file name, and for content that would not be read again.
+    `named` is path -> digest of everything that existing manifests name. `written` are the paths that this
+    process wrote itself, be the manifest published or not; what is written now is added. ValueError for a
+    name that is not a plain file name, and for content that would not be read again.
     """
-    digests = {name: digest(content) for name, content in sorted(contents.items())}
-    for name in digests:
+    for name in contents:
         if len(contents[name]) > MAX_ATTACHMENT_BYTES:
             raise ValueError(f"the attachment {name} has {len(contents[name])} bytes, which is too much")
         if "/" in check_path(name) or is_temporary(name):
             raise ValueError(f"an attachment cannot be named {name!r}")
-    folder = _free_folder(digests, named)
-    found = []
-    for name, own in digests.items():
-        path = f"{folder}/{name}"
-        # Only what a manifest names is known to be durable, and it may have been damaged since.
-        if not (named.get(path) == own and _content_digest(storage, path, len(contents[name])) == own):
-            storage.write(path, [contents[name]])
-        found.append(Attachment(path, len(contents[name]), own))
-    return tuple(found)
+    found = _in_free_folder(storage, contents, named, written)
+    for item in found:
+        # The second copy first: what a killed save leaves is told by it from what is somebody else's.
+        for path in (copy_of(item.path), item.path):
+            # Only what a manifest names is known to be durable, and it may have been damaged since.
+            if not (named.get(item.path) == item.digest and _is_whole(storage, item, path)):
+                storage.write(path, [contents[item.name]])
+        written.add(item.path)
+    return found
 
 
-def _free_folder(digests: Mapping[str, str], named: Mapping[str, str]) -> str:
-    number = 0
-    while True:
+def _in_free_folder(
+    storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str], written: Collection[str]
+) -> tuple[Attachment, ...]:
+    """The attachments, in the first folder in which nothing else would have to make room."""
+    for number in itertools.count():
         folder = f"{MODEL}.{number}" if number else MODEL
-        if all(named.get(f"{folder}/{name}", own) == own for name, own in digests.items()):
-            return folder
-        number += 1
+        found = tuple(
+            Attachment(f"{folder}/{name}", len(content), digest(content))
+            for name, content in sorted(contents.items())
+        )
+        if _can_be_folder(storage, folder) and all(_is_free(storage, item, named, written) for item in found):
+            return found
+    raise AssertionError("there is always another number")
 
 
-def _content_digest(storage: Storage, path: str, size: int) -> str:
+def _can_be_folder(storage: Storage, folder: str) -> bool:
+    entries = (storage.stat(folder), storage.stat(f"{folder}{_COPY}"))
+    return all(entry is None or entry.kind == "folder" for entry in entries)
+
+
+def _is_free(storage: Storage, item: Attachment, named: Mapping[str, str], written: Collection[str]) -> bool:
+    if item.path in named:
+        return named[item.path] == item.digest
+    if item.path in written:
+        return True
+    first, second = storage.stat(item.path), storage.stat(copy_of(item.path))
+    if second is None:
+        # A file that is there once only was not written by us.
+        return first is None
+    return _is_whole(storage, item, copy_of(item.path)) and (
+        first is None or _is_whole(storage, item, item.path)
+    )
+
+
+def _is_whole(storage: Storage, item: Attachment, path: str) -> bool:
     try:
-        return digest(read_small(storage, path, limit=size))
-    except StorageError:
-        return ""
+        _read(storage, item, path)
+    except CheckpointInvalid:
+        return False
+    return True

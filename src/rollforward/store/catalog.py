@@ -1,18 +1,21 @@
 """Finding checkpoints: what there is, newest first, and why something does not count.
 
-Nothing is changed on disk and no rank is needed. A checkpoint is looked at in two depths:
-`check_files` sees that every file is there with its size (a thousand ranks take milliseconds),
-`restoring.verify` reads and digests every byte. Whoever restores verifies every byte anyway, so
-`find` does the first only.
+Nothing is changed on disk and no rank is needed. Whether a checkpoint counts, `judging` says. One that
+could not be read this time is passed over by `find` like one that is damaged: an older one may be resumed
+from. Nobody may delete it for that.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from rollforward.errors import CheckpointInvalid, NothingToResume, StorageError
+from rollforward.errors import NothingToResume, StorageError
 from rollforward.position import Position
-from rollforward.storage import ReadHandle, Storage, read_whole
+from rollforward.storage import Storage
 from rollforward.store import manifest as manifests
+from rollforward.store.judging import CheckpointInfo as CheckpointInfo
+from rollforward.store.judging import Judge
+from rollforward.store.judging import check_files as check_files
+from rollforward.store.judging import load_manifest as load_manifest
 from rollforward.store.layout import (
     COMMITS,
     ROLE_FOLDERS,
@@ -25,8 +28,6 @@ from rollforward.store.layout import (
     role_of_folder,
 )
 from rollforward.store.manifest import Manifest
-from rollforward.store.restoring import verify
-from rollforward.store.summary import Summary, listed_files, summarise
 
 _PEEK_BYTES = 512
 
@@ -46,21 +47,6 @@ class Found:
 
     manifest: Manifest
     rejected: tuple[Rejected, ...]
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """One line of a listing."""
-
-    position: Position
-    created: str
-    """UTC; empty when the manifest cannot be read."""
-    size: int
-    """Bytes of all its files, those shared with other checkpoints included."""
-    valid: bool
-    reason: str
-    """Why it is not valid; empty when it is."""
-    manifest: Manifest | None
 
 
 def positions(storage: Storage) -> list[Position]:
@@ -91,114 +77,37 @@ def oldest_position(storage: Storage) -> Position:
     return min(found)
 
 
-def peek_incarnations(storage: Storage) -> dict[Position, int]:
-    """The incarnation that each manifest claims to be of, 0 when it cannot be read; nothing is verified."""
-    return {position: _peek(storage, position) for position in named_positions(storage)}
+def peek_incarnations(storage: Storage, unread: list[StorageError] | None = None) -> dict[Position, int]:
+    """The incarnation that each manifest claims to be of, 0 when it cannot be told; nothing is verified.
+
+    `unread` gets the errors of those that could not be read this time.
+    """
+    found = {}
+    for position in named_positions(storage):
+        try:
+            found[position] = _peek(storage, position)
+        except StorageError as error:
+            found[position] = 0
+            if unread is not None and not error.settled:
+                unread.append(error)
+    return found
 
 
 def _peek(storage: Storage, position: Position) -> int:
-    try:
-        with storage.open(manifest_path(position)) as handle:
-            front = bytearray(min(handle.size, _PEEK_BYTES))
-            handle.read_into(memoryview(front), 0)
-    except StorageError:
-        return 0
+    with storage.open(manifest_path(position)) as handle:
+        front = bytearray(min(handle.size, _PEEK_BYTES))
+        handle.read_into(memoryview(front), 0)
     return manifests.peek_incarnation(bytes(front))
 
 
-def load_manifest(storage: Storage, position: Position) -> Manifest:
-    """The manifest of a position; CheckpointInvalid when it cannot be read or does not prove intact."""
-    return manifests.parse(_content(storage, position), f"{position}.json")
-
-
-def load_summary(storage: Storage, position: Position) -> Summary:
-    """The manifest of a position in short; CheckpointInvalid as from `load_manifest`."""
-    return summarise(_content(storage, position), f"{position}.json")
-
-
-def is_valid(storage: Storage, position: Position) -> bool:
-    """Whether `find` would take this checkpoint: its manifest keeps every rule and its files are there."""
-    try:
-        check_files(storage, load_manifest(storage, position))
-    except CheckpointInvalid:
-        return False
-    return True
-
-
-def is_intact(storage: Storage, position: Position) -> bool:
-    """`is_valid`, and every byte has its digest."""
-    try:
-        manifest = load_manifest(storage, position)
-        check_files(storage, manifest)
-        verify(storage, manifest)
-    except CheckpointInvalid:
-        return False
-    return True
-
-
-def is_there(storage: Storage, position: Position) -> bool:
-    """`is_valid` but for rules that a manifest keeps unless somebody forged it; a hundred times as fast."""
-    try:
-        _check_files(storage, position, listed_files(_content(storage, position), f"{position}.json"))
-    except CheckpointInvalid:
-        return False
-    return True
-
-
-def _content(storage: Storage, position: Position) -> bytes:
-    """The bytes of a manifest; CheckpointInvalid when they cannot be read, or its ends are not a manifest's.
-
-    The ends are looked at first: a large file of something else is not read.
-    """
-    path = manifest_path(position)
-    try:
-        with storage.open(path) as handle:
-            if not manifests.looks_whole(*_ends(handle, _PEEK_BYTES)):
-                raise CheckpointInvalid(f"manifest {position}.json: {manifests.NOT_WHOLE}")
-            return read_whole(handle, path, limit=manifests.MAX_MANIFEST_BYTES)
-    except StorageError as error:
-        raise CheckpointInvalid(f"manifest {position}: {error.message}") from error
-
-
-def _ends(handle: ReadHandle, size: int) -> tuple[bytes, bytes]:
-    """Up to so many bytes of a file's front, and of its end."""
-    size = min(size, handle.size)
-    front, back = bytearray(size), bytearray(size)
-    handle.read_into(memoryview(front), 0)
-    handle.read_into(memoryview(back), handle.size - size)
-    return bytes(front), bytes(back)
-
-
-def check_files(storage: Storage, manifest: Manifest) -> None:
-    """CheckpointInvalid unless every file of the checkpoint is there with its size."""
-    files = [(file.path, file.size) for file in (*manifest.files, *manifest.attachments)]
-    _check_files(storage, manifest.position, files)
-
-
-def _check_files(storage: Storage, position: Position, files: Sequence[tuple[str, int]]) -> None:
-    for path, size in files:
-        try:
-            entry = storage.stat(path)
-        except StorageError as error:
-            raise CheckpointInvalid(f"checkpoint {position}: {error.message}") from error
-        if entry is None:
-            raise CheckpointInvalid(f"checkpoint {position}: {path} is missing")
-        if entry.kind != "file":
-            raise CheckpointInvalid(f"checkpoint {position}: {path} is a {entry.kind}, not a file")
-        if entry.size != size:
-            raise CheckpointInvalid(f"checkpoint {position}: {path} has {entry.size} bytes instead of {size}")
-
-
 def candidates(storage: Storage) -> Iterator[Manifest | Rejected]:
-    """Every checkpoint, newest first: its manifest when its files are there, else why not."""
+    """Every checkpoint, newest first: its manifest when it counts, else why not."""
+    judge = Judge(storage)
     for position in positions(storage):
-        try:
-            manifest = load_manifest(storage, position)
-            check_files(storage, manifest)
-        except CheckpointInvalid as error:
-            yield Rejected(position, error.message)
-        else:
-            yield manifest
+        info = judge.judge(position)
+        if info is not None:
+            counts = info.valid and info.manifest
+            yield counts or Rejected(position, info.reason)
 
 
 def find(storage: Storage, *, skip: Collection[Position] = (), until: Position | None = None) -> Found:
@@ -244,26 +153,20 @@ def _what_to_try(*, rejected: bool, later: bool) -> str:
         )
     if later:
         return "take the oldest checkpoint's position or a later one; nothing leads to what is before it"
-    return "check the path; without --resume_training a new run is started"
+    return (
+        f"check the path, and that {COMMITS}/ was copied with the rest; without --resume_training training "
+        "begins anew"
+    )
 
 
 def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[CheckpointInfo]:
-    """Every checkpoint, newest first; `deep` reads and digests every byte of each."""
-    found = []
-    for position in positions(storage):
-        manifest = None
-        reason = ""
-        try:
-            manifest = load_manifest(storage, position)
-            check_files(storage, manifest)
-            if deep:
-                verify(storage, manifest)
-        except CheckpointInvalid as error:
-            reason = error.message
-        created = manifest.created if manifest else ""
-        size = manifest.size if manifest else 0
-        found.append(CheckpointInfo(position, created, size, not reason, reason, manifest))
-    return found
+    """Every checkpoint, newest first; `deep` reads and digests every byte of each.
+
+    Those that a run removes meanwhile are not in it.
+    """
+    judge = Judge(storage, deep=deep)
+    found = (judge.judge(position) for position in positions(storage))
+    return [info for info in found if info is not None]
 
 
 def tensor_files(storage: Storage, folder: str) -> Iterator[TensorFileName]:

@@ -40,7 +40,7 @@ from rollforward.store.parts import (
     write_part,
 )
 from rollforward.store.retention import Retention
-from rollforward.store.saved import Committed, Description, Saved
+from rollforward.store.saved import About, Committed, Description, Saved
 from rollforward.store.tensorfile import WrittenFile, dtype_code
 from rollforward.tensors import Layout, Tensors
 
@@ -80,6 +80,8 @@ class CheckpointStore:
         self._now = now
         self.inventory: cleaning.Inventory | None = None
         """Of rank 0, from its first save on."""
+        self.attached: set[str] = set()
+        """Paths of the attachments that this process wrote."""
         self.revisions: Mapping[str, int] = {}
         """role -> revision of what lives, when it was what `previous` holds."""
 
@@ -102,9 +104,7 @@ class CheckpointStore:
         `state` and `versions` must be what JSON can hold; `attachments` is file name -> content,
         kept in the run's `model/` folder. Raises StorageError naming the ranks that failed.
         """
-        description = Description(
-            position=position,
-            global_step=global_step,
+        about = About(
             run_id=run_id,
             incarnation=incarnation,
             state=state,
@@ -112,6 +112,10 @@ class CheckpointStore:
             versions=versions or {},
             attachments=attachments or {},
         )
+        return self.save_described(about.at(position, global_step), live)
+
+    def save_described(self, description: Description, live: Live | Tensors) -> Saved:
+        """`save`, of a checkpoint that is described already. Collective."""
         live = as_live(live)
         attempt = self.plan(description, live.layout(), revisions_of(live))
         attempt.sources = sources_of(live, attempt.share(), Guard())
@@ -349,6 +353,7 @@ class Attempt:
         kept = cleaning.Kept(
             frozenset((role, Position.parse(text), number) for role, text, number in verdict["generations"]),
             frozenset(Position.parse(text) for text in verdict["unreadable"]),
+            frozenset(Position.parse(text) for text in verdict["unknown"]),
             verdict["world_size"],
             frozenset(verdict["roles"]),
         )
@@ -417,7 +422,8 @@ class Attempt:
         if store.rank != 0 or inventory is None:
             return None
         named = inventory.attachments()
-        attachments = write_attachments(store.storage, self.description.attachments, named)
+        given = self.description.attachments
+        attachments = write_attachments(store.storage, given, named, store.attached)
         manifest = replace(manifest, attachments=attachments)
         content = manifests.dump(manifest)
         store.fence()
@@ -432,6 +438,7 @@ class Attempt:
                 [role, str(position), number] for role, position, number in sorted(kept.generations)
             ],
             "unreadable": [str(position) for position in sorted(kept.unreadable)],
+            "unknown": [str(position) for position in sorted(kept.unknown)],
             "world_size": kept.world_size,
             "roles": sorted(kept.roles),
             "warnings": warnings,

@@ -5,19 +5,26 @@ names. What a name of ours does not fit is never touched, and the only folders t
 are those of roles that a manifest has named or this process saves (`Kept.roles`). Every function
 returns warnings instead of raising: by then the new checkpoint is committed, and a file too many
 harms nobody.
+
+Nothing goes on the strength of an error. A manifest that could not be read this time (`unknown`) may name
+any file, so as long as there is one, no tensor file, attachment or journal segment is removed; each commit
+tries to read it again.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 
-from rollforward.errors import CheckpointInvalid, StorageError
+from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.catalog import is_there, is_valid, load_summary
+from rollforward.store.attachments import copy_of
+from rollforward.store.catalog import tensor_files
 from rollforward.store.guests import read_guests
 from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import list_segments, remove_segments
+from rollforward.store.judging import is_gone, load_summary, verdict_of, why_not_there, why_not_valid
 from rollforward.store.layout import (
     COMMITS,
     MODEL,
@@ -32,11 +39,11 @@ from rollforward.store.layout import (
     role_folder,
 )
 from rollforward.store.manifest import Generation, Manifest
-from rollforward.store.retention import Candidate, Retention, keep_mask
+from rollforward.store.retention import Candidate, Retention, Verdict, keep_mask
 from rollforward.store.summary import Summary
 
-Look = Callable[[Storage, Position], bool]
-"""Whether a checkpoint is valid."""
+Look = Callable[[Storage, Position], CheckpointInvalid | None]
+"""Why a checkpoint is not valid; None when it is."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class Kept:
 
     generations: frozenset[Generation]
     unreadable: frozenset[Position]
-    """Positions whose manifest cannot be read: their own files stay as long as it does."""
+    """Positions whose manifest is damaged: their own files stay as long as it does."""
+    unknown: frozenset[Position]
+    """Positions whose manifest could not be read this time: while there is one, everything stays."""
     world_size: int
     """The greatest number of ranks that any of the readable manifests is of."""
     roles: frozenset[str]
@@ -53,44 +62,56 @@ class Kept:
 
     def keeps(self, name: TensorFileName) -> bool:
         """Whether a tensor file must stay."""
-        return (
-            name.role,
-            name.position,
-            name.attempt,
-        ) in self.generations or name.position in self.unreadable
+        generation = name.role, name.position, name.attempt
+        return bool(self.unknown) or generation in self.generations or name.position in self.unreadable
 
     def may_need_journal_of(self, rank: int) -> bool:
         """Whether steps may be replayed, from some kept checkpoint on, for which this rank is needed."""
-        return rank < self.world_size or bool(self.unreadable)
+        return rank < self.world_size or bool(self.unreadable) or bool(self.unknown)
 
 
 class Inventory:
     """All manifests of a folder, in short. One rank keeps it, from its first save on.
 
-    `look` says whether a checkpoint is whole; without it one is when its manifest and its files are there.
+    `look` says why a checkpoint is not whole; without it one is when its manifest and its files are there.
+    StorageError when it cannot be told which manifests there are, or what else must stay.
     """
 
     def __init__(self, storage: Storage, look: Look | None = None) -> None:
         self._storage = storage
         self._look = look
         self._summaries: dict[Position, Summary | None] = {}
-        """None for a manifest that cannot be read."""
-        self._valid: dict[Position, bool] = {}
-        """As far as it was asked."""
+        """None for a manifest that is damaged, or that could not be read."""
+        self._unknown: dict[Position, str] = {}
+        """Manifests that could not be read this time, and why."""
+        self._unchecked: dict[Position, str] = {}
+        """Checkpoints whose files could not be looked at this time, and why."""
+        self._verdicts: dict[Position, Verdict] = {}
+        """As far as it was asked; only what is settled."""
         self._roles = set(ROLE_FOLDERS)
         """Also those of checkpoints that were removed since: their files go after their manifest."""
         self._guests = read_guests(storage)
         named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
         for position in (position for position in named if position is not None):
-            try:
-                self._note(position, load_summary(storage, position))
-            except CheckpointInvalid:
-                self._summaries[position], self._valid[position] = None, False
+            self._read(position)
+
+    def _read(self, position: Position) -> None:
+        self._unknown.pop(position, None)
+        try:
+            self._note(position, load_summary(self._storage, position))
+        except CheckpointUnreadable as error:
+            self._summaries[position], self._unknown[position] = None, error.message
+        except CheckpointInvalid:
+            if is_gone(self._storage, position):
+                self._summaries.pop(position, None)
+            else:
+                self._summaries[position], self._verdicts[position] = None, Verdict.INVALID
 
     def add(self, manifest: Manifest) -> None:
         """A checkpoint was committed."""
+        self._unknown.pop(manifest.position, None)
         self._note(manifest.position, Summary.of(manifest))
-        self._valid[manifest.position] = True
+        self._verdicts[manifest.position] = Verdict.VALID
 
     def _note(self, position: Position, summary: Summary) -> None:
         self._summaries[position] = summary
@@ -99,14 +120,27 @@ class Inventory:
     def remove(self, position: Position) -> None:
         """A checkpoint's manifest was removed."""
         del self._summaries[position]
-        self._valid.pop(position, None)
+        self._verdicts.pop(position, None)
+
+    def without(self, doomed: Iterable[Position]) -> "Inventory":
+        """A second one, of what would be left; this one stays as it is."""
+        left = copy(self)
+        left._summaries, left._verdicts = dict(self._summaries), dict(self._verdicts)
+        for position in doomed:
+            left.remove(position)
+        return left
 
     def kept(self) -> Kept:
         """What the manifests name, and what was there before the folder became ours."""
-        unreadable = frozenset(position for position, summary in self._summaries.items() if summary is None)
+        damaged = {position for position, summary in self._summaries.items() if summary is None}
         named = frozenset(name for summary in self._readable() for name in summary.generations)
-        world_size = max((summary.world_size for summary in self._readable()), default=0)
-        return Kept(named | self._guests, unreadable, world_size, frozenset(self._roles))
+        return Kept(
+            generations=named | self._guests,
+            unreadable=frozenset(damaged - self._unknown.keys()),
+            unknown=frozenset(self._unknown),
+            world_size=max((summary.world_size for summary in self._readable()), default=0),
+            roles=frozenset(self._roles),
+        )
 
     def attachments(self) -> dict[str, str]:
         """Path -> digest of every attachment that a manifest names."""
@@ -116,23 +150,50 @@ class Inventory:
         """The names of all figures that checkpoints carry."""
         return {name for summary in self._readable() for name in summary.metrics}
 
+    def holds_a_valid_one(self) -> bool:
+        """Whether there is a checkpoint to resume from, so that what none names is left over."""
+        order = sorted(self._readable(), key=lambda item: (item.incarnation, item.position), reverse=True)
+        return any(self._judge_at(summary.position) is Verdict.VALID for summary in order)
+
     def free_attempt(self, roles: Iterable[str], position: Position) -> int:
         """The least attempt number under which no committed file of this position would be replaced."""
-        kept = self.kept()
-        attempt = 1 if position in kept.unreadable else 0
-        while any((role, position, attempt) in kept.generations for role in roles):
+        roles, kept = list(roles), self.kept()
+        taken = set(kept.generations)
+        if kept.unknown:
+            # Any file that is there may be one that a manifest names.
+            files = (name for role in roles for name in tensor_files(self._storage, role_folder(role)))
+            taken |= {(name.role, name.position, name.attempt) for name in files}
+        attempt = 1 if position in kept.unreadable | kept.unknown else 0
+        while any((role, position, attempt) in taken for role in roles):
             attempt += 1
         return attempt
 
     def removable(self, retention: Retention) -> list[tuple[Position, Summary | None]]:
         """The checkpoints that the policy lets go."""
+        for position in list(self._unknown):
+            self._read(position)
+        self._unchecked.clear()
         order = list(self._summaries)
         found = [self._candidate(position, retention.metric) for position in order]
-        mask = keep_mask(found, retention, self._is_valid)
+        mask = keep_mask(found, retention, lambda item: self._judge_at(item.position))
         return [
             (position, self._summaries[position])
             for position, keep in zip(order, mask, strict=True)
             if not keep
+        ]
+
+    def warnings(self) -> list[str]:
+        """What could not be looked at when `removable` was asked, and stays for that."""
+        return [
+            *(
+                f"nothing is removed that checkpoint {position} may need: {reason}"
+                for position, reason in sorted(self._unknown.items())
+            ),
+            *(
+                f"not known to be whole, and kept where a whole one would be: {reason}"
+                for position, reason in sorted(self._unchecked.items())
+                if position in self._summaries
+            ),
         ]
 
     def _readable(self) -> Iterator[Summary]:
@@ -142,7 +203,7 @@ class Inventory:
         summary = self._summaries[position]
         if summary is None:
             latest = max((found.incarnation for found in self._readable()), default=0)
-            return Candidate(incarnation=latest, position=position)
+            return Candidate(incarnation=latest, position=position, readable=position not in self._unknown)
         return Candidate(
             incarnation=summary.incarnation,
             position=position,
@@ -150,19 +211,33 @@ class Inventory:
             metric=summary.metrics.get(metric),
         )
 
-    def _is_valid(self, candidate: Candidate) -> bool:
-        position = candidate.position
-        if position not in self._valid:
+    def _judge_at(self, position: Position) -> Verdict:
+        if position in self._unknown:
+            return Verdict.UNKNOWN
+        if position not in self._verdicts:
             # One that is proved to be whole always stays, the newest of them. For the rest it will do to look
             # at what happens by itself: damage, and files that are missing.
-            look = self._look or (is_there if any(self._valid.values()) else is_valid)
-            self._valid[position] = look(self._storage, position)
-        return self._valid[position]
+            quick = Verdict.VALID in self._verdicts.values()
+            look = self._look or (why_not_there if quick else why_not_valid)
+            problem = look(self._storage, position)
+            verdict = verdict_of(problem)
+            if problem is not None and verdict is Verdict.UNKNOWN:
+                self._unchecked[position] = problem.message
+                return verdict
+            self._verdicts[position] = verdict
+        return self._verdicts[position]
 
 
 def remove_manifests(storage: Storage, inventory: Inventory, retention: Retention) -> list[str]:
     """Take back the checkpoints that the policy lets go, durably, and their attachments."""
     doomed = inventory.removable(retention)
+    return [*inventory.warnings(), *take_back(storage, inventory, doomed)]
+
+
+def take_back(
+    storage: Storage, inventory: Inventory, doomed: Sequence[tuple[Position, Summary | None]]
+) -> list[str]:
+    """Remove the manifests of these checkpoints, durably, and then attachments that no other one names."""
     if not doomed:
         return []
     try:
@@ -172,9 +247,12 @@ def remove_manifests(storage: Storage, inventory: Inventory, retention: Retentio
         # Only now may their files go. After an error they stay listed, and the next save tries again.
         for position, _ in doomed:
             inventory.remove(position)
+        if inventory.kept().unknown:
+            return []
         removed = {path for _, summary in doomed if summary for path in summary.attachments}
         for path in removed - inventory.attachments().keys():
             storage.remove(path)
+            storage.remove(copy_of(path))
     except StorageError as error:
         return [f"an old checkpoint could not be removed: {error.message}"]
     return []

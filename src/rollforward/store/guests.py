@@ -4,10 +4,15 @@ MindRLHF names its files as we do. When a run goes on in such a folder, its firs
 makes the folder ours, and from then on a tensor file that no manifest names counts as left
 over. `guests.json` lists what was there before: none of it is ever replaced or removed by us.
 
-    guests.json      [["policy_model","0_20"],["optimizer","0_20"]]      role and position, all ranks
+    {"format":"rollforward guests","version":1,
+    "guests":[["policy_model","0_20"],["optimizer","0_20"]],     role and position, all ranks
+    "digest":"..."}                                              of every byte before, as in a manifest
 
-It is written once, before the first checkpoint.
+It is written once, before the first checkpoint. Earlier releases wrote the inner list alone, without a
+digest; it is read for good.
 """
+
+from typing import Any
 
 from rollforward.errors import StorageError
 from rollforward.position import Position
@@ -15,8 +20,9 @@ from rollforward.storage import Storage, read_small
 from rollforward.store import strictjson
 from rollforward.store.catalog import roles_on_disk, tensor_files
 from rollforward.store.layout import GUESTS, check_roles, meta_path, role_folder
-from rollforward.store.manifest import Generation
+from rollforward.store.manifest import Generation, check_own_digest, seal
 
+_FORMAT = "rollforward guests"
 _MAX_BYTES = 1 << 24
 
 
@@ -37,7 +43,8 @@ def adopt(storage: Storage) -> int:
     }
     if found:
         listed = [[role, str(position)] for role, position in sorted(found)]
-        storage.write(GUESTS, [strictjson.dump(listed).encode() + b"\n"])
+        head = strictjson.dump({"format": _FORMAT, "version": 1})[:-1]
+        storage.write(GUESTS, [seal(f'{head},\n"guests":{strictjson.dump(listed)}'.encode())])
     return len(found)
 
 
@@ -46,12 +53,24 @@ def read_guests(storage: Storage) -> frozenset[Generation]:
     if storage.stat(GUESTS) is None:
         return frozenset()
     try:
-        listed = strictjson.parse(read_small(storage, GUESTS, limit=_MAX_BYTES))
+        listed = _parse(read_small(storage, GUESTS, limit=_MAX_BYTES))
         found = [(role, Position.parse(text)) for role, text in listed]
         check_roles(role for role, _ in found)
         return frozenset((role, position, 0) for role, position in found)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise StorageError(
             f"{GUESTS} cannot be understood ({error}), and it lists files that must not be removed",
-            hint=f"remove {GUESTS} if no file of another trainer in this folder is needed any more",
+            hint=f"put back a copy of {GUESTS}; remove it only if no file of another trainer in this folder "
+            "is needed any more",
         ) from error
+
+
+def _parse(content: bytes) -> Any:
+    """The list, as it was written; ValueError when it is not that."""
+    if content.startswith(b"["):
+        return strictjson.parse(content)
+    check_own_digest(content)
+    value = strictjson.parse(content)
+    if (value.get("format"), value.get("version")) != (_FORMAT, 1):
+        raise ValueError(f"its format is not {_FORMAT!r}, version 1")
+    return value["guests"]

@@ -20,14 +20,13 @@ from pathlib import Path
 
 from rollforward.errors import RunLocked, StorageError
 from rollforward.storage import LocalStorage, Storage, read_small
-from rollforward.storage.filelock import RECORD_BYTES, FileLock, is_held
+from rollforward.storage.filelock import RECORD_BYTES, FileLock, holds, is_held
 from rollforward.store import strictjson
 from rollforward.store.catalog import peek_incarnations
-from rollforward.store.layout import JOURNAL, LOCK, manifest_path, parse_rank
+from rollforward.store.layout import JOURNAL, LOCK, manifest_path
 from rollforward.store.manifest import MAX_INCARNATION
 
 _SEGMENT = re.compile(r"(\d{1,18})-.*\.journal", re.ASCII)
-_NO_SUCCESSOR = "it has the number of a start that no other can follow, so it is not a file of this run"
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ class RunLock:
         try:
             before = _parse(file.read())
             owner = Owner(
-                incarnation=max(next_incarnation(storage, before), after + 1),
-                host=socket.gethostname()[:64],
+                incarnation=_next(storage, before, after),
+                host=this_host(),
                 pid=os.getpid(),
                 since=now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
@@ -120,13 +119,18 @@ class RunLock:
 def check_free(root: str | Path) -> None:
     """RunLocked when a live trainer is known to hold the folder; changes nothing.
 
-    `RunLock.acquire` is what decides. This tells a second trainer before it loads a model. StorageError
-    when no start can follow those that the folder knows of.
+    `RunLock.acquire` is what decides. This tells a second trainer before it loads a model.
+    StorageError when no start can follow those that the folder tells of.
     """
     storage = LocalStorage(root)
-    newest_incarnation(root)
-    if is_held(Path(storage.root) / LOCK):
+    if is_taken(root):
         raise _locked(storage)
+    _next(storage, read_owner(storage), 0)
+
+
+def is_taken(root: str | Path) -> bool:
+    """Whether a live trainer is known to hold the folder."""
+    return is_held(Path(LocalStorage(root).root) / LOCK)
 
 
 def read_owner(storage: Storage) -> Owner | None:
@@ -144,33 +148,55 @@ def newest_incarnation(root: str | Path) -> int:
 
 
 def next_incarnation(storage: Storage, before: Owner | None) -> int:
-    """One greater than any number seen. StorageError when that is more than names can hold."""
-    seen = dict(_numbers(storage))
-    seen[LOCK] = before.incarnation if before else 0
-    where = max(seen, key=lambda path: seen[path])
-    if seen[where] >= MAX_INCARNATION:
-        raise StorageError(f"{storage}/{where}: {_NO_SUCCESSOR}", hint="move it away, wherever it is from")
-    return seen[where] + 1
+    """One greater than any number seen; StorageError when that is not known."""
+    return max(number for number, _ in _seen(storage, before)) + 1
+
+
+def _seen(storage: Storage, before: Owner | None) -> Iterator[tuple[int, str]]:
+    """The incarnations that the folder tells of, and where.
+
+    StorageError when neither the lock nor, this time, every manifest could be read. A number that was given
+    before would put new checkpoints among old ones, where retention removes them.
+    """
+    yield before.incarnation if before else 0, LOCK
+    unread: list[StorageError] = []
+    for position, incarnation in peek_incarnations(storage, unread).items():
+        yield incarnation, manifest_path(position)
+    if unread and before is None:
+        raise unread[0]
+    for rank in storage.scan(JOURNAL):
+        for entry in storage.scan(f"{JOURNAL}/{rank.name}"):
+            match = _SEGMENT.fullmatch(entry.name)
+            if match:
+                yield int(match[1]), f"{JOURNAL}/{rank.name}/{entry.name}"
+
+
+def _next(storage: Storage, before: Owner | None, after: int) -> int:
+    """The number of a new start; StorageError when there is none left."""
+    newest, where = max(_seen(storage, before))
+    if after > newest:
+        newest, where = after, "the run that is gone on from"
+    if newest >= MAX_INCARNATION:
+        # Nobody has started that often. Found out now, and not when the first checkpoint is to be named.
+        raise StorageError(
+            f"{storage}: {where} is of start {newest} of the run, and no number follows that one",
+            hint="no run was started that often, so somebody made this file: move it away",
+        )
+    return newest + 1
 
 
 def without_successor(storage: Storage) -> list[str]:
-    """What keeps `next_incarnation` from an answer, besides the lock: a line each."""
-    return [f"{path}: {_NO_SUCCESSOR}" for path, number in _numbers(storage) if number >= MAX_INCARNATION]
+    """What names a start that no other can follow, a line each; `RunLock.acquire` refuses such a folder."""
+    return [
+        f"{where} is of start {number} of the run, and no number follows that one"
+        for number, where in _seen(storage, read_owner(storage))
+        if number >= MAX_INCARNATION
+    ]
 
 
-def _numbers(storage: Storage) -> Iterator[tuple[str, int]]:
-    """Each file in whose name or first bytes there is the number of a start, and that number."""
-    for position, number in peek_incarnations(storage).items():
-        yield manifest_path(position), number
-    for rank in storage.scan(JOURNAL):
-        folder = f"{JOURNAL}/{rank.name}"
-        # A name that a path cannot have is not one of ours.
-        for entry in (
-            storage.scan(folder) if rank.kind == "folder" and parse_rank(rank.name) is not None else ()
-        ):
-            match = _SEGMENT.fullmatch(entry.name)
-            if match:
-                yield f"{folder}/{entry.name}", int(match[1])
+def this_host() -> str:
+    """The name of this machine, as the lock has it."""
+    return socket.gethostname()[:64].encode("ascii", "replace").decode()
 
 
 def _parse(content: bytes) -> Owner | None:
@@ -180,23 +206,22 @@ def _parse(content: bytes) -> Owner | None:
     except (ValueError, TypeError):
         return None
     kinds = (type(owner.incarnation), type(owner.host), type(owner.pid), type(owner.since), type(owner.held))
-    return (
-        owner if kinds == (int, str, int, str, bool) and 0 <= owner.incarnation <= MAX_INCARNATION else None
-    )
+    whole = kinds == (int, str, int, str, bool) and 0 <= owner.incarnation <= MAX_INCARNATION
+    return owner if whole else None
 
 
 def _locked(storage: LocalStorage) -> RunLocked:
     owner = read_owner(storage)
     hint = "wait for it to end, end it, or save to another folder"
-    if (
-        owner is not None
-        and owner.host == socket.gethostname()[:64]
-        and not Path(f"/proc/{owner.pid}").exists()
-    ):
-        hint = (
-            f"process {owner.pid} is not seen from here: it runs in another container, or it has ended and "
-            "one that it started still runs: end that one (lsof run.lock)"
-        )
+    if owner is not None and owner.host == this_host() and not Path(f"/proc/{owner.pid}").exists():
+        # Its number may be one of another pid namespace, as of a container, where the process lives on.
+        if holds(Path(storage.root) / LOCK, owner.pid):
+            hint = (
+                f"process {owner.pid} has ended, but one that it started still runs: end that one "
+                "(lsof run.lock)"
+            )
+        else:
+            hint += "; the process is not seen from here, as when it runs in another container"
     return RunLocked(
         f"{storage.root} is held by {owner or 'a trainer that could not be identified'}", hint=hint
     )

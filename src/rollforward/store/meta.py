@@ -30,10 +30,13 @@ class Meta:
 
 def meta_content(name: TensorFileName) -> bytes:
     """The bytes that point to a tensor file."""
-    values: dict[str, Any] = dict(
-        zip(_KEYS, (name.position.epoch, name.position.step, name.name), strict=True)
-    )
-    return (json.dumps(values) + "\n").encode()
+    return (meta_line(name.position, name.name) + "\n").encode()
+
+
+def meta_line(position: Position, file: str) -> str:
+    """What a `meta.json` says, on one line."""
+    values: dict[str, Any] = dict(zip(_KEYS, (position.epoch, position.step, file), strict=True))
+    return json.dumps(values)
 
 
 def write_meta(storage: Storage, path: str, name: TensorFileName) -> None:

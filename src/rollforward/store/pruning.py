@@ -1,35 +1,46 @@
 """Pruning a run's folder by hand: what would go and why, and letting it go.
 
-`plan` changes nothing. `prune` removes what `plan` names, in the order of `cleaning`: manifests
-first and their folder synced, then files, then journal segments. Who prunes must hold the run's
-lock. Both refuse to keep the best by a figure that no checkpoint carries: a slip of the pen would
+`Pruning` looks once and changes nothing; `carry_out` removes what it found, in the order of `cleaning`:
+manifests first and their folder synced, then files, then journal segments. Who prunes must hold the run's
+lock. It refuses to keep the best by a figure that no checkpoint carries: a slip of the pen would
 cost the best ones. Whatever the policy says, the newest valid checkpoint stays, and so does the
 journal from the oldest kept checkpoint on. What is valid `look` says; without it one is when its
 manifest proves intact and all its files are there with their sizes.
+
+What could not be read this time is no reason to remove anything: it stays, with all that it may need, and
+`warnings` says so. Where no checkpoint is valid nothing goes at all: then what no manifest names may be all
+that is left of the run.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rollforward.errors import ConfigError, StorageError
+from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, ConfigError, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.catalog import is_intact, positions
+from rollforward.store.catalog import positions
 from rollforward.store.cleaning import (
     Inventory,
     Kept,
     Look,
     ranks_with_files,
     remove_files_of_stray_ranks,
-    remove_manifests,
     remove_temporaries,
+    take_back,
     temporaries,
     unneeded_files,
 )
 from rollforward.store.journal.history import journal_ranks
-from rollforward.store.journal.reading import Segment, list_segments, read_journal, remove_segments
+from rollforward.store.journal.reading import (
+    Segment,
+    list_segments,
+    read_header_of,
+    read_journal,
+    remove_segments,
+)
 from rollforward.store.journal.timeline import removable
+from rollforward.store.judging import why_not_intact
 from rollforward.store.layout import TensorFileName, is_temporary
 from rollforward.store.retention import Retention
 from rollforward.store.summary import Summary
@@ -47,73 +58,134 @@ class Removal:
     reason: str
 
 
+class Pruning:
+    """What pruning would remove, found out once."""
+
+    def __init__(self, storage: Storage, retention: Retention, look: Look | None = None) -> None:
+        self.removals: list[Removal] = []
+        self.warnings: list[str] = []
+        """What is kept since it could not be read, a line each."""
+        self._storage = storage
+        self._inventory = inventory = Inventory(storage, look)
+        _check_metric(inventory, retention)
+        self._doomed = sorted(inventory.removable(retention), key=lambda item: item[0])
+        self._segments: list[Segment] = []
+        self._kept: Kept | None = None
+        """What stays; None when everything does."""
+        if not inventory.holds_a_valid_one():
+            self._doomed = []
+            self.warnings = [
+                f"nothing is removed: {storage} has no valid checkpoint, and what no manifest names may be "
+                "all that is left",
+                *inventory.warnings(),
+            ]
+            return
+        self.warnings = inventory.warnings()
+        self._kept = inventory.without(position for position, _ in self._doomed).kept()
+        self._plan_files(retention)
+        self._plan_journal()
+
+    def carry_out(self) -> list[str]:
+        """Remove what was found, and what interrupted saves left; returns warnings, a line each."""
+        if self._kept is None:
+            return []
+        warnings = take_back(self._storage, self._inventory, self._doomed)
+        warnings += remove_files_of_stray_ranks(self._storage, self._inventory.kept(), world_size=0)
+        warnings += remove_temporaries(self._storage)
+        if warnings:
+            # A manifest that could not be removed still needs its journal.
+            return warnings
+        try:
+            for segment in self._segments:
+                remove_segments(self._storage, [segment.name])
+        except StorageError as error:
+            warnings.append(f"an old journal segment could not be removed: {error.message}")
+        return warnings
+
+    def _plan_files(self, retention: Retention) -> None:
+        assert self._kept is not None
+        unnamed = dict(temporaries(self._storage))
+        for rank in ranks_with_files(self._storage, self._kept.roles):
+            for role in self._kept.roles:
+                unnamed.update(unneeded_files(self._storage, self._kept, role, rank))
+        for position, summary in self._doomed:
+            size = sum(unnamed.pop(path) for path in _files_of(summary, unnamed))
+            self.removals.append(Removal("checkpoint", str(position), size, _reason(summary, retention)))
+        for path, size in sorted(unnamed.items()):
+            left = (
+                "an unfinished write left it"
+                if is_temporary(path.rpartition("/")[2])
+                else "no checkpoint names it"
+            )
+            self.removals.append(Removal("file", path, size, left))
+
+    def _plan_journal(self) -> None:
+        assert self._kept is not None
+        if self._kept.unknown:
+            return
+        stay = [position for position in positions(self._storage) if position not in dict(self._doomed)]
+        for rank in journal_ranks(self._storage) if stay else ():
+            try:
+                for segment, reason in _unneeded_segments(self._storage, self._kept, rank, min(stay)):
+                    self._segments.append(segment)
+                    self.removals.append(Removal("journal", segment.name.path, segment.size, reason))
+            except CheckpointInvalid as error:
+                self.warnings.append(f"the journal of rank {rank} stays as it is: {error.message}")
+
+
 def plan(storage: Storage, retention: Retention, look: Look | None = None) -> list[Removal]:
     """What `prune` would remove, and why; changes nothing."""
-    inventory = Inventory(storage, look)
-    _check_metric(inventory, retention)
-    doomed = sorted(inventory.removable(retention), key=lambda item: item[0])
-    for position, _ in doomed:
-        inventory.remove(position)
-    kept = inventory.kept()
-    unnamed = dict(temporaries(storage))
-    for rank in ranks_with_files(storage, kept.roles):
-        for role in kept.roles:
-            unnamed.update(unneeded_files(storage, kept, role, rank))
-    removals = []
-    for position, summary in doomed:
-        size = sum(unnamed.pop(path) for path in _files_of(summary, unnamed))
-        removals.append(Removal("checkpoint", str(position), size, _reason(summary, retention)))
-    for path, size in sorted(unnamed.items()):
-        left = (
-            "an unfinished write left it"
-            if is_temporary(path.rpartition("/")[2])
-            else "no checkpoint names it"
-        )
-        removals.append(Removal("file", path, size, left))
-    stay = [position for position in positions(storage) if position not in dict(doomed)]
-    for segment, reason in _unneeded_segments(storage, kept, min(stay)) if stay else ():
-        removals.append(Removal("journal", segment.name.path, segment.size, reason))
-    return removals
+    return Pruning(storage, retention, look).removals
 
 
 def prune(storage: Storage, retention: Retention, look: Look | None = None) -> list[str]:
     """Remove what the policy lets go, and what interrupted saves left; returns warnings, a line each."""
-    inventory = Inventory(storage, look)
-    _check_metric(inventory, retention)
-    warnings = remove_manifests(storage, inventory, retention)
-    warnings += remove_files_of_stray_ranks(storage, inventory.kept(), world_size=0)
-    warnings += remove_temporaries(storage)
-    stay = positions(storage)
-    try:
-        for segment, _ in _unneeded_segments(storage, inventory.kept(), min(stay)) if stay else ():
-            remove_segments(storage, [segment.name])
-    except StorageError as error:
-        warnings.append(f"an old journal segment could not be removed: {error.message}")
-    return warnings
+    pruning = Pruning(storage, retention, look)
+    return [*pruning.warnings, *pruning.carry_out()]
 
 
 def look_at_every_byte() -> Look:
-    """A look for `plan` and then for `prune`: it reads every byte of what it is asked about, once."""
-    known: dict[Position, bool] = {}
+    """A look that reads every byte of what it is asked about, once."""
+    known: dict[Position, CheckpointInvalid | None] = {}
 
-    def look(storage: Storage, position: Position) -> bool:
+    def look(storage: Storage, position: Position) -> CheckpointInvalid | None:
         if position not in known:
-            known[position] = is_intact(storage, position)
+            known[position] = why_not_intact(storage, position)
         return known[position]
 
     return look
 
 
-def _unneeded_segments(storage: Storage, kept: Kept, oldest: Position) -> Iterator[tuple[Segment, str]]:
-    """Segments that no replay from `oldest` or later needs, and why; of each rank the oldest first."""
-    for rank in journal_ranks(storage):
-        segments = {segment.name: segment for segment in list_segments(storage, rank)}
-        if not kept.may_need_journal_of(rank):
-            yield from ((segment, f"no kept checkpoint has a rank {rank}") for segment in segments.values())
-            continue
-        lineage = read_journal([storage], rank=rank, since=oldest).lineage
-        for name in removable(list(segments), lineage, oldest):
-            yield segments[name], f"all its steps are before {oldest}, the oldest kept checkpoint"
+def _unneeded_segments(
+    storage: Storage, kept: Kept, rank: int, oldest: Position
+) -> Iterator[tuple[Segment, str]]:
+    """Segments that no replay from `oldest` or later needs, and why; the oldest first.
+
+    CheckpointInvalid when the newest start's own words about what it inherits cannot be read: then nobody
+    knows which steps of earlier starts belong to its history.
+    """
+    segments = {segment.name: segment for segment in list_segments(storage, rank)}
+    if not kept.may_need_journal_of(rank):
+        yield from ((segment, f"no kept checkpoint has a rank {rank}") for segment in segments.values())
+        return
+    if not segments:
+        return
+    newest = max(name.incarnation for name in segments)
+    problem: CheckpointInvalid | None = None
+    read = set()
+    for segment in segments.values():
+        try:
+            read_header_of(segment)
+            read.add(segment.name.incarnation)
+        except CheckpointUnreadable:
+            raise
+        except CheckpointInvalid as error:
+            problem = error
+    if newest not in read and problem is not None:
+        raise problem
+    lineage = read_journal([storage], rank=rank, since=oldest).lineage
+    for name in removable(list(segments), lineage, oldest):
+        yield segments[name], f"all its steps are before {oldest}, the oldest kept checkpoint"
 
 
 def _check_metric(inventory: Inventory, retention: Retention) -> None:
@@ -140,7 +212,7 @@ def _files_of(summary: Summary | None, paths: Iterable[str]) -> list[str]:
 
 def _reason(summary: Summary | None, retention: Retention) -> str:
     if summary is None:
-        return "its manifest cannot be read, and there are newer ones"
+        return "its manifest is damaged, and there are newer ones"
     wanted = [f"not among the newest {retention.newest}"]
     if retention.every > 0:
         wanted.append(f"{summary.global_step} steps are no multiple of {retention.every}")

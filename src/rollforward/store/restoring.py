@@ -5,7 +5,7 @@ tensor is read and digested on the way. CheckpointInvalid says, in one line, wha
 prove intact; what was yielded before that was intact.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from typing import Any
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch, StorageError
-from rollforward.storage import ReadHandle, Storage, read_small
-from rollforward.store.digests import digest
+from rollforward.storage import ReadHandle, Storage
+from rollforward.store.attachments import FoundAttachments, find_attachments
 from rollforward.store.layout import TensorFileName
-from rollforward.store.manifest import MAX_ATTACHMENT_BYTES, FileRecord, Manifest
+from rollforward.store.manifest import FileRecord, Manifest
 from rollforward.store.tensorfile import (
     TensorRecord,
     dtype_code,
@@ -26,6 +26,7 @@ from rollforward.store.tensorfile import (
     read_header,
     read_verified,
 )
+from rollforward.store.unreadable import rejection
 from rollforward.tensors import Layout, Tensors
 
 _OPEN_FILES = 64
@@ -107,29 +108,20 @@ def verify(storage: Storage, manifest: Manifest) -> None:
     """Read and digest every byte of a checkpoint; CheckpointInvalid for the first that is wrong."""
     for _ in read_tensors(storage, manifest):
         pass
-    for name in (attachment.name for attachment in manifest.attachments):
-        read_attachment(storage, manifest, name)
+    read_attachments(storage, manifest)
 
 
-def read_attachments(storage: Storage, manifest: Manifest) -> dict[str, bytes]:
-    """File name -> content of every attachment, verified."""
-    return {item.name: read_attachment(storage, manifest, item.name) for item in manifest.attachments}
+def read_attachments(storage: Storage, manifest: Manifest) -> Mapping[str, bytes]:
+    """File name -> content of every attachment, verified; CheckpointInvalid when neither copy is whole."""
+    return locate_attachments(storage, manifest).contents
 
 
-def read_attachment(storage: Storage, manifest: Manifest, name: str) -> bytes:
-    """The content of one attachment, verified; CheckpointInvalid when it is not intact or not there."""
-    for attachment in manifest.attachments:
-        if attachment.name == name:
-            break
-    else:
-        raise CheckpointInvalid(f"checkpoint {manifest.position} has no attachment {name}")
+def locate_attachments(storage: Storage, manifest: Manifest) -> FoundAttachments:
+    """Every attachment, verified, and the folder that holds them all."""
     try:
-        content = read_small(storage, attachment.path, limit=min(attachment.size, MAX_ATTACHMENT_BYTES))
-    except StorageError as error:
-        raise CheckpointInvalid(f"checkpoint {manifest.position}: {error.message}") from error
-    if digest(content) != attachment.digest:
-        raise CheckpointInvalid(f"{attachment.path} does not have its recorded digest")
-    return content
+        return find_attachments(storage, manifest.attachments)
+    except CheckpointInvalid as error:
+        raise type(error)(f"checkpoint {manifest.position}: {error.message}") from error
 
 
 def check_layout(manifest: Manifest, layout: Layout, *, world_size: int) -> None:
@@ -183,7 +175,7 @@ def open_checked(storage: Storage, file: FileRecord, records: list[TensorRecord]
     try:
         handle = storage.open(file.path)
     except StorageError as error:
-        raise CheckpointInvalid(error.message) from error
+        raise rejection(error) from error
     try:
         if handle.size != file.size:
             raise CheckpointInvalid(f"{file.path}: {handle.size} bytes instead of {file.size}")
@@ -195,7 +187,7 @@ def open_checked(storage: Storage, file: FileRecord, records: list[TensorRecord]
             raise CheckpointInvalid(f"{file.path}: its header does not agree with the manifest")
     except StorageError as error:
         handle.close()
-        raise CheckpointInvalid(error.message) from error
+        raise rejection(error) from error
     except CheckpointInvalid:
         handle.close()
         raise

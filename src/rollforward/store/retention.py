@@ -6,8 +6,19 @@ something to resume from is never the thing that is removed.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from rollforward.position import Position
+
+
+class Verdict(Enum):
+    """What is known of a checkpoint."""
+
+    VALID = "valid"
+    INVALID = "invalid"
+    """It was read, and proved to be bad."""
+    UNKNOWN = "unknown"
+    """It could not be read this time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +30,8 @@ class Candidate:
     global_step: int = 0
     metric: float | None = None
     """For `Retention.best`; None when it carries none."""
+    readable: bool = True
+    """False when its manifest could not be read this time: no rule can be applied to it, so it stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,43 +49,46 @@ class Retention:
 
 
 def keep_mask(
-    candidates: Sequence[Candidate], retention: Retention, is_valid: Callable[[Candidate], bool]
+    candidates: Sequence[Candidate], retention: Retention, judge: Callable[[Candidate], Verdict]
 ) -> list[bool]:
     """For each candidate whether it stays.
 
     One is valid when its manifest proves intact and no file is missing. Only valid ones count towards
     `newest` and `best`. An invalid one is kept, as evidence, while it is newer than the oldest of the
-    `newest` valid ones or there are not as many yet. `is_valid` may be slow: it is asked of those only
-    on which something depends.
+    `newest` valid ones or there are not as many yet. One of which nothing is known stays wherever a valid
+    one would, and takes no place. `judge` may be slow: it is asked of those only on which something depends.
     """
     if not 0 < retention.newest < len(candidates):
         return [True] * len(candidates)
     order = sorted(candidates, key=lambda item: (item.incarnation, item.position), reverse=True)
-    keep: set[Position] = set()
+    keep = {item.position for item in order if not item.readable}
     found = 0
     for candidate in order:
         keep.add(candidate.position)
-        found += is_valid(candidate)
+        found += judge(candidate) is Verdict.VALID
         if found == retention.newest:
             break
     if retention.every > 0:
         keep.update(
             item.position
             for item in order
-            if item.position not in keep and item.global_step % retention.every == 0 and is_valid(item)
+            if item.position not in keep
+            and item.global_step % retention.every == 0
+            and judge(item) is not Verdict.INVALID
         )
-    keep.update(item.position for item in _best(order, retention.best, is_valid))
+    keep.update(item.position for item in _best(order, retention.best, judge))
     return [item.position in keep for item in candidates]
 
 
 def _best(
-    order: Sequence[Candidate], count: int, is_valid: Callable[[Candidate], bool]
+    order: Sequence[Candidate], count: int, judge: Callable[[Candidate], Verdict]
 ) -> Iterator[Candidate]:
-    """The valid ones with the greatest metric, of equals the first."""
+    """The valid ones with the greatest metric, of equals the first; and those between that may be valid."""
     ranked = [(item.metric, item) for item in order if item.metric is not None]
     for _, item in sorted(ranked, key=lambda pair: -pair[0]):
         if count <= 0:
             return
-        if is_valid(item):
-            count -= 1
+        verdict = judge(item)
+        if verdict is not Verdict.INVALID:
+            count -= verdict is Verdict.VALID
             yield item

@@ -1,12 +1,42 @@
 """What a save is given besides tensors, and what comes out of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rollforward.position import Position
 from rollforward.store.cleaning import Kept
 from rollforward.store.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What every checkpoint of a run says besides its tensors, whatever step it is of."""
+
+    run_id: str
+    incarnation: int
+    state: Mapping[str, Any]
+    """JSON."""
+    fingerprint: str = ""
+    """Of what influences the numbers."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    """File name -> content, kept in the run's `model/` folder."""
+
+    def at(
+        self, position: Position, global_step: int, state: Mapping[str, Any] | None = None
+    ) -> "Description":
+        """Of the checkpoint at a position; `state` stands in for that of all."""
+        return Description(
+            position=position,
+            global_step=global_step,
+            run_id=self.run_id,
+            incarnation=self.incarnation,
+            state=self.state if state is None else state,
+            fingerprint=self.fingerprint,
+            versions=self.versions,
+            attachments=self.attachments,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from rollforward.position import Position
 from rollforward.store.checkpoints import Attempt, CheckpointStore
 from rollforward.store.live import Guard, Live, LiveSource, Share, as_live, revisions_of, sources_of
 from rollforward.store.manifest import Manifest
-from rollforward.store.saved import Committed, Description, Saved
+from rollforward.store.saved import About, Committed, Saved
 from rollforward.tensors import Tensors
 
 Digests = Mapping[tuple[str, str], str]
@@ -98,18 +98,18 @@ class _Job:
 class ShadowCheckpoints:
     """`CheckpointStore.save` spread over a step. Collective: all ranks call each method at the same point.
 
-    `live` is what is saved, or a function that gives its arrays; `about` goes to every checkpoint as to
-    `CheckpointStore.save`. `saved` is told of each committed checkpoint, `failed` of each that
-    could not be saved, `warned` of what went wrong after a commit; all on the caller's thread.
-    `tidied` is called on the background thread after each commit, for what else can be removed now, and
-    returns warnings: so no removal, however slow the disk, holds up the caller.
+    `live` is what is saved, or a function that gives its arrays; `about` goes to every checkpoint. `saved` is
+    told of each committed checkpoint, `failed` of each that could not be saved, `warned` of what went wrong
+    after a commit; all on the caller's thread. `tidied` is called on the background thread after each
+    commit, for what else can be removed now, and returns warnings: so no removal, however slow the disk,
+    holds up the caller.
     """
 
     def __init__(
         self,
         store: CheckpointStore,
         live: Live | Callable[[], Tensors],
-        about: Mapping[str, Any],
+        about: About,
         *,
         saved: Callable[[Saved], None],
         failed: Callable[[StorageError], None],
@@ -140,12 +140,7 @@ class ShadowCheckpoints:
         """
         self._settle()
         started = time.perf_counter()
-        own = {} if state is None else {"state": state}
-        description = Description(
-            position=position,
-            global_step=global_step,
-            **{"fingerprint": "", "versions": {}, "attachments": {}, **self._about, **own},
-        )
+        description = self._about.at(position, global_step, state)
         try:
             attempt = self._store.plan(description, self._live.layout(), revisions_of(self._live))
         except StorageError as error:

@@ -15,7 +15,7 @@ from rollforward.storage.base import check_path
 from rollforward.store import manifest as manifests
 from rollforward.store import strictjson
 from rollforward.store.layout import TensorFileName
-from rollforward.store.manifest import Generation, Manifest
+from rollforward.store.manifest import Attachment, Generation, Manifest
 
 _TENSORS = b',\n"tensors":['
 """What comes before the tensors; never inside a text, where JSON has no line breaks."""
@@ -72,14 +72,14 @@ def summarise(content: bytes, name: str) -> Summary:
     )
 
 
-def listed_files(content: bytes, name: str) -> list[tuple[str, int]]:
-    """Path and size of every file that it names, attachments included; CheckpointInvalid as `summarise`."""
+def listed_files(content: bytes, name: str) -> tuple[list[tuple[str, int]], list[Attachment]]:
+    """Path and size of every tensor file, and every attachment; CheckpointInvalid as `summarise`."""
     try:
         front = _front(content, name)
     except (ValueError, TypeError, AttributeError):
         manifest = manifests.parse(content, name)
-        return [(file.path, file.size) for file in (*manifest.files, *manifest.attachments)]
-    return [(path, size) for path, size, _ in (*front.files, *front.attachments)]
+        return [(file.path, file.size) for file in manifest.files], list(manifest.attachments)
+    return [(path, size) for path, size, _ in front.files], [Attachment(*item) for item in front.attachments]
 
 
 class _Front(NamedTuple):

@@ -27,6 +27,7 @@ from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.storage import Buffer, ReadHandle, Storage
 from rollforward.store import strictjson
 from rollforward.store.digests import digest, digest_of_digests
+from rollforward.store.unreadable import rejection
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
@@ -327,9 +328,7 @@ def read_verified(handle: ReadHandle, record: TensorRecord, path: str, into: NDA
         try:
             handle.read_into(chunk, record.begin + begin)
         except StorageError as error:
-            raise CheckpointInvalid(
-                f"{path}: tensor {record.name!r} cannot be read: {error.message}"
-            ) from error
+            raise rejection(error, f"{path}: tensor {record.name!r}") from error
         hasher.update(chunk)
     if hasher.hexdigest() != record.digest:
         raise CheckpointInvalid(f"{path}: tensor {record.name!r} does not have its recorded digest")

@@ -5,7 +5,8 @@ of B strings, and every other column of the dataset as a list of length B. It re
 One that does not need all of them may take fewer, or swallow the rest in `**columns`.
 
 `resolve` turns the names of a configuration into verifiers, `score` calls them and checks what
-they return. Weights are applied by the trainer; the journal keeps the unweighted rewards.
+they return, and `describe` tells what their rewards depend on. Weights are applied by the trainer; the
+journal keeps the unweighted rewards.
 What counts as an answer, and when two are equal, is in `extraction`, `notation` and `accuracy`, and
 with examples in docs/reference/rewards.md. A verifier can neither end the process (`exits`) nor, by what a
 completion holds, take unbounded time (`exact`, `mathematics`).
@@ -13,7 +14,8 @@ completion holds, take unbounded time (`exact`, `mathematics`).
 Left out: learned reward models, and asynchronous or remote scoring.
 """
 
-from rollforward.verifiers.registry import BUILT_IN, resolve
+from rollforward.verifiers.registry import BUILT_IN, BY_ANSWER, resolve
 from rollforward.verifiers.scoring import score
+from rollforward.verifiers.sources import describe
 
-__all__ = ["BUILT_IN", "resolve", "score"]
+__all__ = ["BUILT_IN", "BY_ANSWER", "describe", "resolve", "score"]

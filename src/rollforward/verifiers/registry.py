@@ -32,6 +32,9 @@ BUILT_IN: Mapping[str, RewardFunction] = MappingProxyType(
     }
 )
 
+BY_ANSWER = frozenset({"accuracy_reward", "reasoning_gym_score"})
+"""Those that compare with the column `answer`."""
+
 _USERS = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 
 

@@ -11,7 +11,7 @@ from engine_case import SETTINGS, assert_same_bits, snapshot
 from golden_models import FOLDER
 
 from rollforward.engines.mindspore.memory import Copied, Memory, Viewed, memory_of, use_device
-from rollforward.errors import EngineError
+from rollforward.errors import DeviceUnavailable
 
 BOTH = pytest.mark.parametrize("memory", [Viewed(), Copied()], ids=["viewed", "copied"])
 
@@ -22,7 +22,7 @@ def test_only_the_cpu_s_memory_is_seen() -> None:
 
 
 def test_a_device_that_this_mindspore_does_not_have_is_refused() -> None:
-    with pytest.raises(EngineError, match="cannot compute on 'Ascend'") as caught:
+    with pytest.raises(DeviceUnavailable, match="cannot compute on 'Ascend'") as caught:
         use_device("Ascend")
     assert "context.device_target: CPU" in (caught.value.hint or "")
     use_device("CPU")

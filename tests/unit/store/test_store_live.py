@@ -15,7 +15,7 @@ from rollforward.position import Position
 from rollforward.storage import LocalStorage, OsFiles
 from rollforward.store import CheckpointStore, ShadowCheckpoints, find, list_checkpoints, read_tensors
 from rollforward.store.live import Guard, LiveSource, sources_of
-from rollforward.store.saved import Description
+from rollforward.store.saved import About, Description
 from rollforward.tensors import TensorSpec
 
 ABOUT = {"run_id": "r", "incarnation": 1, "state": {}}
@@ -33,7 +33,7 @@ def shadow(root, engine, *, store=None, **options):
     store = store or CheckpointStore(LocalStorage(root))
     told = []
     made = ShadowCheckpoints(
-        store, engine, ABOUT, saved=told.append, failed=told.append, warned=told.append, **options
+        store, engine, About(**ABOUT), saved=told.append, failed=told.append, warned=told.append, **options
     )
     return made, told
 

@@ -1,5 +1,7 @@
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollforward.errors import RunLocked
+from rollforward.errors import RunLocked, StorageError
 from rollforward.position import Position
-from rollforward.storage import LocalStorage
+from rollforward.storage import LocalStorage, filelock
 from rollforward.store import CheckpointStore, RunLock, list_checkpoints
 from rollforward.store.lock import check_free, read_owner
 
@@ -105,3 +107,49 @@ def test_a_writer_whose_lock_was_taken_over_cannot_commit(tmp_path):
     lock.release()
     assert read_owner(LocalStorage(tmp_path)) == other.owner
     other.release()
+
+
+def test_a_file_that_is_no_lock_is_refused_before_anything_is_done(tmp_path):
+    """Not after the training up to the first checkpoint, as "taken over by someone unknown"."""
+    (tmp_path / "run.lock").write_bytes(b"x" * 513)
+    with pytest.raises(StorageError, match=r"run\.lock has 513 bytes"):
+        RunLock.acquire(tmp_path)
+    assert (tmp_path / "run.lock").read_bytes() == b"x" * 513
+
+
+@pytest.mark.parametrize("place", ["lock", "segment", "source"])
+def test_a_number_that_nothing_can_follow_is_refused_before_anything_is_done(tmp_path, place):
+    after = 0
+    if place == "lock":
+        record = {"incarnation": 10**18 - 1, "host": "a", "pid": 1, "since": "", "held": False}
+        (tmp_path / "run.lock").write_text(json.dumps(record))
+    elif place == "segment":
+        (tmp_path / "journal/rank_0").mkdir(parents=True)
+        (tmp_path / "journal/rank_0/999999999999999999-0_0.journal").touch()
+    else:
+        after = 10**18 - 1
+    with pytest.raises(StorageError, match="start 999999999999999999 of the run, and no number follows"):
+        RunLock.acquire(tmp_path, after=after)
+
+
+def test_a_name_of_a_host_that_is_not_ascii_fits_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "\N{SNOWMAN}" * 64)
+    with RunLock.acquire(tmp_path) as lock:
+        lock.check()
+
+
+@pytest.mark.usefixtures("holder")
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_owner_in_another_container_is_not_said_to_have_ended(tmp_path, monkeypatch, seen):
+    """Its number means nothing here, and the system tells nothing of its lock."""
+    owner = json.loads((tmp_path / "run.lock").read_bytes())
+    (tmp_path / "run.lock").write_text(json.dumps(owner | {"pid": 2**22 + 1}).ljust(511) + "\n")
+    status = (tmp_path / "run.lock").stat()
+    locks = tmp_path / "locks"
+    line = f"1: FLOCK ADVISORY WRITE {2**22 + 1} {os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    locks.write_text(f"{line}:{status.st_ino} 0 EOF\n" if seen else "")
+    monkeypatch.setattr(filelock, "_LOCKS", locks)
+    with pytest.raises(RunLocked) as caught:
+        RunLock.acquire(tmp_path)
+    assert ("has ended" in caught.value.hint) == seen
+    assert ("another container" in caught.value.hint) != seen

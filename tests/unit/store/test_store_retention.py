@@ -6,14 +6,19 @@ from hypothesis import strategies as st
 
 from rollforward.position import Position
 from rollforward.store.parts import assign
-from rollforward.store.retention import Candidate, Retention, keep_mask
+from rollforward.store.retention import Candidate, Retention, Verdict, keep_mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looked(Candidate):
     """A checkpoint of which it is known whether it is valid."""
 
-    valid: bool
+    valid: bool | None
+    """None when nothing is known of it."""
+
+    @property
+    def verdict(self):
+        return {True: Verdict.VALID, False: Verdict.INVALID, None: Verdict.UNKNOWN}[self.valid]
 
 
 def candidate(step, *, incarnation=1, valid=True, metric=None):
@@ -26,7 +31,7 @@ def kept(candidates, *, asked=None, **policy):
     def valid(item):
         if asked is not None:
             asked.add(item.position.step)
-        return item.valid
+        return item.verdict
 
     mask = keep_mask(candidates, Retention(**policy), valid)
     return [item.position.step for item, keep in zip(candidates, mask, strict=True) if keep]
@@ -84,7 +89,7 @@ def test_the_newest_valid_one_always_stays(items, newest, every, best):
     found = [
         candidate(step, incarnation=number, valid=valid, metric=step % 5) for number, step, valid in items
     ]
-    mask = keep_mask(found, Retention(newest=newest, every=every, best=best), lambda item: item.valid)
+    mask = keep_mask(found, Retention(newest=newest, every=every, best=best), lambda item: item.verdict)
     valid = [(item.incarnation, item.position) for item in found if item.valid]
     if valid:
         index = next(i for i, item in enumerate(found) if (item.incarnation, item.position) == max(valid))

@@ -244,7 +244,7 @@ def test_files_of_another_trainer_in_a_folder_of_any_role_are_guests(storage):
     storage.write(path, [b"theirs"])
     storage.write("critic/rank_0/meta.json", [b"{}"])
     assert adopt(storage) == 1
-    assert json.loads(storage._ops.tree()["/run/guests.json"]) == [["critic", "0_1"]]
+    assert json.loads(storage._ops.tree()["/run/guests.json"])["guests"] == [["critic", "0_1"]]
     for step in (1, 2):
         save(storage, step, "critic", newest=1)
     assert storage._ops.tree()[f"/run/{path}"] == b"theirs"

@@ -11,6 +11,7 @@ from rollforward.errors import EngineError, RunLocked, StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, OsFiles
 from rollforward.store import CheckpointStore, ShadowCheckpoints, find, list_checkpoints, read_tensors
+from rollforward.store.saved import About
 from rollforward.store.tensorfile import CHUNK_BYTES
 
 ABOUT = {"run_id": "r", "incarnation": 1, "state": {"n": 1}}
@@ -60,7 +61,7 @@ def shadow(root, engine, *, ops=None, told=None, store=None, **options):
     checkpoints = ShadowCheckpoints(
         store,
         lambda: engine.arrays,
-        ABOUT,
+        About(**ABOUT),
         saved=told.saved.append,
         failed=told.failed.append,
         warned=told.warned.append,

@@ -10,6 +10,7 @@ from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, list_checkpoints, load_manifest
 from rollforward.store import manifest as manifests
+from rollforward.store.attachments import copy_of
 from rollforward.store.digests import digest
 from rollforward.store.pruning import prune
 from rollforward.store.summary import Summary, listed_files, summarise
@@ -50,8 +51,8 @@ def test_it_says_what_the_whole_manifest_says(content, monkeypatch):
     assert found == Summary.of(whole)
     assert names == []
     assert found.generations == {("policy_model", Position(0, 2), 0), ("ref", Position(0, 1), 0)}
-    files = [(file.path, file.size) for file in (*whole.files, *whole.attachments)]
-    assert listed_files(content, "0_2.json") == files
+    files = [(file.path, file.size) for file in whole.files]
+    assert listed_files(content, "0_2.json") == (files, list(whole.attachments))
     assert (found.metrics, list(found.attachments)) == ({"reward": 1.0}, ["model/config.json"])
 
 
@@ -115,7 +116,9 @@ def cut_a_file(run, number):
 
 
 def lose_an_attachment(run, number):
-    (run / load_manifest(LocalStorage(run), Position(0, number)).attachments[0].path).unlink()
+    path = load_manifest(LocalStorage(run), Position(0, number)).attachments[0].path
+    for copy in (path, copy_of(path)):
+        (run / copy).unlink()
 
 
 @pytest.mark.parametrize("hurt", [damage_manifest, lose_a_file, cut_a_file, lose_an_attachment])

@@ -21,7 +21,7 @@ import numpy as np
 from mindspore import nn, ops
 from numpy.typing import NDArray
 
-from rollforward.errors import EngineError
+from rollforward.errors import DeviceUnavailable
 from rollforward.tensors import Layout, Tensors, TensorSpec
 
 Slot: TypeAlias = "ms.Parameter | NDArray[Any]"
@@ -110,11 +110,11 @@ def memory_of(device_target: str) -> Memory:
 
 
 def use_device(device_target: str) -> None:
-    """Compute on this device from now on, in graph mode. EngineError where this MindSpore cannot."""
+    """Compute on this device from now on, in graph mode. DeviceUnavailable where this MindSpore cannot."""
     try:
         ms.set_context(mode=ms.GRAPH_MODE, device_target=device_target)
     except (RuntimeError, ValueError) as error:
-        raise EngineError(
+        raise DeviceUnavailable(
             f"MindSpore cannot compute on {device_target!r}: {str(error).strip().splitlines()[0]}",
             hint="install the MindSpore of that device, or set context.device_target: CPU",
         ) from error

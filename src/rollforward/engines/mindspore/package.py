@@ -33,6 +33,19 @@ TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
 SCHEDULER_PORT = 8118
 """Where `msrun` puts its scheduler unless it is told otherwise."""
 
+ARITHMETIC = (
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "HCCL_DETERMINISTIC",
+    "LCCL_DETERMINISTIC",
+    "ATB_LLM_LCOC_ENABLE",
+    "ATB_MATMUL_SHUFFLE_K_ENABLE",
+    "CLOSE_MATMUL_K_SHIFT",
+)
+"""Environment variables that choose instruction sets, precisions and orders of addition."""
+
 _FOREVER = 10**9
 """Seconds."""
 _NO_WORKER = "-2"
@@ -73,6 +86,10 @@ class MindSpore:
         """This folder, and what of a model it computes with."""
         rooms = (Path(__file__).parent, Path(__file__).parents[2] / "models")
         return sorted(path for room in rooms for path in room.glob("*.py"))
+
+    def arithmetic_variables(self) -> Sequence[str]:
+        """Of oneDNN on the CPU; on Ascend, of what orders additions there."""
+        return ARITHMETIC
 
     def this_process(self, environment: Mapping[str, str]) -> Process:
         """By `msrun`'s variables."""

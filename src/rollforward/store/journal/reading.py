@@ -8,6 +8,7 @@ look at any time; only `repair`, for who holds the run's lock, cuts a torn end.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.position import Position
@@ -36,6 +37,7 @@ from rollforward.store.journal.timeline import (
     is_live,
 )
 from rollforward.store.layout import SegmentName, journal_folder
+from rollforward.store.unreadable import rejection
 
 _COPY_BYTES = 4 << 20
 _WORK = ("rollouts", "outcome")
@@ -116,7 +118,7 @@ def read_record(place: Place) -> Record:
         with place.segment.storage.open(place.segment.name.path) as handle:
             return decode_record(read_frame(handle, place.offset, place.salt).payload)
     except StorageError as error:
-        raise CheckpointInvalid(f"{place.segment}: {error.message}") from error
+        raise rejection(error, str(place.segment)) from error
     except ValueError as error:
         raise CheckpointInvalid(f"{place.segment}, byte {place.offset}: {error}") from None
 
@@ -155,7 +157,7 @@ def read_header_of(segment: Segment) -> SegmentHeader:
         with segment.storage.open(segment.name.path) as handle:
             return decode_header(read_frame(handle, 0, NO_SALT).payload, segment.name)
     except StorageError as error:
-        raise CheckpointInvalid(f"{segment}: {error.message}") from error
+        raise rejection(error, str(segment)) from error
     except ValueError as error:
         raise CheckpointInvalid(f"{segment}: {error}") from None
 
@@ -229,6 +231,38 @@ def _segments(storages: Sequence[Storage], rank: int) -> list[Segment]:
     return [found[name] for name in sorted(found)]
 
 
+@dataclass(frozen=True)
+class SegmentsChecked:
+    """What reading every segment of a rank found."""
+
+    segments: Sequence[Segment]
+    problems: tuple[str, ...]
+    torn: tuple[tuple[Segment, Ending], ...]
+    last: Position | None
+    """Of the newest record, whichever history it is of; None when there is none."""
+
+
+def check_segments(storage: Storage, rank: int) -> SegmentsChecked:
+    """Read and digest every record of a rank, those of abandoned futures too.
+
+    A run that trains may remove segments meanwhile, the oldest first: they are passed over.
+    """
+    segments = list_segments(storage, rank)
+    reading = _Reading(
+        None, {segment.name.incarnation: None for segment in segments}, Position(0, 0), vanishing=True
+    )
+    for segment, following in zip_longest(segments, segments[1:]):
+        last = following is None or following.name.incarnation != segment.name.incarnation
+        reading.segment(segment, last=last)
+    places = [*reading.rollouts, *reading.outcomes]
+    return SegmentsChecked(
+        segments=segments,
+        problems=(*reading.problems, *odd_segments(storage, rank)),
+        torn=tuple(reading.torn),
+        last=max((position for position, _ in places), default=None),
+    )
+
+
 def _headers_of_starts(
     segments: Sequence[Segment], run_id: str | None
 ) -> tuple[dict[int, SegmentHeader], list[Segment]]:
@@ -282,7 +316,9 @@ def _has_work(segment: Segment) -> bool:
 class _Reading:
     """Goes through segments, oldest first, and notes where the records of a history are."""
 
-    def __init__(self, run_id: str | None, lineage: Lineage, since: Position) -> None:
+    def __init__(
+        self, run_id: str | None, lineage: Lineage, since: Position, *, vanishing: bool = False
+    ) -> None:
         self.rollouts: dict[Key, Place] = {}
         self.outcomes: dict[Key, Place] = {}
         self.events: list[Place] = []
@@ -292,6 +328,8 @@ class _Reading:
         self._run_id = run_id
         self._lineage = lineage
         self._since = since
+        self._vanishing = vanishing
+        """Whether segments that were listed may be gone when they are opened."""
         self._due: tuple[int, int] | None = None
         """Incarnation and sequence number of the next frame, should the next segment be of the same one."""
 
@@ -301,6 +339,9 @@ class _Reading:
             with segment.storage.open(segment.name.path) as handle:
                 self._frames(segment, handle, last=last)
         except StorageError as error:
+            if self._vanishing and error.settled and segment.storage.stat(segment.name.path) is None:
+                self._due = None
+                return
             self._problem(segment, f"it cannot be read: {error.message}")
 
     def _frames(self, segment: Segment, handle: ReadHandle, *, last: bool) -> None:

@@ -60,6 +60,13 @@ class Identity:
     device: str
     about: Mapping[str, Any] = field(default_factory=dict)
     """What readers may want to know, such as the names of the verifiers; JSON."""
+    fingerprints: frozenset[str] = field(default=frozenset(), compare=False)
+    """Others that mean the same configuration, as versions made them that knew less of it. Not written."""
+
+    def is_configured_as(self, other: "Identity") -> bool:
+        """Whether what the other wrote was made with this configuration, on this number of ranks."""
+        names = {self.fingerprint, *self.fingerprints}
+        return other.fingerprint in names and other.world_size == self.world_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,14 +82,16 @@ def choose_history(
     checkpoint: tuple[int, Position] | None,
     *,
     fingerprint: str | None = None,
+    also: Collection[str] = (),
     world_size: int | None = None,
 ) -> Start | None:
     """The start whose history is resumed, of those that hold the checkpoint; None when there is none.
 
-    `checkpoint`: incarnation and position; None for any. Taken is the newest start that worked and had this
-    configuration and number of ranks: its records can be used. If there is none, the newest that
-    worked: so it can be said what is not used. A start that did nothing (a slip at the resume, a kill in its
-    first second) hides nothing of those before it.
+    `checkpoint`: incarnation and position; None for any. `also`: other fingerprints of this configuration,
+    as earlier versions made them. Taken is the newest start that worked and had this configuration and
+    number of ranks: its records can be used. If there is none, the newest that worked: so it can be said what
+    is not used. A start that did nothing (a slip at the resume, a kill in its first second) hides nothing of
+    those before it.
     """
     newest_first = [
         start
@@ -100,7 +102,8 @@ def choose_history(
     same = [
         start
         for start in worked
-        if fingerprint in (None, start.fingerprint) and world_size in (None, start.world_size)
+        if (fingerprint in (None, start.fingerprint) or start.fingerprint in also)
+        and world_size in (None, start.world_size)
     ]
     return next(iter([*same, *worked, *newest_first]), None)
 

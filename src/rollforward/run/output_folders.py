@@ -1,0 +1,121 @@
+"""The folders beside a run that it writes to: logs, strategy files, TensorBoard events. Each is of one run.
+
+Several runs may be started in one working folder, or with one `$LOCAL_DEFAULT_PATH`: then their defaults
+are the same, and what one removes when it starts would be another's. So a folder that is not named by the
+user says in `.rollforward.json` whose it is, and a start takes the first one that is its own or nobody's:
+
+    log/       of the run that came first       strategy/
+    log.1/     of the second                    strategy.1/
+
+A folder without that file is nobody's unless something lies there that a start removes: that is another
+program's, such as the strategy files of MindFormers, by which its checkpoints are put together.
+
+A strategy folder that the user names is cleared, as the workflow of MindRLHF has it, but not while another
+run that lives writes there.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rollforward.errors import ConfigError, StorageError
+from rollforward.storage import LocalStorage, read_small
+
+OWNER = ".rollforward.json"
+_MOST_BYTES = 1 << 16
+
+Holds = Callable[[Path], bool]
+"""Whether something lies in a folder that a start would remove."""
+
+
+def claim_logs(folder: Path, run: Path) -> Path:
+    """Where this run's logs go: `folder`, or one beside it."""
+    return claim(_numbered(folder), run, _holds("*.log"))
+
+
+def claim_strategies(folder: Path, run: Path) -> Path:
+    """Where this run's strategy files go, when the user names no folder: `folder`, or one beside it."""
+    return claim(_numbered(folder), run, _holds("*.ckpt"))
+
+
+def claim_events(folder: Path, run: Path) -> Path:
+    """Where this run's events go: `folder`, or one in it, which TensorBoard shows as another run."""
+    inner = folder / (run.absolute().name or "run")
+    return claim(itertools.chain([folder], _numbered(inner)), run, lambda _: False)
+
+
+def claim(folders: Iterable[Path], run: Path, holds: Holds) -> Path:
+    """The first of the folders that is this run's own, or nobody's and now its own.
+
+    Where it cannot be said whose it is, as on a disk that nothing can be written to, the first one is taken.
+    """
+    own = os.path.realpath(run)
+    first: Path | None = None
+    for folder in folders:
+        first = first or folder
+        try:
+            if _owner(folder) is None and not holds(folder):
+                _mark(folder, own)
+            if _owner(folder) == own:
+                return folder
+        except (StorageError, OSError):
+            break
+    assert first is not None
+    return first
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A folder that the user named, for one live run; ConfigError when another one writes there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another run that is training has its strategy files in {folder}, which a start clears",
+                hint="name another folder with --save_strategy_dir, or leave it out",
+            ) from None
+        except OSError:
+            pass  # a file system without locks: nobody can be asked
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    yield folder
+    for number in itertools.count(1):
+        yield folder.with_name(f"{folder.name}.{number}")
+
+
+def _holds(pattern: str) -> Holds:
+    return lambda folder: any(folder.glob(pattern))
+
+
+def _owner(folder: Path) -> str | None:
+    """The run that a folder belongs to; None for nobody's, "" where it cannot be told."""
+    storage = LocalStorage(folder)
+    if storage.stat(OWNER) is None:
+        return None
+    try:
+        value = json.loads(read_small(storage, OWNER, limit=_MOST_BYTES))
+        return str(value["run"])
+    except (StorageError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+
+
+def _mark(folder: Path, run: str) -> None:
+    """Say whose it is, unless somebody was faster."""
+    with suppress(FileExistsError):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            os.write(descriptor, json.dumps({"run": run}).encode() + b"\n")
+        finally:
+            os.close(descriptor)

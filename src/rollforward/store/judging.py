@@ -1,0 +1,254 @@
+"""Whether a checkpoint counts: the one place that decides, for the resume and for whoever looks.
+
+Two depths. `files`: the manifest proves intact, every tensor file is a regular file of its size, no
+folder on the way to it is a link, and every attachment has its digest; a thousand ranks take
+milliseconds. `bytes`: every byte of every tensor is read and digested too. Whoever restores verifies
+every byte anyway, so `find` looks at files.
+
+The answer is one of three. A checkpoint that could not be read this time (`CheckpointUnreadable`) is not
+resumed from and not invalid either: nothing may be deleted because of it.
+
+A run may save and prune while somebody looks: what a manifest names may vanish once the manifest is gone.
+So before a checkpoint is said to be bad, its manifest is looked at again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, StorageError
+from rollforward.position import Position
+from rollforward.storage import ReadHandle, Storage, read_whole
+from rollforward.store import manifest as manifests
+from rollforward.store.attachments import FoundAttachments, find_attachments
+from rollforward.store.layout import manifest_path
+from rollforward.store.manifest import Attachment, Manifest
+from rollforward.store.restoring import read_tensors
+from rollforward.store.retention import Verdict
+from rollforward.store.summary import Summary, listed_files, summarise
+from rollforward.store.unreadable import rejection
+
+_END_BYTES = 64
+
+Progress = Callable[[int], None]
+"""Is told how many bytes were read since it was last called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What was found of one checkpoint."""
+
+    position: Position
+    verdict: Verdict
+    reason: str
+    """Why it is not valid, in one line; empty when it is."""
+    manifest: Manifest | None
+    bytes_read: int = 0
+    """Of tensors, and of attachments."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether a resume may take it."""
+        return self.verdict is Verdict.VALID
+
+    @property
+    def created(self) -> str:
+        """UTC; empty when the manifest cannot be read."""
+        return self.manifest.created if self.manifest else ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files, those shared with other checkpoints included."""
+        return self.manifest.size if self.manifest else 0
+
+
+class Judge:
+    """Judges the checkpoints of one folder; attachments that several share are read once."""
+
+    def __init__(
+        self, storage: Storage, *, deep: bool = False, progress: Progress = lambda _size: None
+    ) -> None:
+        self.damaged_copies: dict[str, None] = {}
+        """Attachments of which one copy is damaged and the other whole, a line each, in order."""
+        self._storage = storage
+        self._deep = deep
+        self._progress = progress
+        self._attachments: dict[tuple[Attachment, ...], FoundAttachments | CheckpointInvalid] = {}
+
+    def judge(self, position: Position) -> CheckpointInfo | None:
+        """The verdict; None when there is no such checkpoint any more: it was removed meanwhile."""
+        while True:
+            manifest, read = None, 0
+            try:
+                manifest = load_manifest(self._storage, position)
+                for size in self._look(manifest):
+                    read += size
+                    self._progress(size)
+                damaged = self._check_attachments(manifest).damaged
+            except CheckpointInvalid as error:
+                if is_gone(self._storage, position):
+                    return None
+                if manifest is not None and is_replaced(self._storage, manifest):
+                    continue
+                return CheckpointInfo(
+                    position=position,
+                    verdict=verdict_of(error),
+                    reason=error.message,
+                    manifest=manifest,
+                    bytes_read=read,
+                )
+            if damaged and is_gone(self._storage, position):
+                return None
+            self.damaged_copies |= dict.fromkeys(damaged)
+            return CheckpointInfo(
+                position=position, verdict=Verdict.VALID, reason="", manifest=manifest, bytes_read=read
+            )
+
+    def _look(self, manifest: Manifest) -> Iterator[int]:
+        _check_sizes(self._storage, manifest.position, [(file.path, file.size) for file in manifest.files])
+        self._check_attachments(manifest)
+        if self._deep:
+            for _, _, array in read_tensors(self._storage, manifest):
+                yield array.nbytes
+            yield sum(item.size for item in manifest.attachments)
+
+    def _check_attachments(self, manifest: Manifest) -> FoundAttachments:
+        found = self._attachments.get(manifest.attachments)
+        if found is None:
+            try:
+                found = find_attachments(self._storage, manifest.attachments, both=self._deep)
+            except CheckpointInvalid as error:
+                found = error
+            if not isinstance(found, CheckpointUnreadable):
+                self._attachments[manifest.attachments] = found
+        if isinstance(found, CheckpointInvalid):
+            raise type(found)(f"checkpoint {manifest.position}: {found.message}")
+        return found
+
+
+def verdict_of(problem: CheckpointInvalid | None) -> Verdict:
+    """What an answer of `why_not_valid` and its like comes to."""
+    if problem is None:
+        return Verdict.VALID
+    return Verdict.UNKNOWN if isinstance(problem, CheckpointUnreadable) else Verdict.INVALID
+
+
+def why_not_valid(storage: Storage, position: Position) -> CheckpointInvalid | None:
+    """Why `find` would not take this checkpoint; None when it would."""
+    try:
+        check_files(storage, load_manifest(storage, position))
+    except CheckpointInvalid as error:
+        return error
+    return None
+
+
+def why_not_intact(storage: Storage, position: Position) -> CheckpointInvalid | None:
+    """`why_not_valid`, of every byte."""
+    try:
+        manifest = load_manifest(storage, position)
+        check_files(storage, manifest)
+        for _ in read_tensors(storage, manifest):
+            pass
+    except CheckpointInvalid as error:
+        return error
+    return None
+
+
+def why_not_there(storage: Storage, position: Position) -> CheckpointInvalid | None:
+    """`why_not_valid` but for rules that a manifest keeps unless somebody forged it; 100 times as fast."""
+    try:
+        files, attachments = listed_files(_content(storage, position), f"{position}.json")
+        _check_sizes(storage, position, files)
+        _about(position, storage, attachments)
+    except CheckpointInvalid as error:
+        return error
+    return None
+
+
+def load_manifest(storage: Storage, position: Position) -> Manifest:
+    """The manifest of a position; CheckpointInvalid when it cannot be read or does not prove intact."""
+    return manifests.parse(_content(storage, position), f"{position}.json")
+
+
+def load_summary(storage: Storage, position: Position) -> Summary:
+    """The manifest of a position in short; CheckpointInvalid as from `load_manifest`."""
+    return summarise(_content(storage, position), f"{position}.json")
+
+
+def is_gone(storage: Storage, position: Position) -> bool:
+    """Whether there is no manifest of this position."""
+    try:
+        return storage.stat(manifest_path(position)) is None
+    except StorageError:
+        return False
+
+
+def is_replaced(storage: Storage, manifest: Manifest) -> bool:
+    """Whether a whole manifest of the same position stands in the place of this one: it was saved again."""
+    try:
+        return load_manifest(storage, manifest.position).digest != manifest.digest
+    except CheckpointInvalid:
+        return False
+
+
+def check_files(storage: Storage, manifest: Manifest) -> None:
+    """CheckpointInvalid unless every file is there with its size, and every attachment has its digest."""
+    _check_sizes(storage, manifest.position, [(file.path, file.size) for file in manifest.files])
+    _about(manifest.position, storage, manifest.attachments)
+
+
+def _content(storage: Storage, position: Position) -> bytes:
+    """The bytes of a manifest; CheckpointInvalid when they cannot be read, or its ends are not a manifest's.
+
+    The ends are looked at first: a large file of something else is not read.
+    """
+    path = manifest_path(position)
+    try:
+        with storage.open(path) as handle:
+            if not manifests.looks_whole(*_ends(handle)):
+                raise CheckpointInvalid(f"manifest {position}.json: {manifests.NOT_WHOLE}")
+            if handle.size > manifests.MAX_MANIFEST_BYTES:
+                raise CheckpointInvalid(f"manifest {position}.json: {handle.size} bytes, too many for one")
+            return read_whole(handle, path, limit=manifests.MAX_MANIFEST_BYTES)
+    except StorageError as error:
+        raise rejection(error, f"manifest {position}") from error
+
+
+def _ends(handle: ReadHandle) -> tuple[bytes, bytes]:
+    """The first bytes of a file, and the last."""
+    size = min(_END_BYTES, handle.size)
+    front, back = bytearray(size), bytearray(size)
+    handle.read_into(memoryview(front), 0)
+    handle.read_into(memoryview(back), handle.size - size)
+    return bytes(front), bytes(back)
+
+
+def _about(position: Position, storage: Storage, attachments: Sequence[Attachment]) -> None:
+    try:
+        find_attachments(storage, attachments)
+    except CheckpointInvalid as error:
+        raise type(error)(f"checkpoint {position}: {error.message}") from error
+
+
+def _check_sizes(storage: Storage, position: Position, files: Sequence[tuple[str, int]]) -> None:
+    folders: set[str] = set()
+    try:
+        for path, size in files:
+            # Opening refuses links anywhere on the way, so a look must not follow them either.
+            parts = path.split("/")
+            for folder in ("/".join(parts[:count]) for count in range(1, len(parts))):
+                if folder not in folders:
+                    folders.add(folder)
+                    entry = storage.stat(folder)
+                    if entry is not None and entry.kind == "link":
+                        raise CheckpointInvalid(f"checkpoint {position}: {folder} is a link, not a folder")
+            entry = storage.stat(path)
+            if entry is None:
+                raise CheckpointInvalid(f"checkpoint {position}: {path} is missing")
+            if entry.kind != "file":
+                raise CheckpointInvalid(f"checkpoint {position}: {path} is a {entry.kind}, not a file")
+            if entry.size != size:
+                raise CheckpointInvalid(
+                    f"checkpoint {position}: {path} has {entry.size} bytes instead of {size}"
+                )
+    except StorageError as error:
+        raise rejection(error, f"checkpoint {position}") from error
