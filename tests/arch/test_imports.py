@@ -194,6 +194,8 @@ OPENED_ELSEWHERE = {
     "processes/streams",
     "run/versions",
     "engines/mindspore/compiling",
+    # A folder, to lock it; and a file that it makes there.
+    "run/output_folders",
     # Written in place; and tensors of a file that was opened and looked at before.
     "processes/heartbeat",
     "models/weights",

@@ -29,7 +29,10 @@ LAYOUT = tensor_layout(MODEL)
 def state(step: int):
     source = np.random.default_rng(step)
     found = {
-        role: {name: source.normal(size=array.shape).astype(array.dtype) for name, array in named.items()}
+        # A second moment is a mean of squares.
+        role: {
+            name: abs(source.normal(size=array.shape).astype(array.dtype)) for name, array in named.items()
+        }
         for role, named in LAYOUT.items()
     }
     found["optimizer"]["global_step"][:] = step

@@ -363,7 +363,7 @@ def _look_for_evidence(run: Path) -> Iterator[Finding]:
             check="evidence",
             level="note",
             text=f"start {start} stopped at step {step}: a number was not finite",
-            hint=f"{folder} names the samples and has all that was computed; delete it once the cause is known",
+            hint=f"{folder} names the samples and has all that was computed; delete it when that is known",
         )
 
 

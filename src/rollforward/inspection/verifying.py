@@ -29,6 +29,7 @@ from rollforward.store.journal.reading import SegmentsChecked, check_segments, l
 from rollforward.store.judging import Judge
 from rollforward.store.layout import GUESTS, journal_folder
 from rollforward.store.lock import without_successor
+from rollforward.store.tensorfile import is_count
 
 Progress = Callable[[int], None]
 """Is told how many bytes were read since it was last called."""
@@ -132,8 +133,7 @@ def verify_checkpoints(
 
 def check_journals(storage: Storage, progress: Progress = lambda _size: None) -> Iterator[JournalVerdict]:
     """Read and digest every record of every start, rank by rank; `progress` is told of bytes."""
-    told = _told_of_starts(storage)
-    odd = without_successor(storage)
+    told, numbers = _told_of_starts(storage), without_successor(storage)
     for rank in sorted({*journal_ranks(storage), *_expected_ranks(storage, told)}):
         checked = check_segments(storage, rank)
         size = sum(segment.size for segment in checked.segments)
@@ -142,13 +142,14 @@ def check_journals(storage: Storage, progress: Progress = lambda _size: None) ->
             rank=rank,
             segments=len(checked.segments),
             size=size,
-            problems=(
-                *checked.problems,
-                *_missing(checked, told, rank),
-                *(line for line in odd if line.startswith(f"{journal_folder(rank)}/")),
-            ),
+            problems=(*checked.problems, *_missing(checked, told, rank), *_numbered(numbers, rank)),
             torn=tuple(f"{segment}: {ending.problem}" for segment, ending in checked.torn),
         )
+
+
+def _numbered(lines: Sequence[str], rank: int) -> Iterator[str]:
+    """Those of the lines that are about the journal of a rank."""
+    return (line for line in lines if line.startswith(f"{journal_folder(rank)}/"))
 
 
 class _Told(NamedTuple):
@@ -162,7 +163,7 @@ class _Told(NamedTuple):
 
 def _told_of_starts(storage: Storage) -> list[_Told]:
     told = [_Told(recovery_report.FILE, report.incarnation) for report in recovery_report.read(storage)]
-    last = _last_figures(storage)
+    last = _last_figures(storage, _steps_per_epoch(storage))
     oldest = min(positions(storage), default=None)
     if last is not None and oldest is not None:
         # The journal of steps before the oldest checkpoint is not kept.
@@ -174,8 +175,19 @@ def _told_of_starts(storage: Storage) -> list[_Told]:
     return told
 
 
-def _last_figures(storage: Storage) -> _Told | None:
-    """The start and the step of the last whole line of metrics.jsonl."""
+def _steps_per_epoch(storage: Storage) -> int | None:
+    """As the newest manifest that can be read says; None when none does."""
+    for position in positions(storage):
+        try:
+            steps = load_manifest(storage, position).state.get("steps_per_epoch")
+        except CheckpointInvalid:
+            continue
+        return steps if is_count(steps) else None
+    return None
+
+
+def _last_figures(storage: Storage, steps_per_epoch: int | None) -> _Told | None:
+    """The start and the step of the last whole line of metrics.jsonl whose counts agree with each other."""
     entry = storage.stat(_METRICS)
     if entry is None or entry.kind != "file" or not entry.size:
         return None
@@ -185,11 +197,13 @@ def _last_figures(storage: Storage) -> _Told | None:
     for line in reversed(bytes(tail).split(b"\n")):
         try:
             value = json.loads(line)
-            counts = [value[name] for name in ("incarnation", "epoch", "step")]
+            counts = [value[name] for name in ("incarnation", "epoch", "step", "global_step")]
         except (ValueError, TypeError, KeyError, RecursionError):
             continue
         if all(type(count) is int and 0 <= count < 10**18 for count in counts):
-            return _Told(_METRICS, counts[0], Position(counts[1], counts[2]))
+            step = Position(counts[1], counts[2])
+            if steps_per_epoch is None or counts[3] == step.global_step(steps_per_epoch):
+                return _Told(_METRICS, counts[0], step)
     return None
 
 

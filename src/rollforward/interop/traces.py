@@ -18,15 +18,16 @@ from itertools import islice
 from pathlib import Path
 
 from rollforward.errors import CheckpointInvalid, NothingToResume, StorageError
+from rollforward.inputs import read_input
 from rollforward.interop.role_folders import CheckpointFolders
-from rollforward.storage import LocalStorage, Storage, read_small
+from rollforward.storage import LocalStorage, Storage, read_lines
 from rollforward.storage.failures import storage_error
 from rollforward.store.catalog import named_positions
 from rollforward.store.journal.frames import read_frames
 from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import list_segments
 from rollforward.store.layout import COMMITS, JOURNAL, META, MODEL
-from rollforward.store.meta import parse_meta
+from rollforward.store.meta import MAX_META_BYTES, parse_meta
 from rollforward.store.tensorfile import ALIGNMENT, DTYPES, Header, read_header
 
 TRAINER_PREFIX = "grpo_model_train."
@@ -34,6 +35,7 @@ TRAINER_PREFIX = "grpo_model_train."
 
 _METRICS = "metrics.jsonl"
 _MAX_METRICS = 1 << 30
+_MAX_LINE = 1 << 18
 _FIELDS = {"epoch", "step", "global_step", "incarnation", "time"}
 """What each line of our metrics has."""
 
@@ -102,7 +104,7 @@ def _named_in(rank: Path) -> Path | None:
     if not (rank / META).is_file():
         return None
     try:
-        return rank / parse_meta((rank / META).read_bytes()).file
+        return rank / parse_meta(read_input(rank / META, MAX_META_BYTES)).file
     except ValueError:
         return None
 
@@ -136,7 +138,8 @@ def _lines_of_metrics(storage: Storage) -> int:
     entry = storage.stat(_METRICS)
     if entry is None or entry.kind != "file" or entry.size > _MAX_METRICS:
         return 0
-    return sum(map(_is_record, read_small(storage, _METRICS, limit=_MAX_METRICS).splitlines()))
+    lines = read_lines(storage, _METRICS, limit=_MAX_METRICS, longest=_MAX_LINE)
+    return sum(map(_is_record, lines))
 
 
 def _is_record(line: bytes) -> bool:

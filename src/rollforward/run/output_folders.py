@@ -53,7 +53,7 @@ def claim(folders: Iterable[Path], run: Path, holds: Holds) -> Path:
 
     Where it cannot be said whose it is, as on a disk that nothing can be written to, the first one is taken.
     """
-    own = str(run.resolve())
+    own = os.path.realpath(run)
     first: Path | None = None
     for folder in folders:
         first = first or folder

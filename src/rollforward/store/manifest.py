@@ -39,10 +39,10 @@ _MOST_VALUES = 4_000_000
 """Room for 300,000 tensors."""
 MAX_INCARNATION = 10**18 - 1
 """The greatest that fits the names of journal segments."""
+NOT_WHOLE = "cut short or overwritten: it does not end with its digest"
+_LARGEST = 10**300
 _FRONT = re.compile(rb'{"format":"%b","version":[12],"incarnation":(\d{1,18}),' % FORMAT.encode())
 _TAIL = len(',"digest":""}\n') + DIGEST_HEX
-_LARGEST = 10**300
-NOT_WHOLE = "cut short or overwritten: it does not end with its digest"
 KEYS = frozenset(
     {"format", "version", "incarnation", "position", "run_id", "global_step", "created", "world_size"}
     | {"fingerprint", "journal", "versions", "state", "roles", "attachments", "files", "tensors", "digest"}

@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rollforward.inputs import read_input
 from rollforward.verifiers.registry import BUILT_IN, NamedFunction
 
+_MOST_BYTES = 1 << 26
 _LIBRARIES = {
     "accuracy_reward": ("math-verify", "latex2sympy2_extended", "sympy"),
     "reasoning_gym_score": ("reasoning-gym",),
@@ -51,7 +53,7 @@ def _digest(files: Sequence[Path | None]) -> str:
         try:
             if path is None:
                 return "unknown"
-            content = path.read_bytes()
+            content = read_input(path, _MOST_BYTES)
         except OSError:
             return "unknown"
         whole.update(hashlib.sha256(content).digest())
