@@ -211,7 +211,7 @@ def test_it_is_so_when_another_trainers_folder_is_read(
     model = toy_engine.toy_model_config()
 
     def work(rank: int, exchange: Exchange) -> Any:
-        restoring.take(source, toy_engine.create(settings_of(model), Ranks(rank, 2, exchange)))
+        restoring.restore_foreign(source, toy_engine.create(settings_of(model), Ranks(rank, 2, exchange)))
 
     results = LockStep(2).run(work)
     if isinstance(error, CheckpointMismatch):

@@ -95,8 +95,11 @@ def test_no_damage_is_reported(trainer: Trainer, capsys: pytest.CaptureFixture[s
         code = main([*verb, str(folder), "--json"])
         said = json.loads(capsys.readouterr().out)
         if verb[0] == "doctor":
+            machine = ("disk", "timeouts", "port")
             wrong = [
-                item for item in said["findings"] if item["level"] == "problem" and item["check"] != "disk"
+                item
+                for item in said["findings"]
+                if item["level"] == "problem" and item["check"] not in machine
             ]
             assert wrong == []
         else:

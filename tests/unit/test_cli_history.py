@@ -75,7 +75,7 @@ def test_a_resume_of_which_the_first_segment_was_pruned_is_no_new_run(
         trained.train("short", ToyPackage(dies_at_update=4), rl_config__save_max_ckpt_num=2)
     trained.train("short", resume=True, rl_config__save_max_ckpt_num=2)
     capsys.readouterr()
-    for text in ("from checkpoint 0_3 of start 1", "its journal from before 1_4 is gone"):
+    for text in ("from checkpoint 0_3 of start 1", "its journal before 1_4 is gone"):
         first, *_ = [entry for entry in entries(trained, capsys, "short") if entry["what"] != "checkpoint"]
         assert (first["what"], first["start"], first["position"]) == ("resumed", 2, "0_3")
         assert text in str(first["text"])

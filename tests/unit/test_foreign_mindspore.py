@@ -14,7 +14,7 @@ from small_model import QWEN2
 
 from rollforward.interop.exporting import export_mindrlhf
 from rollforward.interop.files import read_arrays
-from rollforward.interop.mapping import Fitted, fit
+from rollforward.interop.mapping import MappedTensors, fit
 from rollforward.interop.names import to_theirs
 from rollforward.models.config import ModelConfig
 from rollforward.models.shapes import tensor_layout
@@ -70,7 +70,7 @@ class Constant(LearningRateSchedule):
         return global_step * 0.0
 
 
-def fitted(role: str, arrays: Arrays) -> Fitted:
+def fitted(role: str, arrays: Arrays) -> MappedTensors:
     found = fit(role, arrays, LAYOUT, groups=2)
     assert found.problems == ()
     return found

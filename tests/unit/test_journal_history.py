@@ -111,7 +111,7 @@ def test_a_step_that_is_not_there_says_what_is(storage: LocalStorage) -> None:
     some_history(storage)
     with pytest.raises(NothingToResume) as raised:
         read_step(storage, step(9))
-    assert "nothing of step 0_9" in raised.value.message
+    assert "no record of step 0_9" in raised.value.message
     assert "rank 0, start 2: steps 0_4 to 0_5" in raised.value.message
 
 

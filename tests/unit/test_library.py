@@ -288,7 +288,7 @@ def test_a_divergence_is_accepted_when_asked_and_is_what_counts_from_then_on(tmp
     other = lambda value: value + 1.0  # noqa: E731
     with pytest.raises(Died):
         train(tmp_path, loss=other, on_divergence="accept", dies_at=5, said=said)
-    assert any("goes on as asked: loss" in line for line in said)
+    assert any("continues as configured: loss" in line for line in said)
     train(tmp_path, loss=other)
 
 

@@ -192,7 +192,7 @@ def test_an_accepted_divergence_is_what_later_replays_are_held_against(storage: 
     accepting = replace(SETTINGS, on_divergence="accept")
     log = replaying(storage, settings=accepting, notice=said.append)
     log.record(START, 0, outcome(99), 1e-3)
-    assert "goes on as asked" in said[0]
+    assert "continues as configured" in said[0]
     log, _ = open_log(storage, 3, START, (1, START))
     log.record(START, 0, outcome(99), 1e-3)
     with pytest.raises(ReplayDiverged):

@@ -208,7 +208,7 @@ class TestFolders:
         place.train("run", resume=True, rl_config__epochs=3)
         said = capsys.readouterr().out
         assert "lr_schedule.decay_steps changed from 10 to 15" in said
-        assert "made with another configuration, generated anew" in said
+        assert "made with another configuration, generated again" in said
         assert positions(place.root / "run")[-1] == "3_0"
 
     def test_heartbeat_and_tensorboard(self, place: Place) -> None:

@@ -21,8 +21,8 @@ from rollforward.errors import (
     NothingToResume,
     RollforwardError,
 )
-from rollforward.interop.restoring import take
-from rollforward.interop.resuming import FromForeign, next_position
+from rollforward.interop.restoring import restore_foreign
+from rollforward.interop.resuming import ForeignPlan, next_position
 from rollforward.position import Position
 from rollforward.run.sources import FromOthers
 from rollforward.storage import LocalStorage
@@ -475,7 +475,7 @@ class TestSeveralWorkers:
     ) -> None:
         state = state_at(ours, Position(1, 1))
         write(theirs, Position(1, 1), state, rank=1)
-        source = FromForeign(
+        source = ForeignPlan(
             run=theirs,
             folders={role: theirs / folder for role, folder in FOLDERS.items()},
             ranks=2,
@@ -490,7 +490,7 @@ class TestSeveralWorkers:
 
         def work(rank: int, exchange: Callable[[Any], list[Any]]) -> Any:
             engine = ToyPackage().create(engine_settings(place), Ranks(rank, 2, exchange))
-            return take(source, engine), engine
+            return restore_foreign(source, engine), engine
 
         for taken, engine in LockStep(2).run(work):
             assert taken.position == Position(1, 1)

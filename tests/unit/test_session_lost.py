@@ -135,12 +135,12 @@ class TestLost:
         assert find(LocalStorage(run)).manifest.position == Position(2, 0)
 
 
-def test_the_figures_and_the_journal_of_a_run_without_checkpoints_are_not_begun_anew(place: Place) -> None:
+def test_the_figures_and_the_journal_of_a_run_without_checkpoints_are_not_overwritten(place: Place) -> None:
     run = place.root / "run"
     for name in ("commits", "train", "optimizer", "ref"):
         shutil.rmtree(run / name)
     before = content(run)
-    with pytest.raises(RunExists, match=r"metrics\.jsonl has the figures of 8 steps; journal/ has records"):
+    with pytest.raises(RunExists, match=r"metrics\.jsonl has the metrics of 8 steps; journal/ has records"):
         place.train("run")
     with pytest.raises(NothingToResume, match=r"no such folder"):
         place.train("run", resume=True)

@@ -21,7 +21,7 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
-class Fitted:
+class MappedTensors:
     """What a role's file holds for the model."""
 
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Fitted:
     """Whether projections had to be taken apart."""
 
 
-def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: int) -> Fitted:
+def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: int) -> MappedTensors:
     """The tensors of a role's file under our names and in our dtypes; none when there are problems.
 
     `wanted` is the layout of the model that they must fit, `groups` its number of key-value heads.
@@ -48,7 +48,7 @@ def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: i
     return replace(named, tensors={n: _converted(n, array, own[n]) for n, array in named.tensors.items()})
 
 
-def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: int) -> Fitted:
+def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: int) -> MappedTensors:
     """`fit` for dtypes and shapes alone: arrays as they are, whatever their values."""
     own = wanted[role]
     found = {name: array for name, array in arrays.items() if name in own}
@@ -59,7 +59,7 @@ def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups
     try:
         mapped = to_ours(rest, _heads(wanted["policy_model"], groups))
     except ValueError as error:
-        return Fitted(problems=(str(error),))
+        return MappedTensors(problems=(str(error),))
     twice = sorted(found.keys() & mapped.tensors.keys())
     problems = [f"two tensors lead to {name}" for name in twice]
     left = {name: rest[name] for name in mapped.unmapped}
@@ -70,7 +70,7 @@ def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups
     misfits = ((name, _misfit(found[name], own[name])) for name in sorted(own.keys() & found.keys()))
     problems += [f"{name} {misfit}" for name, misfit in misfits if misfit]
     left_out = tuple(sorted({name.rpartition(".")[2] for name in extra}))
-    return Fitted(found, tuple(problems), left_out, any(map(is_concatenated, arrays)))
+    return MappedTensors(found, tuple(problems), left_out, any(map(is_concatenated, arrays)))
 
 
 def _left_over(

@@ -19,8 +19,8 @@ from rollforward.grpo.ports import Engine
 from rollforward.interop.files import read_arrays
 from rollforward.interop.folders import ForeignCheckpoint
 from rollforward.interop.joining import read_joined
-from rollforward.interop.mapping import Fitted, fit
-from rollforward.interop.resuming import FromForeign, all_ranks, newest, refuse_misfits
+from rollforward.interop.mapping import MappedTensors, fit
+from rollforward.interop.resuming import ForeignPlan, all_ranks, newest, refuse_misfits
 from rollforward.interop.strategies import Strategy
 from rollforward.position import Position
 from rollforward.store.manifest import digest_of_arrays
@@ -28,7 +28,7 @@ from rollforward.tensors import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
+class RestoredForeign:
     """What a worker put into its engine."""
 
     position: Position
@@ -41,11 +41,11 @@ class Taken:
     seconds: float
 
 
-def take(source: FromForeign, engine: Engine) -> Taken:
+def restore_foreign(source: ForeignPlan, engine: Engine) -> RestoredForeign:
     """Read, check and put in place the newest position that can be read. Collective."""
     rejected: dict[Position, str] = {}
     group = engine.group
-    state: dict[str, Fitted] = {}
+    state: dict[str, MappedTensors] = {}
 
     def read() -> tuple[ForeignCheckpoint, dict[str, Any]]:
         """Read what is newest of what is left; what came of it."""
@@ -70,7 +70,7 @@ def take(source: FromForeign, engine: Engine) -> Taken:
             for role, file in state.items():
                 for name, array in file.tensors.items():
                     engine.load(role, name, array)
-            return Taken(
+            return RestoredForeign(
                 position=found.position,
                 rejected=tuple(sorted(rejected.items(), reverse=True)),
                 warnings=(*source.warnings, *found.warnings, *_about_projections(state)),
@@ -81,7 +81,7 @@ def take(source: FromForeign, engine: Engine) -> Taken:
         rejected[found.position] = reason
 
 
-def _about_projections(state: Mapping[str, Fitted]) -> list[str]:
+def _about_projections(state: Mapping[str, MappedTensors]) -> list[str]:
     if not any(file.concatenated for file in state.values()):
         return []
     return [
@@ -111,9 +111,11 @@ def _verdict(answers: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def _read(source: FromForeign, found: ForeignCheckpoint, wanted: Layout, rank: int) -> dict[str, Fitted]:
+def _read(
+    source: ForeignPlan, found: ForeignCheckpoint, wanted: Layout, rank: int
+) -> dict[str, MappedTensors]:
     """Every tensor under our names, in our dtypes; CheckpointMismatch lists what does not fit."""
-    state: dict[str, Fitted] = {}
+    state: dict[str, MappedTensors] = {}
     names = []
     last: tuple[tuple[Path, ...], dict[str, NDArray[Any]]] = ((), {})
     for role, paths in found.files.items():

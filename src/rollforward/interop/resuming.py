@@ -30,7 +30,7 @@ from rollforward.inputs import read_input
 from rollforward.interop.files import read_layout
 from rollforward.interop.folders import ForeignCheckpoint, find_foreign
 from rollforward.interop.joining import is_split, joined_layout
-from rollforward.interop.mapping import Fitted, assign
+from rollforward.interop.mapping import MappedTensors, assign
 from rollforward.interop.names import is_moment
 from rollforward.interop.role_folders import CheckpointFolders
 from rollforward.interop.strategies import Strategy, find_strategy
@@ -55,7 +55,7 @@ _STRATEGY_FOLDERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromForeign:
+class ForeignPlan:
     """A run resumed from folders without manifests."""
 
     run: Path
@@ -102,7 +102,7 @@ def look(
     own_strategies: Path,
     clears_own: bool = True,
     world_size: int,
-) -> FromForeign:
+) -> ForeignPlan:
     """Find out what to resume from. NothingToResume, CheckpointMismatch, ModelError or ConfigError.
 
     `reference_named` is what the user gave as --ref_checkpoint_path; `reference_model` the Hugging
@@ -136,7 +136,7 @@ def look(
             f"files of their trainer into {source.run / 'strategy'}",
         )
     model_config = _model_config(model_folders, source.policy)
-    return FromForeign(
+    return ForeignPlan(
         run=source.run,
         folders=folders,
         ranks=ranks,
@@ -250,7 +250,7 @@ def next_position(saved: Position, first_epoch: int, steps_per_epoch: int) -> Po
     return Position(saved.epoch, saved.step % steps_per_epoch)
 
 
-def check_headers(source: FromForeign, layout: Layout) -> None:
+def check_headers(source: ForeignPlan, layout: Layout) -> None:
     """CheckpointMismatch when the headers of the files say that they are of another model.
 
     For the plan, before anything slow is loaded: a worker holds everything against its model anyway.
@@ -282,7 +282,7 @@ def all_ranks(paths: Collection[Path]) -> str:
     return f"{next(iter(paths)).name} and its like of {len(paths)} ranks"
 
 
-def refuse_misfits(position: Position, files: Iterable[tuple[str, Fitted]]) -> None:
+def refuse_misfits(position: Position, files: Iterable[tuple[str, MappedTensors]]) -> None:
     """CheckpointMismatch, with what is wrong in which file, unless nothing is."""
     lines = [f"  {name}: {problem}" for name, file in files for problem in file.problems]
     if not lines:

@@ -15,8 +15,8 @@ from typing import Protocol
 from rollforward.errors import CheckpointMismatch, ConfigError, ModelError
 from rollforward.grpo.ports import Engine
 from rollforward.inputs import is_there, read_input
-from rollforward.interop.restoring import take
-from rollforward.interop.resuming import FromForeign, check_headers, next_position
+from rollforward.interop.restoring import restore_foreign
+from rollforward.interop.resuming import ForeignPlan, check_headers, next_position
 from rollforward.interop.role_folders import CheckpointFolders
 from rollforward.position import Position
 from rollforward.replay.recovery import Restored, restore
@@ -229,7 +229,7 @@ class FromRun:
 class FromOthers:
     """A run of another trainer that goes on here."""
 
-    theirs: FromForeign
+    theirs: ForeignPlan
     checkpoint: None = field(default=None, init=False)
     needs_lock: bool = field(default=False, init=False)
 
@@ -270,7 +270,7 @@ class FromOthers:
         until: Position | None,  # noqa: ARG002 - as the protocol has it
     ) -> Beginning:
         """The newest position that can be read on every worker."""
-        found = take(self.theirs, engine)
+        found = restore_foreign(self.theirs, engine)
         lines = _rejected(found.rejected)
         lines.append(
             f"checkpoint: {found.position} in {self.run} is the newest complete one; it has no manifest"

@@ -27,7 +27,7 @@ from rollforward.store.layout import JOURNAL, LOCK, manifest_path, parse_rank
 from rollforward.store.manifest import MAX_INCARNATION
 
 _SEGMENT = re.compile(r"(\d{1,18})-.*\.journal", re.ASCII)
-_NO_SUCCESSOR = "its start number is the largest there can be, so it is not a file of this run"
+_NO_SUCCESSOR = "is of start {} of the run, and no number follows that one"
 
 
 @dataclass(frozen=True)
@@ -159,16 +159,24 @@ def next_incarnation(storage: Storage, before: Owner | None, after: int = 0) -> 
     if unread and before is None:
         raise unread[0]
     seen[LOCK] = before.incarnation if before else 0
+    seen["the run that is resumed"] = after
     where = max(seen, key=lambda path: seen[path])
-    if max(seen[where], after) >= MAX_INCARNATION:
+    if seen[where] >= MAX_INCARNATION:
         # Nobody has started that often. Found out now, and not when the first checkpoint is to be named.
-        raise StorageError(f"{storage}/{where}: {_NO_SUCCESSOR}", hint="move it away")
-    return max(seen[where], after) + 1
+        raise StorageError(
+            f"{storage}: {where} {_NO_SUCCESSOR.format(seen[where])}",
+            hint="no run was started that often, so somebody made this file: move it away",
+        )
+    return seen[where] + 1
 
 
 def without_successor(storage: Storage) -> list[str]:
     """What keeps `next_incarnation` from an answer, besides the lock: a line each."""
-    return [f"{path}: {_NO_SUCCESSOR}" for path, number in _numbers(storage, []) if number >= MAX_INCARNATION]
+    return [
+        f"{path} {_NO_SUCCESSOR.format(number)}"
+        for path, number in _numbers(storage, [])
+        if number >= MAX_INCARNATION
+    ]
 
 
 def _numbers(storage: Storage, unread: list[StorageError]) -> Iterator[tuple[str, int]]:

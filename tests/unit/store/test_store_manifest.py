@@ -149,7 +149,7 @@ def test_what_the_reserved_key_holds_does_not_matter():
 
 def test_a_duplicate_key_with_a_fresh_digest_is_rejected():
     body = manifests.dump(example())[:-46] + b',"position":"0_20"'
-    with pytest.raises(CheckpointInvalid, match="stands twice"):
+    with pytest.raises(CheckpointInvalid, match="appears twice"):
         manifests.parse(seal(body), NAME)
 
 
