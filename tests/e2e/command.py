@@ -70,18 +70,21 @@ class Command:
         found += ["--max_restarts", str(self.max_restarts)] if self.max_restarts else []
         return found if self.workers == 1 else [*found, "--workers", str(self.workers)]
 
-    def start(self, *, resume: bool = False, log: str = "train.txt") -> "subprocess.Popen[bytes]":
+    def start(
+        self, *, resume: bool = False, log: str = "train.txt", errors: str = ""
+    ) -> "subprocess.Popen[bytes]":
+        """`log`: a file in the folder, or a path; `errors`: the same of standard error, if it is another."""
         self.folder.mkdir(exist_ok=True)
         # msrun starts whatever `python` is: the one of these tests.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = dict(os.environ, LOCAL_DEFAULT_PATH=str(self.folder), PATH=path)
-        with (self.folder / log).open("wb") as output:
+        with (self.folder / log).open("wb") as output, (self.folder / (errors or log)).open("ab") as second:
             return subprocess.Popen(
                 [*self.program, *self.arguments(resume=resume)],
                 cwd=self.folder,
                 env=environment,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=second if errors else subprocess.STDOUT,
             )
 
     def take_graphs(self, other: "Command") -> None:

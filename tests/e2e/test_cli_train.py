@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import ARITHMETIC, PROGRAM, ROOT, Command
+from command import ARITHMETIC, PROGRAM, ROOT, SETTINGS, Command, torn_down
 
 from rollforward.engines.mindspore.package import free_port
 from rollforward.inspection.doctor import rank_folders
@@ -178,6 +178,15 @@ def test_two_workers_killed_and_restarted_end_with_the_same_bits(tmp_path: Path)
         "strategy_0.ckpt",
         "strategy_1.ckpt",
     }
+
+
+def test_two_workers_outlive_a_full_disk_under_their_output_and_say_so(tmp_path: Path) -> None:
+    run = Command(tmp_path / "full", workers=2, settings={**SETTINGS, "rl_config.max_steps": 1})
+    code = run.start(log="/dev/full", errors="errors.txt").wait(timeout=300)
+    said = (run.folder / "errors.txt").read_text()
+    assert code == 0 or torn_down(said), said
+    assert said.count("warning: standard output is lost (No space left on device)") == 1
+    assert [line["step"] for line in run.figures()] == [0]
 
 
 @pytest.mark.slow

@@ -119,12 +119,15 @@ def test_a_reward_names_the_verifier_and_the_sample_and_is_given_anew_once_that_
     assert place.digests("run") == place.digests("whole")
 
 
-def test_weights_that_are_not_finite_themselves_are_named(place: Place) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_finite_themselves_are_named(place: Place, dtype: str) -> None:
     class Broken(ToyPackage):
         def create(self, settings: EngineSettings, group: Group) -> Engine:
             engine = super().create(settings, group)
             assert isinstance(engine, ToyEngine)
-            engine.roles["ref"]["head.bias"][3:5] = np.nan
+            bias = engine.roles["ref"]["head.bias"]
+            bias[3:5] = np.nan
+            engine.roles["ref"]["head.bias"] = bias.astype(np.dtype(dtype))
             return engine
 
     with pytest.raises(NonFinite, match=r"step 0_0, chunk 0: reference log-probabilities of samples \["):

@@ -48,6 +48,15 @@ def test_a_start_with_another_configuration_that_is_stopped_at_once(
     assert place.digests("run") == place.digests("whole")
 
 
+def test_what_a_start_that_has_nothing_to_do_cannot_use_is_not_said_to_be_generated_again(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.train("run", resume=True, rl_config__max_steps=2, rl_config__beta=0.5)
+    told = capsys.readouterr().out
+    assert "made with another configuration, kept, not used" in told
+    assert "again with" not in told
+
+
 def test_a_step_can_be_rebuilt_after_a_slip(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.train("run", resume=True, rl_config__max_steps=2)
     with pytest.raises(Killed):

@@ -152,7 +152,7 @@ def make_report(
         chunks_reused=journal.replayed_chunks + journal.reused_chunks,
         chunks_generated_again=journal.lost_chunks,
         steps_lost=journal.lost_steps,
-        lost=_lost(journal),
+        lost=_lost(journal, end),
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
 
@@ -286,12 +286,12 @@ _READERS: Mapping[Any, Callable[[Any], Any]] = {
 """What a field of a report is made from, by its type; TypeError or ValueError for anything else."""
 
 
-def _lost(journal: JournalReport) -> tuple[str, ...]:
-    """What of earlier starts is not taken over, and why; the most important first."""
-    return (*_lost_here(journal), *_passed_over(journal))
+def _lost(journal: JournalReport, end: Position) -> tuple[str, ...]:
+    """What of earlier starts is not taken over, and why; the most important first. `end`: of the run."""
+    return (*_lost_here(journal, end), *_passed_over(journal))
 
 
-def _lost_here(journal: JournalReport) -> tuple[str, ...]:
+def _lost_here(journal: JournalReport, end: Position) -> tuple[str, ...]:
     """Of the history that is resumed."""
     if journal.lost_chunks:
         which = (
@@ -299,7 +299,8 @@ def _lost_here(journal: JournalReport) -> tuple[str, ...]:
             f"{counted(journal.lost_chunks, 'finished chunk')} in all: "
         )
         if not journal.compatible:
-            return (f"{which}made with another configuration, generated again with the present one",)
+            instead = "generated again with the present one" if journal.until < end else "kept, not used"
+            return (f"{which}made with another configuration, {instead}",)
         why = "the journal is damaged" if journal.problems else "the journal does not have them"
         return (f"{which}{why}, generated again", *journal.problems)
     if journal.problems:

@@ -51,7 +51,9 @@ class Start:
             return 0
         plan = self._plan(request, world_size=self._workers)
         if self._workers > 1:
-            return exit_code(self._launch(self._arguments, plan))
+            # The first worker keeps the log; of what is lost here, standard error alone can tell.
+            with telling_loss(lambda _line: None):
+                return exit_code(self._launch(self._arguments, plan))
         train(plan, self._package)
         return 0
 
