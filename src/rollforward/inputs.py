@@ -75,7 +75,7 @@ def is_lfs_pointer(content: bytes) -> bool:
 def parse_json(content: bytes, *, unique: bool = False) -> Any:
     """The value in a JSON text; with `unique`, no object may have a key twice. ValueError in one line."""
     try:
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique if unique else None)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys if unique else None)
     except RecursionError:
         raise ValueError("it nests too deep") from None
     except UnicodeDecodeError as error:
@@ -89,12 +89,13 @@ def parse_json(content: bytes, *, unique: bool = False) -> Any:
         raise
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object from its pairs; ValueError when a key appears twice. For `object_pairs_hook`."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"an object has the key {key[:60]!r} twice")
+                raise ValueError(f"the key {key[:60]!r} appears twice in one JSON object")
             seen.add(key)
     return found

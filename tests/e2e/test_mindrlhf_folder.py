@@ -66,7 +66,7 @@ def test_it_goes_on_there_with_the_same_bits_as_the_run_that_was_never_moved(tmp
     assert f"{SAVED} in {moved.run} is the newest complete one; it has no manifest" in said
     assert "meta.json: more follows after its JSON" in said
     assert "computed again: epoch_num, kl_loss, step_num" in said
-    assert f"training: goes on at step {SAVED} (5 of 6)" in said
+    assert f"training: resumes at step {SAVED} (5 of 6)" in said
     assert moved.newest()["digests"] == whole.newest()["digests"]
     assert moved.figures() == whole.figures()[4:]
     assert all(path.is_file() for path in kept)

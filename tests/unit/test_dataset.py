@@ -86,7 +86,7 @@ def test_a_chat_that_cannot_be_rendered_names_its_line(tmp_path: Path, tokenizer
         ('{"prompt": "1", "answer": -1e400}', "answer is -Infinity"),
         ('{"prompt": "1", "answer": ""}', "answer is empty"),
         ('{"prompt": "1", "answer": " \\n"}', "answer is empty"),
-        ('{"prompt": "1", "answer": "2", "answer": "3"}', "the key 'answer' twice"),
+        ('{"prompt": "1", "answer": "2", "answer": "3"}', "the key 'answer' appears twice"),
         ('{"prompt": "1\\ud83d", "answer": "2"}', "half a character"),
         ('{"prompt": [{"role": 3, "content": "1"}], "answer": "2"}', "neither text nor a list of chat"),
         ('{"prompt": "1", "answer": "2", "completions": 1}', "a column is called completions"),

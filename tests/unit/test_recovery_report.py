@@ -100,7 +100,7 @@ def test_after_a_kill_everything_is_replayed_and_nothing_is_lost(
     assert 0 < report.bytes < size, "headers are no tensors"
     lines = capsys.readouterr().out.splitlines()
     said = [number for number, line in enumerate(lines) if line.startswith("recovery: ")]
-    goes_on = lines.index("training: goes on at step 1_1 (7 of 10)")
+    goes_on = lines.index("training: resumes at step 1_1 (7 of 10)")
     assert [goes_on - number for number in said[:3]] == [3, 2, 1], "one block, before training goes on"
     assert lines[said[2]] == "recovery: lost: nothing"
     assert lines[said[3]].endswith("; next is step 1_3")

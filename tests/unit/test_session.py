@@ -104,7 +104,7 @@ class TestKilled:
         place.train("hurt", resume=True)
         log = capsys.readouterr().out
         assert "checkpoint: 1_1 rejected: " in log
-        assert "training: goes on at step 0_3 (4 of 10)" in log
+        assert "training: resumes at step 0_3 (4 of 10)" in log
         assert place.digests("hurt") == place.digests("whole")
         assert comparable(place.root / "hurt") == comparable(place.root / "whole")
 

@@ -122,7 +122,7 @@ class TestGoesOn:
         assert f"checkpoint: 1_1 in {theirs} is the newest complete one; it has no manifest" in said
         assert "no manifest, so nothing can be verified by digest" in said
         assert "computed again: epoch_num, kl_loss, learning_rate, step_num" in said
-        assert "training: goes on at step 1_1 (7 of 10)" in said
+        assert "training: resumes at step 1_1 (7 of 10)" in said
         assert content(theirs) == before
         assert same_end(place, "new", ours)
 
@@ -189,7 +189,7 @@ class TestGoesOn:
         place.train("new", resume=True, source="theirs")
         said = capsys.readouterr().out
         assert "checkpoint: 1_1 rejected: " in said
-        assert "training: goes on at step 0_3 (4 of 10)" in said
+        assert "training: resumes at step 0_3 (4 of 10)" in said
         assert same_end(place, "new", ours)
 
     def test_past_a_newest_one_whose_files_are_all_gone_and_says_what_is_lost(
@@ -239,7 +239,7 @@ class TestOfMindFormersTrainer:
         self.train(place)
         said = capsys.readouterr().out
         assert "output/checkpoint holds policy and optimizer in one file" in said
-        assert "training: goes on at step 1_1 (7 of 10)" in said
+        assert "training: resumes at step 1_1 (7 of 10)" in said
         assert same_end(place, "new", ours)
 
     def test_past_a_damaged_newest_one(self, place: Place, ours: Path) -> None:

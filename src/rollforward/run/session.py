@@ -389,7 +389,7 @@ def run_steps(
         say(f"{doing}: {reason if plan.rebuild else f'nothing to do, the run ends at {plan.until}'}")
         log.journal.note(start, FINISHED, {"steps": plan.total_steps})
         return
-    how = "starts" if plan.source.run is None else "goes on"
+    how = "starts" if plan.source.run is None else "resumes"
     say(f"{doing}: {how} at step {start} ({done + 1} of {plan.total_steps})")
     trainer = build_trainer(plan, engine, checkpoints, log, observers, say)
     try:

@@ -11,6 +11,8 @@ import json
 import math
 from typing import Any, NoReturn
 
+from rollforward.inputs import unique_keys
+
 MOST_VALUES = 2_000_000
 """Room for 150,000 tensors in a manifest or header; some 300 MB when they are parsed."""
 
@@ -27,7 +29,7 @@ def parse(content: bytes, *, most: int = MOST_VALUES) -> Any:
     try:
         return json.loads(
             content.decode("utf-8"),
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique_keys,
             parse_constant=_refuse_constant,
             parse_float=_finite,
         )
@@ -53,17 +55,6 @@ def dump(value: Any) -> str:
     except (TypeError, RecursionError) as error:
         raise ValueError(f"cannot be written as JSON: {error}") from error
     return text
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {key[:60]!r} appears twice in one JSON object")
-            seen.add(key)
-    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:
