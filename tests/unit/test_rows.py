@@ -82,7 +82,10 @@ def test_what_is_not_json_lines_is_named_with_what_to_do(tmp_path: Path, kind: s
     ("line", "what"),
     [
         (b'{"prompt": "1", "answer": "1", "answer": "2"}', "key 'answer' appears twice"),
-        (b'{"prompt": [{"role": "user", "content": "a", "content": "b"}], "answer": "2"}', "'content' appears twice"),
+        (
+            b'{"prompt": [{"role": "user", "content": "a", "content": "b"}], "answer": "2"}',
+            "'content' appears twice",
+        ),
         (b'{"prompt": "1", "answer": "2", "more": {"a": 1, "a": 1}}', "key 'a' appears twice"),
         (b'{"prompt": "1+1\\ud83d", "answer": "2"}', r"prompt has half a character (U+D83D)"),
         (
