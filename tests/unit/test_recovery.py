@@ -81,12 +81,13 @@ def test_the_newest_is_put_in_place_and_its_bytes_are_told(
     }
 
 
-def test_where_the_memory_is_seen_bytes_go_straight_into_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_memory_is_seen_bytes_go_straight_into_it(tmp_path: Path) -> None:
+    class NeverLoads(ToyEngine):
+        def load(self, *_: Any, **__: Any) -> None:
+            raise AssertionError("the engine's memory is visible, and it was asked to load a copy")
+
     save(tmp_path, 1)
-    engine = viewing()
-    monkeypatch.setattr(engine, "load", None)
+    engine = NeverLoads(**vars(viewing()))
     restore(LocalStorage(tmp_path), engine)
     assert holds(engine, 1)
 

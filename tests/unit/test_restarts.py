@@ -3,7 +3,7 @@
 import pytest
 
 from rollforward.position import Position
-from rollforward.processes.restarts import FINAL, LONGEST_WAIT, Again, Failure, GiveUp, decide
+from rollforward.processes.restarts import FINAL, LONGEST_WAIT, Failure, GiveUp, Restart, decide
 
 
 def killed(at: str | None) -> Failure:
@@ -20,7 +20,7 @@ def waits(*places: str | None) -> list[float]:
     found = []
     for count in range(1, len(failures) + 1):
         decision = decide(failures[:count], max_restarts=100)
-        assert isinstance(decision, Again), decision
+        assert isinstance(decision, Restart), decision
         assert decision.number == count
         found.append(decision.seconds)
     return found
@@ -41,7 +41,7 @@ def test_progress_begins_the_waiting_anew() -> None:
 
 def test_the_same_step_three_times_running_is_enough() -> None:
     failures = [killed("0_2"), killed("0_7"), killed("0_7"), failed("EngineError"), killed("0_7")]
-    assert isinstance(decide(failures, max_restarts=100), Again)
+    assert isinstance(decide(failures, max_restarts=100), Restart)
     decision = decide([killed("0_2"), *[killed("0_7")] * 3], max_restarts=100)
     assert isinstance(decision, GiveUp)
     assert "step 0_7 failed 3 times running" in decision.reason
@@ -68,12 +68,12 @@ def test_neither_is_what_the_user_has_to_mend(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["EngineError", "StorageError", "VerifierError", "Stopped", "MemoryError"])
 def test_other_errors_are(kind: str) -> None:
-    assert decide([failed(kind)], max_restarts=1) == Again(number=1, seconds=1.0)
+    assert decide([failed(kind)], max_restarts=1) == Restart(number=1, seconds=1.0)
 
 
 def test_restarts_are_counted() -> None:
     failures = [killed("0_1"), killed("0_2"), killed("0_3")]
-    assert isinstance(decide(failures[:2], max_restarts=2), Again)
+    assert isinstance(decide(failures[:2], max_restarts=2), Restart)
     decision = decide(failures, max_restarts=2)
     assert isinstance(decision, GiveUp)
     assert "(2) are used up" in decision.reason

@@ -40,7 +40,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Again:
+class Restart:
     """Start again."""
 
     number: int
@@ -58,7 +58,7 @@ class GiveUp:
     """Those that tell why."""
 
 
-def decide(failures: Sequence[Failure], *, max_restarts: int) -> Again | GiveUp:
+def decide(failures: Sequence[Failure], *, max_restarts: int) -> Restart | GiveUp:
     """What to do after the last of `failures`, which are all of this run so far, in order."""
     last, same = failures[-1], failures[-SAME_STEP:]
     if last.code == INPUT_ERROR or last.kind in FINAL:
@@ -69,7 +69,7 @@ def decide(failures: Sequence[Failure], *, max_restarts: int) -> Again | GiveUp:
     if len(failures) > max_restarts:
         return GiveUp(reason=f"all restarts that were allowed ({max_restarts}) are used up", failures=(last,))
     wait = min(2.0 ** (_without_progress(failures) - 1), LONGEST_WAIT)
-    return Again(number=len(failures), seconds=wait)
+    return Restart(number=len(failures), seconds=wait)
 
 
 def _without_progress(failures: Sequence[Failure]) -> int:

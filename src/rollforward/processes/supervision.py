@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rollforward.errors import WorkerFailed
 from rollforward.processes.launch import Ending
-from rollforward.processes.restarts import Again, Failure, GiveUp, decide
+from rollforward.processes.restarts import Failure, GiveUp, Restart, decide
 from rollforward.storage import LocalStorage
 from rollforward.store import list_checkpoints
 from rollforward.store.layout import ROLE_FOLDERS
@@ -96,7 +96,7 @@ def _without(arguments: Sequence[str], option: str) -> list[str]:
     return kept
 
 
-def _told(decision: Again, max_restarts: int, ending: Ending, source: str) -> str:
+def _told(decision: Restart, max_restarts: int, ending: Ending, source: str) -> str:
     what = ending.error if ending.kind is None else f"{ending.kind}: {ending.error}"
     at = "" if ending.position is None or ending.kind is None else f" (at step {ending.position})"
     return (
