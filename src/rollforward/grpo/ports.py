@@ -41,7 +41,7 @@ class Group(Protocol):
     def sharing(self) -> AbstractContextManager[None]:
         """Entered around a collective that is not one of these methods, such as an engine's sum of gradients.
 
-        This shows a watcher that this rank is waiting for others, and turns a failure into a clear error.
+        So a watcher knows that this rank is waiting for others, and a failure is an error that says so.
         """
         ...
 

@@ -10,7 +10,7 @@ one that was in force when the checkpoint it starts from was saved.
 Every key is stored except those that name folders: where a run is written and which model it came from belong
 to a start. A relative `dataset_file` is stored as the absolute path it referred to.
 
-A folder is data, and may come from anyone. Code it names is never run: a custom verifier
+A folder is data, and may come from anyone. What it names is read, never run: a custom verifier
 (`module:function`) counts only when the command line or the user's own configuration names it too.
 """
 

@@ -273,7 +273,7 @@ def pad_token(config: Config, tokenizer: Tokenizer) -> int:
 def decay_steps(config: Config, total_steps: int) -> int:
     """Optimizer steps until the learning rate has decayed; by default those of the whole run.
 
-    So a longer run (`epochs`, `max_steps`) has a different learning rate from its first step on.
+    So by default a longer run (`epochs`, `max_steps`) has a different learning rate from its first step on.
     """
     schedule = config.actor_config.lr_schedule
     whole = total_steps * config.rl_config.num_iterations

@@ -91,7 +91,7 @@ def train(plan: Plan, package: EnginePackage) -> None:
 
 
 def introduce(plan: Plan, worker: Worker) -> None:
-    """Log what is going to be trained."""
+    """Log what the run trains on, and where its configuration comes from."""
     worker.log.line(
         f"data: {len(plan.prompts)} prompts from {plan.config.rl_config.dataset_file}, "
         f"{plan.steps_per_epoch} steps an epoch, {plan.total_steps} steps in all"
@@ -243,7 +243,7 @@ def open_figures(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker)
 
 
 def open_store(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> CheckpointStore:
-    """Where checkpoints go; `meta.json` is made to match the restored one if it is from this folder."""
+    """Where checkpoints go; `meta.json` matches the restored checkpoint if that is from this folder."""
     restored = beginning.checkpoint
     store = CheckpointStore(
         plan.outputs.run,

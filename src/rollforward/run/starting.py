@@ -58,7 +58,7 @@ class Start:
         return 0
 
     def supervised(self, request: Request, *, max_restarts: int) -> int:
-        """Run it, and start it again when it fails; other processes do all the computing."""
+        """Run it, and start it again when it fails; the computing is done in another process."""
         launcher = self._package.launched(os.environ)
         if launcher and LAUNCHED not in os.environ:
             raise ConfigError(
