@@ -75,9 +75,9 @@ class TrainerSettings:
     verifier_names: tuple[str, ...]
     verifier_weights: tuple[float, ...]
     ref_model_sync_steps: int
-    """The reference becomes a copy of the policy every this many steps; 0: never."""
+    """Every this many steps the reference becomes a copy of the policy; 0: never."""
     save_ckpt_interval: int
-    """A checkpoint every this many steps."""
+    """Save a checkpoint every this many steps."""
 
 
 class Trainer:

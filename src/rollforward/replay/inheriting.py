@@ -163,7 +163,7 @@ def take_over(
 
     def begin() -> tuple[Journal, list[str]]:
         repaired = repair(storage, view)
-        # Before the first checkpoint of this folder: from then on the folder alone is resumed.
+        # Before the first checkpoint of this folder: from then on the folder alone is enough to resume.
         adopt(storage, inherited)
         journal = Journal(storage, identity, start=start, inherited=inherited)
         if checkpoint is not None:

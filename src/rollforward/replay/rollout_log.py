@@ -48,7 +48,7 @@ class LogSettings:
     shape: ChunkShape | None = None
     """Of every chunk; a record with another shape is damaged. None: any shape that is consistent."""
     weights_digest_every: int = 0
-    """The outcome of every this many steps includes a digest of the policy; 0: never."""
+    """Every this many steps, the outcome includes a digest of the policy; 0: never."""
 
 
 class JournaledRollouts:
@@ -150,7 +150,7 @@ class FixedSteps:
     """Steps before it are known to have been finished, whatever the journal says."""
 
     def told(self, view: JournalView) -> Any:
-        """How far a rank has whole steps, and how far it had come."""
+        """How far a rank's whole steps reach, and how far it had come."""
         chunks, steps = self.settings.chunks_per_step, self.settings.steps_per_epoch
         until = view.first_incomplete(self.start, chunks_per_step=chunks, steps_per_epoch=steps)
         done = [position.following(steps) for position, _ in view.outcomes]

@@ -62,7 +62,7 @@ def tree_of(config: Config) -> dict[str, Any]:
 def carried(run: Path, until: Position | None = None) -> Carried | None:
     """The configuration stored in a run's folder; None when there is no readable one.
 
-    With `until`: the one in force at the newest checkpoint at or before it, rather than the last one.
+    With `until`, the one in force at the newest checkpoint at or before it, rather than the last one.
     """
     storage = LocalStorage(run)
     found = _read(storage)

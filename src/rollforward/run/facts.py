@@ -6,8 +6,8 @@
     file NAME                      digest of each tokenizer file that is read; null: it does not exist
     end_tokens, pad_token          as in force, from the configuration or from these files
     dataset, dataset_text          digests of the prompts' tokens with the answers, and of their text
-    dataset_columns                column -> digest; of all columns, since verifiers are given all of them
-    verifier NAME                  digest of a verifier's sources, version of a library that it uses
+    dataset_columns                column -> digest, for all columns, since verifiers are given all of them
+    verifier NAME                  digest of a verifier's sources, version of a library that it judges with
 
 There are two kinds, by what a change means. Most make it a different run: what was finished after the
 checkpoint is generated again. Facts of verifiers do not: their rewards are in the journal, so finished
