@@ -104,8 +104,8 @@ def pack(chunk: RolloutChunk) -> tuple[Arrays, dict[str, str]]:
 def unpack(record: Record, expected: ChunkShape | None = None) -> RolloutChunk:
     """The chunk that `pack` was given; ValueError when the record holds none, or an unexpected one.
 
-    This finds what a digest cannot: arrays that contradict each other. Padding may
-    take much more memory than the record, so nothing is padded until all of them agree.
+    This finds what a digest cannot: arrays that contradict each other. Padding may take
+    much more memory than the record, so nothing is padded until all of them agree.
     """
     _check(record, expected)
     arrays = record.arrays
