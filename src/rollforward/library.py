@@ -182,16 +182,16 @@ class Run:
         self._restored = False
         self._digests: dict[str, str] | None = None
         self._recording: Recording | None = None
-        """None until there is something to go on from: in a new run, until its first step."""
+        """None until there is something to continue from: in a new run, until its first step."""
         self._expected: list[Position] = []
-        """The steps that have to come next, where that is known."""
+        """The steps that must come next, if known."""
         self._under_way: StepUnderWay | None = None
         self._last: Position | None = None
         """The newest step that is over."""
         self._done = 0
-        """Steps, over all starts."""
+        """Steps done, over all starts."""
         self._saved: Position | None = None
-        """The newest checkpoint that was begun or restored."""
+        """The newest checkpoint that was started or restored."""
         self._updating = False
 
     def restore(self, tensors: Tensors) -> Start | None:
@@ -214,7 +214,7 @@ class Run:
             start = None
         else:
             start = self._go_on(restore(self._place.storage, Arrays(tensors, self._settings.ranks)))
-        # After an error the arrays hold no state of the run, and nothing may be recorded over it.
+        # After an error the arrays do not hold a state of the run, and nothing may be recorded on top of it.
         self._restored = True
         return start
 
@@ -242,7 +242,7 @@ class Run:
         self._begun().checkpoints.before_update()
         self._updating = True
         yield
-        # After an error it stays so: what the arrays hold then is no state of the run.
+        # It stays so after an error: the arrays do not hold a state of the run then.
         self._updating = False
         self._note_digests()
         self._begun().checkpoints.boundary()
@@ -327,7 +327,7 @@ class Run:
         elif not self._closed:
             self._abandon(error)
 
-    # Where the run begins, and where it goes on
+    # Where the run begins or resumes
 
     def _is_new(self) -> bool:
         """Whether there is no checkpoint, as the first rank sees it. Collective."""
@@ -349,7 +349,7 @@ class Run:
         return new
 
     def _begin_run(self, position: Position, state: Mapping[str, Any] | None = None) -> None:
-        """The first step of a new run: what the arrays hold now is saved before anything else. Collective."""
+        """Start a new run: the arrays' current content is saved before anything else. Collective."""
         run_id = self._settings.ranks.all_gather(uuid.uuid4().hex)[0]
         self._done = position.step if position.epoch == 0 else 0
         self._note_digests()
@@ -393,7 +393,7 @@ class Run:
     # Steps
 
     def _at(self, step: Step) -> StepUnderWay:
-        """The step, begun if it is the next one."""
+        """The step; begins it if it is the next one."""
         position = as_position(step)
         self._check_ready()
         under_way = self._under_way
@@ -450,7 +450,7 @@ class Run:
         self._saved = None
 
     def _state(self, state: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a checkpoint says besides its tensors."""
+        """What a checkpoint stores besides its tensors."""
         own = as_json("state", state or {})
         metrics = own.get("metrics")
         return {
@@ -499,7 +499,7 @@ def _alone(value: Any) -> list[Any]:
 
 
 def _nothing() -> None:
-    """The first rank alone publishes, and it alone is fenced."""
+    """Only the first rank publishes, so only it is fenced."""
 
 
 def _to_logger(line: str) -> None:

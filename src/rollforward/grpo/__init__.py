@@ -1,1 +1,1 @@
-"""What is learnt: GRPO, in plain Python and NumPy. No framework, no files."""
+"""GRPO in plain Python and NumPy. No framework, no files."""

@@ -15,12 +15,12 @@ class OneProcess:
     world_size: int = 1
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The value, through JSON, so that one process sees what each of many would."""
+        """The value, passed through JSON, so that one process sees what each of many would."""
         return [json.loads(encoded(value))]
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """Nobody is waited for."""
+        """Nothing to wait for."""
         yield
 
 

@@ -1,8 +1,8 @@
-"""What is known of the samples when a number of theirs is not finite: what the trainer can tell.
+"""What the trainer knows about the samples when one of their numbers is not finite.
 
 Whoever finds the number (a verifier's caller, the engine) raises NonFinite with the rows at fault and
-the arrays that it has computed. The trainer adds what only it knows: the step, the prompts, the texts,
-and all that went into the computation. Writing it down is the business of others.
+the arrays it has computed. The trainer adds what only it knows: the step, the prompts, the texts, and
+all inputs of the computation. Writing it to disk happens elsewhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,23 +20,23 @@ from rollforward.position import Position
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """The samples that one worker computed on, one a row."""
+    """The samples that one worker computed on, one per row."""
 
     position: Position
     phase: str
-    """As the observer is told: `verify`, `reference`, `update`."""
+    """As reported to the observer: `verify`, `reference`, `update`."""
     chunk: int | None
-    """The chunk that the rows are; None for those of all chunks, in order."""
+    """The chunk that the rows belong to; None for the rows of all chunks, in order."""
     iteration: int | None
-    """Of the optimizer steps on this experience, where it is about one."""
+    """Which optimizer step on this experience, if it is about one."""
     prompts: Sequence[Prompt]
     completions: Sequence[str]
     at_fault: Sequence[int]
-    """Rows; empty where the number is of all of them together."""
+    """Row numbers; empty when the number is over all rows together."""
     facts: Mapping[str, Any]
     """Numbers and names."""
     arrays: Mapping[str, NDArray[Any]]
-    """What went in and what was computed, [B, ...] each unless its name says otherwise."""
+    """Inputs and results, [B, ...] each unless the name says otherwise."""
 
 
 def arrays_of(tokens: TokenBatch) -> dict[str, NDArray[Any]]:
@@ -60,7 +60,7 @@ def known_of(
     chunk: int | None = None,
     iteration: int | None = None,
 ) -> Iterator[None]:
-    """A NonFinite that is raised within it leaves it with its evidence; `arrays` are what goes in."""
+    """Attaches evidence to a NonFinite raised inside it; `arrays` are the inputs."""
     try:
         yield
     except NonFinite as error:
@@ -79,7 +79,7 @@ def known_of(
 
 
 def check_finite(what: str, values: Floats, hint: str) -> Floats:
-    """The values, [B, ...]; NonFinite, naming `what` and the rows, when not all of them are finite."""
+    """The values, [B, ...]; NonFinite, naming `what` and the rows, unless all of them are finite."""
     rows = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1)).tolist()
     if rows:
         name = f"computed.{what.replace(' ', '_')}"

@@ -1,15 +1,15 @@
 r"""The objective of GRPO, as formulas. Engines compute the same, and tests compare them with this.
 
-A completion is drawn from softmax(logits / T), T being the temperature of sampling, and what is learnt
-is that same distribution, of the policy and of the reference alike, as in TRL:
+A completion is drawn from softmax(logits / T), where T is the sampling temperature. Learning uses that
+same distribution, for the policy and the reference alike, as in TRL:
 
     l = log softmax(logits / T) at the token
 
-Greedy decoding (T = 0) draws from no distribution; learning then takes T = 1. top_k and top_p, which
-take tokens away from what is drawn from, are left out of learning, as in TRL too.
+Greedy decoding (T = 0) does not draw from a distribution; learning then uses T = 1. top_k and top_p,
+which remove tokens from the distribution, are ignored in learning, as in TRL.
 
-For each token, with the policy's log-probability l, that of the policy that generated l_old,
-the reference's l_ref, and the sample's advantage A:
+For each token, with log-probability l under the policy, l_old under the policy that generated it,
+l_ref under the reference, and the sample's advantage A:
 
     r    = exp(l - l_old)                                        the ratio
     clip = min(max(r, 1 - epsilon_low), 1 + epsilon_high)
@@ -23,7 +23,7 @@ tokens, where the weights w carry the normalisation:
     token mean       w = 1 / (tokens of the step)                DAPO: every token counts the same
     sequence mean    w = 1 / (tokens of the sample * samples)    GRPO as published: every sample does
 
-so that engines need not know which is meant, nor how many workers there are.
+so that engines need not know which one is used, or how many workers there are.
 """
 
 from dataclasses import dataclass

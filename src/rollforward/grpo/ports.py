@@ -1,8 +1,8 @@
 """The protocols through which the trainer reaches everything that is not GRPO.
 
-The trainer owns the order of things. What computes, what scores, what survives and who watches stands
-behind a protocol of its own, so that each can be replaced, and tested, alone. NumPy is the only
-currency at the border.
+The trainer owns the order of things. Computing, scoring, storing and observing each have a protocol of
+their own, so that each can be replaced and tested alone. Only NumPy arrays and plain values cross the
+boundary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from rollforward.position import Position
 from rollforward.tensors import Layout, Tensors
 
 Meeting = Callable[[], AbstractContextManager[None]]
-"""Entered around whatever blocks until all workers have come to it, for whoever watches."""
+"""Entered around whatever blocks until all workers reach it, so that it can be watched."""
 
 
 class Group(Protocol):
@@ -41,21 +41,21 @@ class Group(Protocol):
     def sharing(self) -> AbstractContextManager[None]:
         """Entered around a collective that is not one of these methods, such as an engine's sum of gradients.
 
-        So whoever watches knows that this rank waits for others, and a failure is an error that says so.
+        So a watcher knows that this rank is waiting for others, and a failure is an error that says so.
         """
         ...
 
 
 class Engine(Protocol):
-    """What computes. It has no randomness of its own and no memory besides `tensors()`.
+    """Does the computing. It has no randomness of its own and no state besides `tensors()`.
 
-    `update` is a pure function of (tensors, batch, learning rate): the same bits in give the
-    same bits out, on the same versions, device and number of workers.
+    `update` is a pure function of (tensors, batch, learning rate): the same input bits give the
+    same output bits, on the same versions, device and number of workers.
     """
 
     group: Group
     views: bool
-    """Whether `tensors()` shows the parameters' own memory: then what is written there is in place."""
+    """Whether `tensors()` exposes the parameters' own memory: then values can be written there."""
 
     def generate(self, prompt_ids: Ints, prompt_mask: Bools, uniforms: Floats) -> Generation:
         """Sample one completion for each row.
@@ -70,23 +70,23 @@ class Engine(Protocol):
     def reference_logprobs(self, tokens: TokenBatch) -> Floats:
         """[B, T]: each completion token's log-probability under the reference model; 0 where masked.
 
-        Like those of `update`, of the distribution that is sampled: see `grpo.objective` on temperature.
+        As in `update`, under the sampled distribution: see `grpo.objective` on temperature.
         """
         ...
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
         """One optimizer step. Collective: all ranks call it, each with its own samples.
 
-        NonFinite, and nothing is changed, when the loss or the gradient's norm is not a number.
+        Raises NonFinite, and changes nothing, when the loss or the gradient norm is not finite.
         """
         ...
 
     def sync_reference(self) -> None:
-        """The reference model becomes a copy of the policy."""
+        """Make the reference model a copy of the policy."""
         ...
 
     def layout(self) -> Layout:
-        """dtype, shape and place of everything that `tensors()` holds, without touching the device."""
+        """dtype, shape and placement of everything in `tensors()`, without touching the device."""
         ...
 
     def tensors(self) -> Tensors:
@@ -94,17 +94,17 @@ class Engine(Protocol):
 
         The roles are `policy_model`, `optimizer` and `ref`. A view keeps showing the newest values;
         `update` and `sync_reference` change them. On a device whose memory the host does not see
-        (`views` is false), a tensor is copied each time it is asked for, that one alone, and the copy
-        stays as it was. Either way, values can be put in place by `load`, and another thread may read
-        while the engine generates.
+        (`views` is false), each tensor is copied whenever it is accessed, and the copy does not
+        change later. Either way, values can be set with `load`, and another thread may read while
+        the engine generates.
         """
         ...
 
     def revision(self, role: str) -> int:
         """A count that grows whenever the role's tensors may have changed.
 
-        That is by `update`, `sync_reference` and `load`: the same count twice means the same bytes. What is
-        written through a view is not counted.
+        `update`, `sync_reference` and `load` may change them: the same count means the same bytes. Writes
+        through a view are not counted.
         """
         ...
 
@@ -139,7 +139,7 @@ class RolloutLog(Protocol):
     def record(
         self, position: Position, iteration: int, outcome: UpdateOutcome, learning_rate: float
     ) -> None:
-        """Note the outcome of an update."""
+        """Record the outcome of an update."""
         ...
 
 
@@ -147,24 +147,24 @@ class Checkpoints(Protocol):
     """Where state goes. Collective: all ranks call each method at the same point."""
 
     def begin(self, position: Position, global_step: int) -> None:
-        """Start to save the state as it is now. Weights may be read until `before_update` returns."""
+        """Start saving the current state. Weights may be read until `before_update` returns."""
         ...
 
     def before_update(self) -> None:
-        """Weights are about to change: whatever still has to be read from them is read now."""
+        """Weights are about to change: whatever must still be read from them is read now."""
         ...
 
     def boundary(self) -> None:
-        """A step is done: commit what all ranks have finished, surface what failed."""
+        """A step is done: commit what all ranks have finished, and report what failed."""
         ...
 
     def close(self) -> None:
-        """Finish and commit what is under way."""
+        """Finish and commit the save in progress."""
         ...
 
 
 class Observer(Protocol):
-    """Who watches. Nothing that an observer does changes the run."""
+    """Watches a run. Nothing an observer does changes the run."""
 
     def phase(self, position: Position, name: str) -> None:
         """The run enters a phase: `generate`, `verify`, `reference`,

@@ -1,6 +1,6 @@
 """Which prompts a worker sees at which step: a function of (seed, epoch), with no state.
 
-An epoch is a permutation of the dataset, cut into steps; what is left over at its end (fewer
+An epoch is a permutation of the dataset, cut into steps; the remainder at its end (fewer
 prompts than a step needs) is not used in that epoch. A step has `slots`, numbered over all
 workers: worker `r` of `W` takes the r-th of `W` equal runs of them, and cuts it into chunks.
 """

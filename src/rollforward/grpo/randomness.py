@@ -2,11 +2,11 @@
 
 Philox (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) maps a key and
 a counter to random bits. The key says what the numbers are for, `(seed, purpose)`; the counter
-says where, `(epoch, step, sample)`; the lowest counter word runs on by itself. So a number can
-be had again at any time, in any order, on any worker, and there is nothing to save.
+says where, `(epoch, step, sample)`; the lowest counter word increments by itself. So any number
+can be computed again at any time, in any order, on any worker, and there is nothing to save.
 
-Only the generator's raw 64-bit words are used, which NumPy keeps stable across versions; its
-distributions it does not, so floats and permutations are made here.
+Only the generator's raw 64-bit words are used, which NumPy keeps stable across versions. It does
+not do so for its distributions, so floats and permutations are made here.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from rollforward.position import Position
 
 
 class Purpose(IntEnum):
-    """What a stream is for. Numbers are part of the run's meaning: never reuse or renumber one."""
+    """What a stream is for. The values are part of the run's meaning: never reuse or renumber one."""
 
     ORDER = 1
     SAMPLING = 2

@@ -9,7 +9,7 @@
 
 The trainer knows what GRPO needs and in which order things happen. It does not know what
 computes (`Engine`), what survives and how (`RolloutLog`, `Checkpoints`), or who watches
-(`Observer`). Recovery is not a mode of it: a resumed run enters `run` at a later position, and
+(`Observer`). Recovery is not a mode: a resumed run enters `run` at a later position, and
 chunks that the log still has are taken from there instead of being generated.
 
 Left out: an evaluation loop, and generation that runs ahead of the update (off-policy by a
@@ -60,7 +60,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """What the trainer needs to know of the configuration."""
+    """What the trainer needs from the configuration."""
 
     seed: int
     num_generations: int
@@ -75,9 +75,9 @@ class TrainerSettings:
     verifier_names: tuple[str, ...]
     verifier_weights: tuple[float, ...]
     ref_model_sync_steps: int
-    """The reference becomes the policy after every so many steps; 0: never."""
+    """Every this many steps the reference becomes a copy of the policy; 0: never."""
     save_ckpt_interval: int
-    """A checkpoint after every so many steps."""
+    """Save a checkpoint every this many steps."""
 
 
 class Trainer:
@@ -136,11 +136,11 @@ class Trainer:
 
         clock.enter(position, "checkpoint")
         self.checkpoints.boundary()
-        # Before the next checkpoint begins: a step that a checkpoint holds is never run, or told, again.
+        # Before the next checkpoint begins: a step in a checkpoint is never run, or reported, again.
         self._report(position, rollouts, rewards, outcomes, clock.take())
 
     def _chunk(self, position: Position, chunk: int, clock: "PhaseClock") -> RolloutChunk:
-        """One chunk of experience: from the log when it is there, else generated, scored and logged."""
+        """One chunk of experience: from the log if it is there, otherwise generated, scored and logged."""
         finished = self.log.find(position, chunk)
         if finished is not None:
             return finished
@@ -188,7 +188,7 @@ class Trainer:
             rewards=rewards,
             reference_logprobs=logprobs,
         )
-        # What is not finite has stopped the run by now: it would fail again from the log.
+        # Non-finite values have stopped the run by now: from the log they would fail again.
         clock.enter(position, "log")
         self.log.append(position, chunk, rollouts)
         return rollouts
@@ -212,7 +212,7 @@ class Trainer:
     def _update(
         self, position: Position, batch: TrainingBatch, rollouts: RolloutChunk, clock: "PhaseClock"
     ) -> list[UpdateOutcome]:
-        """`num_iterations` optimizer steps over one experience; the old policy is that before the first."""
+        """`num_iterations` optimizer steps on one experience; the old policy is the one before the first."""
         first = position.global_step(self.schedule.steps_per_epoch) * self.settings.num_iterations
         outcomes: list[UpdateOutcome] = []
         for iteration in range(self.settings.num_iterations):
@@ -263,7 +263,7 @@ class Trainer:
         outcomes: Sequence[UpdateOutcome],
         seconds: Mapping[str, float],
     ) -> None:
-        """Gather the step's figures from all workers and hand them to the observer."""
+        """Gather the step's figures from all workers and pass them to the observer."""
         lengths = rollouts.tokens.completion_mask.sum(axis=1)
         own = {
             "samples": len(lengths),
@@ -309,27 +309,27 @@ class PhaseClock:
         self._since = 0.0
 
     def enter(self, position: Position, phase: str) -> None:
-        """The phase that was under way ends, this one begins."""
+        """End the current phase and begin this one."""
         self.stop()
         self._observer.phase(position, phase)
         self._phase, self._since = phase, time.perf_counter()
 
     def stop(self) -> None:
-        """The phase that is under way ends."""
+        """End the current phase."""
         if self._phase is not None:
             spent = time.perf_counter() - self._since
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + spent
         self._phase = None
 
     def take(self) -> dict[str, float]:
-        """End the phase; the seconds of each phase since they were last taken."""
+        """End the phase; returns the seconds of each phase since the last call."""
         self.stop()
         taken, self._seconds = self._seconds, {}
         return taken
 
 
 def left_pad(prompts: Sequence[Prompt], length: int, pad_token_id: int) -> tuple[Ints, Bools]:
-    """Prompts as a matrix whose rows end together: ids int32 [B, length] and mask bool [B, length]."""
+    """Prompts as a matrix with aligned row ends: ids int32 [B, length] and mask bool [B, length]."""
     ids = np.full((len(prompts), length), pad_token_id, dtype=np.int32)
     mask = np.zeros((len(prompts), length), dtype=np.bool_)
     for row, prompt in enumerate(prompts):

@@ -22,14 +22,14 @@ class Prompt:
     """One problem of the dataset, tokenized."""
 
     index: int
-    """Its line in the dataset: what the order of an epoch permutes."""
+    """Its line in the dataset: what an epoch permutes."""
     text: str
     """What the model is shown, chat template applied."""
     token_ids: tuple[int, ...]
     answer: str
     """What verifiers compare with."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Every other field of its line in the dataset, handed to verifiers by name."""
+    """Every other field of its line in the dataset, passed to verifiers by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class RolloutChunk:
     """The unit of generation, and of the journal: some prompts x `num_generations` completions."""
 
     prompt_indices: Ints
-    """[B]; `Prompt.index` of each sample; the samples of a group follow each other."""
+    """[B]; `Prompt.index` of each sample; the samples of a group are consecutive."""
     tokens: TokenBatch
     stopped: Bools
     """[B]"""
@@ -75,7 +75,7 @@ class RolloutChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingBatch:
-    """What an optimizer step is computed from. Its loss: `sum(token_weights * token_loss)` over all ranks."""
+    """The input of an optimizer step. Its loss: `sum(token_weights * token_loss)` over all ranks."""
 
     tokens: TokenBatch
     advantages: Floats
@@ -85,7 +85,7 @@ class TrainingBatch:
     reference_logprobs: Floats
     """[B, T]"""
     old_logprobs: Floats | None
-    """[B, T] under the policy that generated; None means the policy as it is now (ratio 1)."""
+    """[B, T] under the policy that generated them; None means the current policy (ratio 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class SamplingSettings:
 
     max_tokens: int
     temperature: float = 1.0
-    """What logits are divided by; 0: greedy, the likeliest token every time."""
+    """What logits are divided by; 0: greedy, always the likeliest token."""
     top_k: int = 0
     """0: all tokens."""
     top_p: float = 1.0
@@ -144,11 +144,11 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """All that an engine is built from.
+    """Everything an engine is built from.
 
     `model_config` is the parsed `config.json` of a Hugging Face folder. `policy_folder` and
-    `reference_folder` name folders to read weights from; None leaves the parameters to be put
-    in place by `Engine.load` (a resumed run), and nothing may be computed before that.
+    `reference_folder` name folders to read weights from; with None the parameters are set by
+    `Engine.load` (a resumed run), and nothing may be computed before that.
     """
 
     model_config: Mapping[str, Any]
@@ -157,7 +157,7 @@ class EngineSettings:
     prompt_length: int
     """P: prompts are padded to this."""
     samples_per_generation: int
-    """B of `generate`: the static batch of the decoding graph; larger requests are cut, smaller padded."""
+    """B of `generate`: the static batch of the decoding graph; larger requests are split, smaller padded."""
     samples_per_micro_batch: int
     """B of one forward and backward pass; gradients of the micro-batches are accumulated in order."""
     sampling: SamplingSettings
@@ -165,4 +165,4 @@ class EngineSettings:
     optimizer: OptimizerSettings
     device_target: str = "CPU"
     compile_cache_folder: str | None = None
-    """Where the engine may keep what it compiles, between starts; None: nowhere."""
+    """Where the engine may keep compiled graphs between starts; None: nowhere."""

@@ -1,4 +1,4 @@
-"""What the caller of the library hands in, checked: every misuse is an InputError that says so."""
+"""Checks what the caller of the library passes in: every misuse raises a clear InputError."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -18,16 +18,16 @@ Step = int | tuple[int, int]
 
 _SHOWN = 8
 _LIMIT = 10**18
-"""Names of files hold 18 digits."""
+"""File names hold 18 digits."""
 
 
 def misuse(message: str) -> NoReturn:
-    """For calls that do not mean anything."""
+    """Raise InputError for a call that makes no sense."""
     raise InputError(message, hint="the docstring of rollforward.library has the order of the calls")
 
 
 def other_loop(message: str) -> NoReturn:
-    """For a loop that asks for something else than the one that was recorded."""
+    """Raise InputError for a loop that differs from the recorded one."""
     raise InputError(
         f"{message}: this is not the loop that recorded the run",
         hint="continue with that loop; or change a fact, and nothing recorded with the old ones is replayed",
@@ -35,7 +35,7 @@ def other_loop(message: str) -> NoReturn:
 
 
 def as_position(step: Step) -> Position:
-    """Where a step stands; its epoch is 0 where it is only a number."""
+    """The position of a step; the epoch is 0 when the step is only a number."""
     match step:
         case int() | np.integer():
             position = Position(0, int(step))
@@ -60,7 +60,7 @@ def as_number(name: str, value: Any) -> float:
 
 
 def as_json(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file."""
+    """The value as it would come back from a file."""
     try:
         parsed: dict[str, Any] = strictjson.parse(strictjson.dump(dict(value)).encode())
     except ValueError as error:
@@ -71,7 +71,7 @@ def as_json(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_tensors(tensors: Tensors, *, writeable: bool) -> None:
-    """Unless these are arrays that a checkpoint can hold, and that one can be read into."""
+    """Raise InputError unless these are arrays that a checkpoint can store and be read into."""
     try:
         check_roles(tensors)
     except ValueError as error:
@@ -89,7 +89,7 @@ def check_tensors(tensors: Tensors, *, writeable: bool) -> None:
 
 
 def check_same_layout(now: Tensors, before: Tensors) -> None:
-    """Unless roles, names, dtypes and shapes are those that were restored."""
+    """Raise InputError unless roles, names, dtypes and shapes are those that were restored."""
     given, was = _layout(now), _layout(before)
     differing = [
         f"{name} is {given.get(name, 'missing')} and was {was.get(name, 'missing')}"
@@ -101,7 +101,7 @@ def check_same_layout(now: Tensors, before: Tensors) -> None:
 
 
 def check_alike(answers: Sequence[Any], world_size: int) -> None:
-    """Unless every process opened the same run as one of the same number: (rank, world size, facts, ...)."""
+    """Raise InputError unless all processes opened the same run alike: (rank, world size, facts, ...)."""
     told = [(rank, size) for rank, size, *_ in answers]
     if told != [(rank, world_size) for rank in range(world_size)]:
         misuse(f"the processes call themselves (rank, world_size) {told}, in the order of all_gather")

@@ -1,8 +1,8 @@
 """Chunks of rollouts and outcomes of updates, as the arrays that a journal record holds.
 
-Exact both ways: `unpack(pack(chunk))` has the same bits. Nothing padded is stored, a prompt stands
-once for all its completions, and ids take two bytes while the vocabulary allows it. Per
-completion token that is 6 bytes (id and reference log-probability), or 8 with ids of four bytes.
+Lossless: `unpack(pack(chunk))` has the same bits. Padding is not stored, a prompt is stored once
+for all its completions, and ids take two bytes if the vocabulary allows it. That is 6 bytes per
+completion token (id and reference log-probability), or 8 with four-byte ids.
 
     prompt_indices      int32 [B]           completion_ids        uint16 or int32 [sum of lengths]
     prompt_ids          uint16 or int32     completion_lengths    int32 [B]
@@ -24,7 +24,7 @@ from rollforward.store.journal.records import Record
 Arrays = dict[str, NDArray[Any]]
 
 _MAX_CELLS = 1 << 25
-"""Of a padded array, 9 bytes a cell, for who looks at a record without knowing how wide it should be."""
+"""Limit for a padded array, 9 bytes per cell, when reading a record whose proper width is unknown."""
 _ARRAYS = {
     "prompt_indices": ("i4",),
     "prompt_ids": ("u2", "i4"),
@@ -36,12 +36,12 @@ _ARRAYS = {
     "rewards": ("f4",),
     "stopped": ("b1",),
 }
-"""Name -> the dtypes that it may have."""
+"""Name -> the allowed dtypes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedOutcome:
-    """What the journal says of an update."""
+    """What the journal records about an update."""
 
     loss: float
     grad_norm: float
@@ -49,12 +49,12 @@ class RecordedOutcome:
     clip_fraction: float
     learning_rate: float
     weights: str
-    """Digest of the policy after the update; empty where none was taken."""
+    """Digest of the policy after the update; empty if none was taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkShape:
-    """What the trainer that is to use a chunk knows of it."""
+    """What the trainer that will use a chunk knows about it."""
 
     samples: int
     prompt_width: int
@@ -63,14 +63,14 @@ class ChunkShape:
     prompts: int
     """In the dataset."""
     vocabulary: int
-    """Token ids are less."""
+    """Token ids are below it."""
 
 
 def pack(chunk: RolloutChunk) -> tuple[Arrays, dict[str, str]]:
     """Arrays and metadata of a rollouts record.
 
     ValueError when prompts are not left-padded or completions not right-padded with one value each,
-    or when a masked log-probability is not 0: that would not come back as it was.
+    or when a masked log-probability is not 0: that could not be restored exactly.
     """
     tokens = chunk.tokens
     prompt_of, firsts = _distinct_prompts(tokens)
@@ -102,10 +102,10 @@ def pack(chunk: RolloutChunk) -> tuple[Arrays, dict[str, str]]:
 
 
 def unpack(record: Record, expected: ChunkShape | None = None) -> RolloutChunk:
-    """The chunk that `pack` was given; ValueError when the record holds none, or another than expected.
+    """The chunk that `pack` was given; ValueError when the record holds none, or an unexpected one.
 
-    What a digest cannot tell is found here, once: arrays that contradict each other. Nothing is spread out,
-    which may take much more memory than the record, before all of them agree.
+    This finds what a digest cannot: arrays that contradict each other. Padding may take
+    much more memory than the record, so nothing is padded until all of them agree.
     """
     _check(record, expected)
     arrays = record.arrays
@@ -131,7 +131,7 @@ def unpack(record: Record, expected: ChunkShape | None = None) -> RolloutChunk:
 
 
 def _check(record: Record, expected: ChunkShape | None) -> None:
-    """ValueError, in one line, unless all arrays and numbers of a record agree with each other."""
+    """Raise a one-line ValueError unless all arrays and numbers of a record agree with each other."""
     arrays = record.arrays
     if arrays.keys() != _ARRAYS.keys():
         raise ValueError(f"not a record of rollouts: its arrays are {sorted(arrays)[:12]}")
@@ -205,7 +205,7 @@ def unpack_outcome(record: Record) -> RecordedOutcome:
 
 
 def _distinct_prompts(tokens: TokenBatch) -> tuple[Ints, NDArray[np.intp]]:
-    """For each sample the number of its prompt, and the first sample of each prompt; neighbours only."""
+    """The prompt number of each sample, and the first sample of each prompt; only neighbours are merged."""
     ids, mask = tokens.prompt_ids, tokens.prompt_mask
     new = np.ones(len(ids), dtype=np.bool_)
     new[1:] = (ids[1:] != ids[:-1]).any(axis=1) | (mask[1:] != mask[:-1]).any(axis=1)
@@ -234,7 +234,7 @@ def _mask(lengths: NDArray[Any], width: int) -> Bools:
 
 
 def _spread(flat: NDArray[Any], mask: Bools, pad: int) -> Ints:
-    """Values into the True cells of a mask, row by row, and padding elsewhere."""
+    """Put values into the True cells of a mask, row by row, and padding elsewhere."""
     out = np.full(mask.shape, pad, dtype=np.int32)
     out[mask] = flat
     return out

@@ -1,8 +1,8 @@
-"""What an update gave, compared bit by bit with what the journal recorded of it.
+"""Compares the outcome of an update, bit by bit, with the one recorded in the journal.
 
-Exact repetition is promised on the same versions and the same device. There one bit of difference stops
-the run, unless it was asked to accept that. Elsewhere the numbers have to be within a tolerance, and what
-is not as it was is said. Another number of workers never gets here: its records are not taken over.
+Exact repetition is promised on the same versions and the same device. There a difference of one bit stops
+the run, unless it was asked to accept that. Elsewhere the numbers must be within a tolerance, and what has
+changed is reported. A different number of workers never gets here: its records are not taken over.
 """
 
 import math
@@ -15,7 +15,7 @@ from rollforward.store.journal.records import Identity
 
 RELATIVE_TOLERANCE = 1e-3
 ABSOLUTE_TOLERANCE = 1e-5
-"""How far a replay on other versions or another device may be from the recorded numbers."""
+"""How far a replay on other versions or another device may deviate from the recorded numbers."""
 
 Notice = Callable[[str], None]
 OnDivergence = Literal["stop", "accept"]
@@ -24,7 +24,7 @@ Values = Mapping[str, float | str]
 
 
 class Comparing:
-    """Compares replayed updates with their records, and counts them. `here` is who replays."""
+    """Compares replayed updates with their records, and counts them. `here` says who replays."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Comparing:
         on_divergence: OnDivergence = "stop",
         to_accept: str = "--on_divergence accept",
     ) -> None:
-        """`to_accept` is how the user asks for `on_divergence="accept"`, for the hint."""
+        """`to_accept`: how the user sets `on_divergence="accept"`, for the hint."""
         self.replayed = 0
         """Updates that were compared."""
         self.repeated = 0
@@ -45,9 +45,9 @@ class Comparing:
         self._to_accept = to_accept
 
     def repeats(self, where: str, given: Values, recorded: Values, by: Identity) -> bool:
-        """Whether the bits are the same as `by` recorded. Not, but acceptable: says so and returns False.
+        """Whether the bits are the same as `by` recorded. If not, but acceptable: logs it and returns False.
 
-        Else raises ReplayDiverged, which names the values and what is not as it was at the recording.
+        Otherwise raises ReplayDiverged, which names the values and what has changed since the recording.
         """
         self.replayed += 1
         differing = [
@@ -89,7 +89,7 @@ def _same(name: str, given: Values, recorded: Values) -> bool:
 
 
 def _close(given: Values, recorded: Values) -> bool:
-    """Whether all numbers are within tolerance; a digest cannot be."""
+    """Whether all numbers are within tolerance; a changed digest never is."""
     numbers = {name for name, value in (*given.items(), *recorded.items()) if isinstance(value, float)}
     return all(_near(given.get(name), recorded.get(name)) for name in numbers)
 
@@ -103,7 +103,7 @@ def _near(first: float | str | None, second: float | str | None) -> bool:
 
 
 def _circumstances(here: Identity, there: Identity) -> list[str]:
-    """What is not as it was at the recording; exact repetition is promised where this is empty."""
+    """What has changed since the recording; exact repetition is promised if this is empty."""
     was, now = there.versions, here.versions
     found = [
         f"{name} {now.get(name, 'none')} instead of {was.get(name, 'none')}"

@@ -1,4 +1,4 @@
-"""What influences the numbers of a run, as JSON: whether it is the same, and what of it changed."""
+"""The facts that affect the numbers of a run, as JSON: whether they are the same, and what changed."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from rollforward.store.digests import digest
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
-    """XXH3-128, in hexadecimal, of facts that influence the numbers; independent of their order."""
+    """XXH3-128, in hexadecimal, of facts that affect the numbers; independent of their order."""
     return digest(json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode())
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, a line each."""
+    """The differences, one line each."""
     return [
         f"{name} changed from {before.get(name)!r} to {now.get(name)!r}"
         for name in sorted({*before, *now})

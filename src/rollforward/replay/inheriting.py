@@ -1,13 +1,13 @@
-"""What a start takes over from the journal: all ranks agree where the replay ends, then go on from there.
+"""What a start takes over from the journal: all ranks agree where the replay ends, then continue from there.
 
     newest checkpoint at S      S, S+1, ... T-1: whole on every rank: replayed
                                 T: the first step that is not: its finished chunks are used again
                                 beyond T: nothing is taken over
 
-How steps are counted, and when one is whole, only the run knows: `Steps` says it. Nothing here knows what
-the records hold.
+Only the run knows how steps are counted and when one is whole: `Steps` says so. Nothing here knows what the
+records contain.
 
-Left out: deciding which checkpoint to start from, and the incarnation; `recovery` and the store do that.
+Left out: choosing the checkpoint to start from, and the incarnation; `recovery` and the store do that.
 """
 
 from collections.abc import Sequence
@@ -25,24 +25,24 @@ from rollforward.store.journal.timeline import Start, choose_history
 from rollforward.store.journal.writing import Journal
 
 FAILED = "failed"
-"""The event of the journal that says which error ended a start."""
+"""The journal event that says which error ended a start."""
 FINISHED = "finished"
-"""The event of the journal that says that a start came to the run's end."""
+"""The journal event that says that a start reached the end of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """How far the ranks have come, together."""
+    """How far the ranks have come together."""
 
     until: Position
     """T: the first step that is not whole on every rank."""
     finished: Position
-    """The first step that no rank has finished or begun to finish: `until`, or beyond it."""
+    """The first step that no rank has finished or begun to finish: `until`, or a later one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What is taken over and what is not. Steps are the run's, chunks are those of one rank."""
+    """What is taken over and what is not. Steps count for the run, chunks for one rank."""
 
     replayed_steps: int
     replayed_chunks: int
@@ -57,48 +57,48 @@ class Steps(Protocol):
     """How a run counts its steps, and when one is whole."""
 
     def told(self, view: JournalView) -> Any:
-        """What a rank tells the others of its journal: anything JSON can hold."""
+        """What a rank tells the others about its journal: anything JSON can hold."""
         ...
 
     def reach(self, told: Sequence[Any], *, compatible: bool) -> Reach:
-        """What follows from what all ranks have told; nothing is replayed where it is not compatible."""
+        """The conclusion from what all ranks have told; nothing is replayed unless it is compatible."""
         ...
 
     def behind(self, position: Position) -> Position:
-        """A position that no record of this step is at or after, and every record of a later step is."""
+        """A position after every record of this step, and not after any record of a later step."""
         ...
 
     def tally(self, view: JournalView, inherited: JournalView, reach: Reach) -> Tally:
-        """Count: `view` is what a rank has, `inherited` what of it is taken over."""
+        """Count: `view` is what a rank has, `inherited` the part that is taken over."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class JournalReport:
-    """What a start takes over; the same on all ranks but for `repaired`."""
+    """What a start takes over; the same on all ranks except for `repaired`."""
 
     start: Position
     until: Position
     """T: the steps from `start` up to this one, not including it, are replayed."""
     finished: Position
-    """The first step that is new: `until`, or beyond it where finished steps are lost."""
+    """The first step that is new: `until`, or a later one if finished steps are lost."""
     replayed_steps: int
     replayed_chunks: int
-    """Chunks of the steps that are replayed, of all ranks."""
+    """Chunks of the steps that are replayed, on all ranks."""
     reused_chunks: int
-    """Finished chunks of step `until`, of all ranks."""
+    """Finished chunks of step `until`, on all ranks."""
     lost_steps: int
     """Finished steps that cannot be replayed: those from `until` up to, not including, `finished`."""
     lost_chunks: int
-    """Finished chunks that are not used again, of all ranks: of lost steps, and of step `finished`."""
+    """Finished chunks that are not used again, on all ranks: of lost steps, and of step `finished`."""
     compatible: bool
     """False when the records were made with another configuration or world size: none are used."""
     repaired: tuple[str, ...]
-    """Torn ends that were cut, a line each."""
+    """Torn ends that were cut, one line each."""
     problems: tuple[str, ...]
-    """Damage, of all ranks, a line each."""
+    """Damage, on all ranks, one line each."""
     passed_over: tuple[int, ...] = ()
-    """Newer starts from the same checkpoint, of another configuration: nothing that they did is used."""
+    """Newer starts from the same checkpoint with another configuration: nothing they did is used."""
 
 
 def take_over(
@@ -112,11 +112,11 @@ def take_over(
     all_gather: AllGather,
     inherit_before: Position | None = None,
 ) -> tuple[Journal, JournalReport]:
-    """What earlier starts left beyond `start`, agreed on by all ranks, and a journal that goes on from there.
+    """What earlier starts left beyond `start`, agreed on by all ranks, and a journal to continue from there.
 
     `sources`: the folders whose journals count, oldest first; empty for a new run. Those besides
     `storage` are only read. `checkpoint`: incarnation and position of the checkpoint that was restored.
-    `inherit_before`: take over nothing of this position or later, to branch off there; None takes all.
+    `inherit_before`: take over nothing from this position on, to branch off there; None takes everything.
     Collective: what one rank raises, such as StorageError when it cannot read its journal, all raise.
     """
 
@@ -163,7 +163,7 @@ def take_over(
 
     def begin() -> tuple[Journal, list[str]]:
         repaired = repair(storage, view)
-        # Before the first checkpoint of this folder: from then on it is resumed by itself.
+        # Before the first checkpoint of this folder: from then on the folder alone is enough to resume.
         adopt(storage, inherited)
         journal = Journal(storage, identity, start=start, inherited=inherited)
         if checkpoint is not None:
@@ -200,14 +200,14 @@ def take_over(
 
 
 def note_failure(journal: Journal, error: Exception) -> None:
-    """Note which error ends this start, for the history of the run."""
+    """Record which error ends this start, for the history of the run."""
     # The journal itself may be what failed.
     with suppress(StorageError):
         journal.note(None, FAILED, {"kind": type(error).__name__, "error": str(error)})
 
 
 def _compatible(view: JournalView, identity: Identity) -> bool:
-    """Whether records of this history can be trained on here: same configuration, same number of ranks."""
+    """Whether records of this history can be used here: same configuration, same number of ranks."""
     return all(identity.is_configured_as(writer) for writer in view.writers)
 
 
@@ -217,7 +217,7 @@ def _as_json(start: Start) -> list[Any]:
 
 
 def _of_all_ranks(told: Sequence[Sequence[Any]]) -> list[Start]:
-    """The starts that any rank has a journal of. One has worked when it has on any rank."""
+    """The starts for which any rank has a journal. A start has done work if it has on any rank."""
     found: dict[int, Start] = {}
     for incarnation, fingerprint, world_size, lineage, worked in (each for rank in told for each in rank):
         known = found.get(incarnation)

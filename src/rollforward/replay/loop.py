@@ -1,7 +1,7 @@
 """What one start of a training loop writes and takes over: journal, checkpoints, and the proof of the replay.
 
-`Recording` is made when it is known where the start begins. It knows steps, what is made once in each, and
-their outcomes. In which order a loop may call what is the business of `rollforward.library`.
+`Recording` is created once it is known where the start begins. It knows steps, what is made once in each,
+and their outcomes. `rollforward.library` enforces the order of calls.
 """
 
 import platform
@@ -63,12 +63,12 @@ class LoopSettings:
     log: Callable[[str], None]
 
     def say(self, line: str) -> None:
-        """The first rank says it for all."""
+        """Log a line; the first rank does it for all."""
         if self.ranks.rank == 0:
             self.log(line)
 
     def warn(self, text: str) -> None:
-        """Every rank says its own."""
+        """Log a warning; every rank logs its own."""
         which = f"rank {self.ranks.rank}: " if self.ranks.world_size > 1 else ""
         self.log(f"warning: {which}{text}")
 
@@ -92,9 +92,9 @@ class StepUnderWay:
     position: Position
     after: Position | None
     chunks: int = 0
-    """What was made once, so far."""
+    """Results of `once` so far."""
     making: str | None = None
-    """The name of what is being made."""
+    """The name of the result being made."""
     outcome: dict[str, float | str] | None = None
     """As it was recorded."""
     recorded_chunks: int | None = None
@@ -102,10 +102,10 @@ class StepUnderWay:
 
 
 class Recording:
-    """Journal and checkpoints of this start; `report.Replayed`. Making one is collective.
+    """Journal and checkpoints of this start; a `report.Replayed`. Creating one is collective.
 
-    `start` is the first step, which comes after `after`. `restored` is the checkpoint that was put in place,
-    None for a new run. `tensors` gives the live arrays.
+    `start` is the first step, which comes after `after`. `restored` is the checkpoint that was loaded, None
+    for a new run. `tensors` returns the live arrays.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Recording:
     ) -> None:
         ranks = settings.ranks
         self.unreadable_chunks = 0
-        """Chunks that the journal had, and that could not be read intact when they were wanted."""
+        """Chunks that the journal had, but that could not be read intact when needed."""
         self._place = place
         self._settings = settings
         self._recovering: Recovering | None = None
@@ -196,13 +196,13 @@ class Recording:
         return self._comparing.repeated
 
     def expected(self) -> list[Position]:
-        """The steps that a loop has to take first: those that are replayed, and the one behind them."""
+        """The steps that a loop must take first: those that are replayed, and the one after them."""
         under_way = self._steps.under_way
         steps = [*self._steps.replayed, *([under_way] if under_way is not None else [])]
         return steps or [self._steps.start]
 
     def begin(self, position: Position, after: Position | None) -> StepUnderWay:
-        """A step begins. Collective while a replay is not over."""
+        """Begin a step. Collective until the replay is over."""
         self.reached(position)
         step = StepUnderWay(position, after)
         try:
@@ -218,12 +218,12 @@ class Recording:
         return step
 
     def reached(self, position: Position) -> None:
-        """All steps before this one are over. Collective while a replay is not over."""
+        """Note that all steps before this one are over. Collective until the replay is over."""
         if self._recovering is not None:
             self._recovering.begins(position)
 
     def once(self, step: StepUnderWay, name: str, make: Callable[[], Any]) -> Any:
-        """What was recorded as the next of this step; else what is made now, on stable storage."""
+        """The next recorded result of this step; otherwise a new one, by then on stable storage."""
         where = f"step {step.position}: {name!r}"
         number = step.chunks
         if step.recorded_chunks is not None and number >= step.recorded_chunks:
@@ -252,7 +252,7 @@ class Recording:
         return found[0]
 
     def end(self, step: StepUnderWay, values: Mapping[str, float]) -> None:
-        """The step is over: what it gave is compared with the record, or becomes one."""
+        """End the step: its outcome is compared with the record, or recorded."""
         if step.recorded_chunks is not None and step.chunks != step.recorded_chunks:
             other_loop(
                 f"step {step.position} ends after {step.chunks} results of once; it was recorded with "
@@ -267,24 +267,24 @@ class Recording:
         self._journal.record(step.position, 0, arrays, metadata)
 
     def close(self, steps: int, last: Position | None) -> None:
-        """Commit what is under way, and note that the run has ended after so many steps. Collective."""
+        """Commit the save in progress, and record that the run ended after this many steps. Collective."""
         if last is not None:
             self.reached(self._steps.behind(last))
         self.checkpoints.close()
         self._journal.note(None, FINISHED, {"steps": steps})
 
     def abandon(self, error: BaseException) -> None:
-        """Commit nothing more; note which error ends this start."""
+        """Commit nothing more; record which error ends this start."""
         self.checkpoints.abandon()
         if isinstance(error, Exception):
             note_failure(self._journal, error)
 
     def let_go(self) -> None:
-        """Let go of the journal's file."""
+        """Close the journal's file."""
         self._journal.close()
 
     def _find(self, step: StepUnderWay, number: int, name: str) -> list[Any] | None:
-        """In a list, what an earlier start recorded; None when it did not, or when that cannot be read."""
+        """What an earlier start recorded, in a list; None when there is nothing, or it cannot be read."""
         where = f"step {step.position}"
         try:
             record = self._journal.find_rollouts(step.position, number)
@@ -305,7 +305,7 @@ class Recording:
         return [found]
 
     def _recover(self, restored: Restored, journal: JournalReport, seconds: float) -> Recovering:
-        """Tells what the run goes on from, and when the replay is over. Collective."""
+        """Reports what the run resumes from, and when the replay is over. Collective."""
         ranks = self._settings.ranks
 
         def keep(report: RecoveryReport) -> None:

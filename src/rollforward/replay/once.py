@@ -1,16 +1,16 @@
-"""What a maker gave, as the arrays and the metadata of a journal record, and back.
+"""Converts the result of `make` to the arrays and metadata of a journal record, and back.
 
-A maker gives arrays by name, or one array, or either with a small JSON value beside it:
+`make` returns arrays by name, one array, or a pair of either and a small JSON value:
 
     {"tokens": ..., "rewards": ...}         arrays: name -> array
     np.array([...])                         one array
     ({"tokens": ...}, {"tries": 3})         and JSON
 
-What comes back has the same form, names in their order, dtypes, shapes and bits, whether it was made just
-now or comes from the journal: arrays are copies of their own, C-contiguous, little-endian and writable.
+What comes back has the same form, order of names, dtypes, shapes and bits, whether it was just made or comes
+from the journal: arrays are separate copies, C-contiguous, little-endian and writable.
 
     metadata    name, after (the step before), form (array, arrays), names (of the arrays, JSON, in their
-                order), info (JSON, where it was given)
+                order), info (JSON, if it was given)
 """
 
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ FORM = "form"
 NAMES = "names"
 INFO = "info"
 _ALONE = "value"
-"""The name of an array that was given without one."""
+"""The name for an array that was given without one."""
 
 
 def pack(made: Any) -> tuple[Arrays, dict[str, str]]:
-    """Arrays and metadata of a record; ValueError says what cannot be kept."""
+    """Arrays and metadata of a record; ValueError says what cannot be stored."""
     metadata: dict[str, str] = {}
     if isinstance(made, tuple):
         if len(made) != 2:
@@ -48,7 +48,7 @@ def pack(made: Any) -> tuple[Arrays, dict[str, str]]:
 
 
 def unpack(arrays: Arrays, metadata: Mapping[str, str]) -> Any:
-    """What was given to `pack`, in the same form; ValueError when that is not in there."""
+    """What was given to `pack`, in the same form; ValueError when the record does not hold it."""
     names = strictjson.parse(metadata.get(NAMES, "[]").encode()) if FORM in metadata else None
     made: Any
     if (
@@ -66,7 +66,7 @@ def unpack(arrays: Arrays, metadata: Mapping[str, str]) -> Any:
 
 
 def copied(record: Record) -> Arrays:
-    """The arrays of a record, which are read-only, as copies that are not."""
+    """Writable copies of the read-only arrays of a record."""
     return {name: np.array(array, order="C", copy=True) for name, array in record.arrays.items()}
 
 

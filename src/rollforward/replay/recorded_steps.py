@@ -1,8 +1,8 @@
-"""Steps that only their records tell: how long one is, and which comes next, is up to the loop.
+"""Steps known only from their records: how long one is, and which comes next, is up to the loop.
 
-Each record says which step came `after` which, and the outcome of a step says how many chunks it has. So
-a step is whole when its outcome is known, all its chunks are there, and it comes after a whole step: a gap is
-noticed, and steps may be counted by epochs of any length.
+Each record says which step it came `after`, and the outcome of a step says how many chunks it has. So a step
+is whole when its outcome is known, all its chunks are present, and it comes after a whole step: gaps are
+detected, and epochs may have any length.
 
     rollouts    chunk (numbered in the order of the calls), after, and what `once` says
     outcome     chunks, after; arrays: the numbers, float64
@@ -23,7 +23,7 @@ CHUNKS = "chunks"
 
 
 def said(position: Position | None) -> str:
-    """A position as records have it; empty for none."""
+    """A position as written in records; empty for none."""
     return "" if position is None else str(position)
 
 
@@ -33,14 +33,14 @@ class RecordedSteps:
 
     start: Position
     after: Position | None
-    """None where the run begins."""
+    """None at the beginning of the run."""
     replayed: list[Position] = field(default_factory=list)
-    """Once all have agreed: the steps that are whole, in their order."""
+    """Once all have agreed: the whole steps, in order."""
     under_way: Position | None = None
-    """And the one behind them, where its name is known."""
+    """The one after them, if its name is known."""
 
     def told(self, view: JournalView) -> dict[str, Any]:
-        """[step, chunks that are there, chunks that its outcome asks for], and how far the rank had come."""
+        """[step, chunks present, chunks that its outcome requires], and how far the rank had come."""
         steps: list[list[Any]] = []
         last = self.after
         for position in sorted({key[0] for key in (*view.rollouts, *view.outcomes)}):
@@ -57,10 +57,10 @@ class RecordedSteps:
         return {"steps": steps, "furthest": str(max([self.start, *done]))}
 
     def reach(self, told: Sequence[Any], *, compatible: bool) -> Reach:
-        """Whole is a step of which one rank has the outcome, and every rank all chunks.
+        """A step is whole when one rank has its outcome and every rank has all its chunks.
 
-        A rank that was killed before it wrote the outcome computes it again; so what another rank had
-        made of the step after that is not lost.
+        A rank that was killed before it wrote the outcome computes it again, so what another rank had
+        already made of the next step is not lost.
         """
         furthest = max(Position.parse(each["furthest"]) for each in told)
         chains = [each["steps"] for each in told] if compatible else [[]]
@@ -79,11 +79,11 @@ class RecordedSteps:
         return Reach(until=until, finished=max(until, furthest))
 
     def behind(self, position: Position) -> Position:
-        """Whatever the next step is called, it is not before this."""
+        """Whatever the next step is, it is not before this."""
         return Position(position.epoch, position.step + 1)
 
     def tally(self, view: JournalView, inherited: JournalView, reach: Reach) -> Tally:
-        """As many as there are records."""
+        """Counts the records."""
         taken = [position for position, _ in inherited.rollouts]
         return Tally(
             replayed_steps=len(self.replayed),
@@ -95,7 +95,7 @@ class RecordedSteps:
 
 
 def _look(view: JournalView, position: Position) -> tuple[str | None, int | None]:
-    """After which step this one came, and how many chunks its outcome says it has; None where none says."""
+    """The step before this one, and how many chunks its outcome says it has; None where unknown."""
     outcome = view.outcomes.get((position, 0))
     first = next((place for key, place in sorted(view.rollouts.items()) if key[0] == position), None)
     for place in (outcome, first):

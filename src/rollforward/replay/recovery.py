@@ -1,14 +1,14 @@
-"""From the newest checkpoint that proves intact into the engine, on all workers alike.
+"""Loads the newest checkpoint that proves intact into the engine, the same one on all workers.
 
-Every byte is verified on its way in. Where the host sees the engine's memory, bytes are read
+Every byte is verified as it is loaded. Where the host sees the engine's memory, bytes are read
 straight into it, several tensors at once, and verified in place; elsewhere each tensor is verified
-first and then handed over.
+first and then passed to the engine.
 
 A checkpoint that turns out to be damaged, on any worker, is rejected with its reason and the next
-older one is loaded over whatever had been put in place; all workers take the same one. When none is
-left the engine holds bytes that mean nothing: the error that says so ends the run. A checkpoint of
-another model or another number of workers is not damaged: that is an error which an older
-checkpoint would not mend.
+older one is loaded over whatever had been loaded; all workers take the same one. When none is left,
+the engine's contents are meaningless: an error that says so ends the run. A checkpoint of another
+model or another number of workers is not damaged: that is an error which an older checkpoint would
+not fix.
 
 Left out: rolling the journal forward from there, which `rollout_log` prepares and the trainer does.
 """
@@ -30,18 +30,18 @@ from rollforward.tensors import Layout, Tensors, layout_of
 
 
 class Target(Protocol):
-    """What a checkpoint is put into; a `grpo.ports.Engine` is one."""
+    """What a checkpoint is loaded into; a `grpo.ports.Engine` is one."""
 
     group: Group
     views: bool
     """Whether `tensors()` are the memory itself, so that bytes can be read straight into it."""
 
     def layout(self) -> Layout:
-        """What there is, without reading any of it."""
+        """What tensors there are, without reading any."""
         ...
 
     def tensors(self) -> Tensors:
-        """role -> name -> array, as it is now."""
+        """role -> name -> array, with its current values."""
         ...
 
     def load(self, role: str, name: str, array: NDArray[Any]) -> None:
@@ -51,17 +51,17 @@ class Target(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What a run goes on from."""
+    """What a run resumes from."""
 
     manifest: Manifest
     rejected: tuple[tuple[Position, str], ...]
-    """Newer checkpoints that did not prove intact, each with the reason, one line."""
+    """Newer checkpoints that did not prove intact, each with a one-line reason."""
     role_bytes: Mapping[str, int]
-    """Bytes restored of each role."""
+    """Bytes restored, by role."""
     find_seconds: float
-    """To find it."""
+    """Time to find it."""
     seconds: float
-    """To read, verify and put in place, those that were rejected on the way included."""
+    """Time to read, verify and load, including rejected checkpoints."""
 
 
 class Arrays:
@@ -74,7 +74,7 @@ class Arrays:
         self._tensors = tensors
 
     def layout(self) -> Layout:
-        """That of the arrays; they are whole."""
+        """The layout of the arrays, which are not split."""
         return layout_of(self._tensors)
 
     def tensors(self) -> Tensors:
@@ -90,13 +90,13 @@ def restore(storage: Storage, engine: Target, *, until: Position | None = None) 
     """Load the newest checkpoint, not after `until`, that proves intact on every worker. Collective.
 
     Raises NothingToResume, with all reasons, when none does, and CheckpointMismatch for an
-    intact one that does not belong to this engine; what one worker raises, all raise.
+    intact one that does not fit this engine; what one worker raises, all raise.
     """
     rejected: dict[Position, str] = {}
     began, finding = time.perf_counter(), 0.0
 
     def attempt() -> tuple[Manifest, str | None, float]:
-        """The newest that is left, put in place; what is wrong with it; and how long it took to find."""
+        """Load the newest one left; returns it, what is wrong with it, and how long it took to find."""
         looking = time.perf_counter()
         try:
             found = find(storage, skip=rejected, until=until)
@@ -128,13 +128,13 @@ def restore(storage: Storage, engine: Target, *, until: Position | None = None) 
                 find_seconds=finding,
                 seconds=time.perf_counter() - began - finding,
             )
-        # Workers that found different ones drop the newest of them, which some could not use.
+        # If workers found different ones, the newest is dropped, since some could not use it.
         newest = max(Position.parse(answer["position"]) for answer in answers)
         rejected[newest] = reason
 
 
 def _put_in_place(storage: Storage, manifest: Manifest, engine: Target) -> None:
-    """All tensors into the engine. After CheckpointInvalid what is there must not be used."""
+    """Load all tensors into the engine. After CheckpointInvalid its contents must not be used."""
     if engine.views:
         restore_into(storage, manifest, engine.tensors())
         return

@@ -1,12 +1,12 @@
-"""What a resumed run went on from, what that took, and what it could not have back.
+"""What a run resumed from, how long that took, and what could not be recovered.
 
-A start of the run that resumes makes one report and keeps it twice: when training goes on, with
-what is going to be replayed, and when the replay is over, with what was. People read it in
-the log. Programs read `recoveries.jsonl` in the run's folder, beside the metrics: one JSON object
-a start, the newest last, made of the fields of `RecoveryReport`; the file is replaced as a whole, durably.
-`rollforward history` tells it too.
+A start that resumes makes one report and writes it twice: when training continues, with what is
+going to be replayed, and when the replay is over, with what was replayed. People read it in the
+log. Programs read `recoveries.jsonl` in the run's folder, beside the metrics: one JSON object per
+start, newest last, with the fields of `RecoveryReport`; the file is replaced as a whole, durably.
+`rollforward history` shows it too.
 
-Numbers are of all ranks together, seconds are the first rank's.
+Counts are totals over all ranks, seconds are the first rank's.
 
 Left out: resuming from another trainer's folder, which has no journal and no digests to report on.
 """
@@ -30,7 +30,7 @@ FILE = "recoveries.jsonl"
 _MAX_BYTES = 64 << 20
 _MAX_LINE = 1 << 20
 _KEPT = 1000
-"""Reports, the newest; a supervised run may start often."""
+"""How many reports are kept, the newest ones; a supervised run may start often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +40,15 @@ class RecoveryReport:
     incarnation: int
     """Which start of the run."""
     time: str
-    """When training went on, UTC."""
+    """When training continued, UTC."""
     checkpoint: Position
     """The one that was loaded."""
     saved_by: int
     """The incarnation that saved it."""
     saved: str
-    """When, UTC."""
+    """When it was saved, UTC."""
     rejected: Mapping[str, str]
-    """Newer checkpoints that did not prove intact: position -> the reason, one line."""
+    """Newer checkpoints that did not prove intact: position -> one-line reason."""
     bytes: int
     """Read and verified."""
     replayed_until: Position
@@ -57,17 +57,17 @@ class RecoveryReport:
     """The first step that is new: neither replayed nor finished by an earlier start."""
     steps_replayed: int
     chunks_reused: int
-    """Taken from the journal: those of the steps replayed, and those that step `next` had finished."""
+    """Taken from the journal: those of the replayed steps, and those already finished for step `next`."""
     chunks_generated_again: int
     """Finished before, but not taken from the journal."""
     steps_lost: int
-    """Finished before, and not to be replayed: from `replayed_until` up to, not including, `next`."""
+    """Finished before, but not replayed: from `replayed_until` up to, not including, `next`."""
     lost: tuple[str, ...]
-    """In words, what could not be had back, and why; empty when nothing is lost."""
+    """In words, what could not be recovered, and why; empty when nothing is lost."""
     over: bool = False
-    """Whether the replay is over. Until then what is said of it is what is going to be done."""
+    """Whether the replay is over. Until then, its figures say what is going to be done."""
     updates_replayed: int = 0
-    """Replayed updates whose outcome was held against the recorded one."""
+    """Replayed updates whose outcome was compared with a recorded one."""
     updates_repeated: int = 0
     """Those of them that gave the same bits."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class RecoveryReport:
             raise ValueError(f"not a report of a recovery: {error}") from None
 
     def lines(self) -> list[str]:
-        """For the log, when training goes on; the damage itself has been told by then."""
+        """For the log, when training continues; damage has already been reported by then."""
         rejected = f"{counted(len(self.rejected), 'newer one')} rejected; " if self.rejected else ""
         until = f", up to {self.replayed_until}" if self.steps_replayed else ""
         again = self.chunks_generated_again
@@ -136,7 +136,7 @@ def make_report(
     bytes_restored: int,
     seconds: Mapping[str, float],
 ) -> RecoveryReport:
-    """What is known when training goes on. `end`: of the run. `bytes_restored`: of all ranks."""
+    """What is known when training continues. `end`: of the run. `bytes_restored`: of all ranks."""
     manifest = restored.manifest
     return RecoveryReport(
         incarnation=incarnation,
@@ -169,14 +169,14 @@ class Replayed(Protocol):
         """Those of them that gave the same bits."""
 
     unreadable_chunks: int
-    """Chunks that the journal had, and that could not be read intact when they were wanted."""
+    """Chunks that the journal had, but that could not be read intact when needed."""
 
 
 class Recovering:
     """Watches a resumed run until its replay is over; an `Observer`, on every rank.
 
-    `say` and `keep` get the report: once when this is made, and once when step `next` begins. `following`
-    names the step after one. `age` gives the seconds since the process started.
+    `say` and `keep` get the report: once when this is created, and once when step `next` begins. `following`
+    returns the step after a given one. `age` returns the seconds since the process started.
     """
 
     def __init__(
@@ -205,15 +205,15 @@ class Recovering:
             self._finish()
 
     def phase(self, position: Position, name: str) -> None:
-        """Nothing: ranks enter phases at different moments, and the counts are of all."""
+        """Nothing: ranks enter phases at different times, but the counts are over all ranks."""
 
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 (an Observer's)
-        """The replay is over with the last step that had been finished before. Collective."""
+        """The replay is over after the last step that had been finished before. Collective."""
         if not self.report.over and self._following(position) == self.report.next:
             self._finish()
 
     def begins(self, position: Position) -> None:
-        """The same, for a run that cannot name the step after one: told when a step begins. Collective."""
+        """Like `step`, for a run that cannot name the next step: called when a step begins. Collective."""
         if not self.report.over and position >= self.report.next:
             self._finish()
 
@@ -225,7 +225,7 @@ class Recovering:
         self.report = replace(
             report,
             over=True,
-            # Outcomes are of all ranks together: each rank compares the same ones.
+            # Outcomes are over all ranks: each rank compares the same ones.
             updates_replayed=min(replayed),
             updates_repeated=min(repeated),
             chunks_reused=report.chunks_reused - sum(unreadable),
@@ -237,14 +237,14 @@ class Recovering:
 
 
 def keep(storage: Storage, report: RecoveryReport) -> None:
-    """Put the report, durably, behind those that are there; it replaces an earlier one of the same start."""
+    """Append the report durably; it replaces an earlier one of the same start."""
     others = [other for other in read(storage) if other.incarnation != report.incarnation]
     lines = [json.dumps(each.as_json()) + "\n" for each in [*others, report][-_KEPT:]]
     storage.write(FILE, ["".join(lines).encode()])
 
 
 def read(storage: Storage) -> list[RecoveryReport]:
-    """The reports in a run's folder, the newest last; what is none is passed over."""
+    """The reports in a run's folder, newest last; invalid lines are skipped."""
     if storage.stat(FILE) is None:
         return []
     found = []
@@ -283,16 +283,16 @@ _READERS: Mapping[Any, Callable[[Any], Any]] = {
     Mapping[str, float]: lambda value: _object(value, _number),
     tuple[str, ...]: lambda value: tuple(map(_text, _is(isinstance(value, list | tuple), value))),
 }
-"""What a field of a report is made from, by its type; TypeError or ValueError for anything else."""
+"""How a field of a report is parsed, by its type; TypeError or ValueError for anything else."""
 
 
 def _lost(journal: JournalReport, end: Position) -> tuple[str, ...]:
-    """What of earlier starts is not taken over, and why; the most important first. `end`: of the run."""
+    """What is not taken over from earlier starts, and why; the most important first. `end`: of the run."""
     return (*_lost_here(journal, end), *_passed_over(journal))
 
 
 def _lost_here(journal: JournalReport, end: Position) -> tuple[str, ...]:
-    """Of the history that is resumed."""
+    """The same, for the history that is resumed."""
     if journal.lost_chunks:
         which = (
             f"{counted(journal.lost_steps, 'finished step')} from {journal.until} on, "

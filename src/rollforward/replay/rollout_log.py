@@ -1,10 +1,10 @@
 """The trainer's `RolloutLog` over the journal.
 
-Replay is no mode of the trainer: it finds the chunks in the log instead of generating them, and
-what an update gives is compared with what is recorded, to the last bit. What a start takes over is
-agreed on in `inheriting`, which is collective; `comparing` decides whether an update repeats its record.
-Here is what both need to know of GRPO: a step is a fixed number of chunks, an epoch a fixed number of
-steps, and an outcome a few numbers.
+Replay is not a mode of the trainer: it finds the chunks in the log instead of generating them, and the
+outcome of an update is compared with the recorded one, to the last bit. `inheriting`, which is
+collective, agrees on what a start takes over; `comparing` decides whether an update repeats its record.
+This module has what both need to know about GRPO: a step is a fixed number of chunks, an epoch a fixed
+number of steps, and an outcome a few numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from rollforward.store.journal.records import Identity
 from rollforward.store.journal.writing import Journal
 
 COMPARED = ("loss", "grad_norm", "kl", "learning_rate")
-"""The numbers of an outcome that a replay has to repeat."""
+"""The numbers of an outcome that a replay must repeat."""
 
 Uninterrupted = Callable[[], AbstractContextManager[None]]
 """Entered around each write, so that a signal takes effect only when the record is whole."""
@@ -46,13 +46,13 @@ class LogSettings:
     steps_per_epoch: int
     on_divergence: OnDivergence = "stop"
     shape: ChunkShape | None = None
-    """Of every chunk; a record of another one is damage. None: whatever agrees with itself."""
+    """Of every chunk; a record with another shape is damaged. None: any shape that is consistent."""
     weights_digest_every: int = 0
-    """A digest of the policy goes with the outcomes of every so many steps; 0: never."""
+    """Every this many steps, the outcome includes a digest of the policy; 0: never."""
 
 
 class JournaledRollouts:
-    """`grpo.ports.RolloutLog`. `weights_digest` gives a digest of the policy as it is now."""
+    """`grpo.ports.RolloutLog`. `weights_digest` returns a digest of the current policy."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class JournaledRollouts:
     ) -> None:
         self.journal = journal
         self.unreadable_chunks = 0
-        """Chunks that the journal had, and that could not be read intact when they were wanted."""
+        """Chunks that the journal had, but that could not be read intact when needed."""
         self._comparing = Comparing(journal.identity, notice=notice, on_divergence=settings.on_divergence)
         self._settings = settings
         self._notice = notice
@@ -101,7 +101,7 @@ class JournaledRollouts:
     def record(
         self, position: Position, iteration: int, outcome: UpdateOutcome, learning_rate: float
     ) -> None:
-        """Compare with the recorded outcome, or write it; ReplayDiverged when it differs."""
+        """Compare with the recorded outcome, or record it; ReplayDiverged when it differs."""
         every = self._settings.weights_digest_every
         due = every > 0 and (position.global_step(self._settings.steps_per_epoch) + 1) % every == 0
         weights = self._weights_digest() if due else ""
@@ -110,7 +110,7 @@ class JournaledRollouts:
         if found is not None:
             recorded, by = found
             given = RecordedOutcome(**{name: float(array) for name, array in arrays.items()}, weights=weights)
-            # A digest counts where both have one.
+            # Digests are compared only if both have one.
             digests = bool(weights and recorded.weights)
             where = f"step {position}, update {iteration}"
             if self._comparing.repeats(where, _values(given, digests), _values(recorded, digests), by):
@@ -119,7 +119,7 @@ class JournaledRollouts:
             self.journal.record(position, iteration, arrays, metadata)
 
     def failed(self, error: Exception) -> None:
-        """Note which error ends this start, for the history of the run."""
+        """Record which error ends this start, for the history of the run."""
         with self._uninterrupted():
             note_failure(self.journal, error)
 
@@ -142,34 +142,34 @@ def _values(outcome: RecordedOutcome, digests: bool) -> dict[str, float | str]:
 
 @dataclass(frozen=True, kw_only=True)
 class FixedSteps:
-    """`inheriting.Steps` of GRPO: so many chunks to a step, so many steps to an epoch."""
+    """`inheriting.Steps` of GRPO: fixed numbers of chunks per step and of steps per epoch."""
 
     settings: LogSettings
     start: Position
     finished: Position
-    """Steps before it are known to have been finished, whatever the journal says of them."""
+    """Steps before it are known to have been finished, whatever the journal says."""
 
     def told(self, view: JournalView) -> Any:
-        """Up to where a rank has whole steps, and how far it had come."""
+        """How far a rank's whole steps reach, and how far it had come."""
         chunks, steps = self.settings.chunks_per_step, self.settings.steps_per_epoch
         until = view.first_incomplete(self.start, chunks_per_step=chunks, steps_per_epoch=steps)
         done = [position.following(steps) for position, _ in view.outcomes]
-        # A step begins when those before it are finished.
+        # A step begins only when those before it are finished.
         done += [position for position, _ in view.rollouts]
         return {"until": str(until), "finished": str(max([self.finished, self.start, *done]))}
 
     def reach(self, told: Sequence[Any], *, compatible: bool) -> Reach:
-        """The least that all have, and the most that any had."""
+        """What all ranks have, and the furthest that any had come."""
         until = min(Position.parse(each["until"]) for each in told) if compatible else self.start
         finished = max(Position.parse(each["finished"]) for each in told)
         return Reach(until=until, finished=max(until, finished))
 
     def behind(self, position: Position) -> Position:
-        """The next step's."""
+        """The position of the next step."""
         return position.following(self.settings.steps_per_epoch)
 
     def tally(self, view: JournalView, inherited: JournalView, reach: Reach) -> Tally:
-        """By the numbers of steps: lost steps are lost whether or not the journal still has them."""
+        """Counts steps by position: lost steps are lost whether or not the journal still has them."""
         chunks, steps = self.settings.chunks_per_step, self.settings.steps_per_epoch
         replayed = reach.until.global_step(steps) - self.start.global_step(steps)
         lost = reach.finished.global_step(steps) - reach.until.global_step(steps)
@@ -180,7 +180,7 @@ class FixedSteps:
             replayed_chunks=replayed * chunks,
             reused_chunks=reused,
             lost_steps=lost,
-            # What of the first lost step is left is used again.
+            # What is left of the first lost step is used again.
             lost_chunks=under_way + (lost * chunks - reused if lost else 0),
         )
 
@@ -202,7 +202,7 @@ def open_rollout_log(
 ) -> tuple[JournaledRollouts, JournalReport]:
     """The log of a start, and what it takes over: see `inheriting.take_over`. Collective.
 
-    `finished`: steps before it are known to have been finished, whatever the journal says of them.
+    `finished`: steps before it are known to have been finished, whatever the journal says.
     """
     journal, report = take_over(
         sources=sources,

@@ -1,8 +1,8 @@
-"""Checkpoints in the shadow of what a run does besides, with the journal kept in step.
+"""Checkpoints saved in the background, with the journal kept in step.
 
-A checkpoint that begins begins a journal segment too, so that old segments can go when old
-checkpoints do. What comes of a checkpoint is logged at the next step boundary, a line each; one
-that fails does not end the run, unless nothing newer succeeds until the run is over.
+Starting a checkpoint also starts a journal segment, so that old segments can be removed along with
+old checkpoints. The result of each checkpoint is logged at the next step boundary, one line each; a
+failure does not end the run, unless nothing newer succeeds before the run is over.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,10 @@ from rollforward.wording import in_bytes
 class JournaledCheckpoints:
     """`ShadowCheckpoints` over `store`, and the journal. Collective: all ranks call each method alike.
 
-    `live` is what is saved, and `about` goes to every checkpoint, as for `ShadowCheckpoints`. `say` is told
-    what is the same on all ranks, `warn` what went wrong on this one; `committed` each checkpoint that
-    exists, `failed` when one could not be saved, `suspicious` when one looks as if nothing had been learnt.
+    `live` is what is saved, and `about` goes to every checkpoint, as for `ShadowCheckpoints`. `say` gets
+    what is the same on all ranks, `warn` what went wrong on this one. `committed` is called for each
+    committed checkpoint, `failed` when one could not be saved, `suspicious` when one seems to have learned
+    nothing.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class JournaledCheckpoints:
             self._warn(warning)
 
     def begin(self, position: Position, global_step: int, state: Mapping[str, Any]) -> None:
-        """Start to save the state as it is now, and return."""
+        """Start saving the current state, and return."""
         self._journal.checkpoint_begun()
         self._shadow.begin(position, global_step, state=state)
 
@@ -84,11 +85,11 @@ class JournaledCheckpoints:
         self._shadow.boundary()
 
     def close(self) -> None:
-        """Commit what is under way. StorageError when the newest state could not be saved."""
+        """Commit the save in progress. StorageError when the newest state could not be saved."""
         self._shadow.close()
 
     def abandon(self) -> None:
-        """Leave what is under way uncommitted; nothing is written any more once this returns."""
+        """Leave the save in progress uncommitted; nothing more is written once this returns."""
         self._shadow.abandon()
 
     def _saved(self, result: Saved) -> None:
@@ -106,7 +107,7 @@ class JournaledCheckpoints:
             self._say(f"warning: {result.suspicion}")
 
     def _prune_journal(self) -> list[str]:
-        """Remove what no replay from a checkpoint that is left can need; returns warnings."""
+        """Remove what no replay from a remaining checkpoint can need; returns warnings."""
         try:
             self._journal.prune(oldest_position(self._store.storage))
         except StorageError as error:
@@ -115,6 +116,6 @@ class JournaledCheckpoints:
 
     def _not_saved(self, error: StorageError) -> None:
         self._failed()
-        # All ranks fail together, so the first one speaks for all.
+        # All ranks fail together, so the first one reports for all.
         hint = f". Try: {error.hint}" if error.hint else ""
         self._say(f"warning: {error.message}{hint}")

@@ -1,1 +1,1 @@
-"""What joins the rest: configuration, wiring, recovery, launching, metrics and progress."""
+"""What ties the rest together: configuration, wiring, recovery, launching, metrics and progress."""

@@ -1,11 +1,11 @@
-"""Going to a step of a run that is not its newest: to branch off there, or to rebuild its checkpoint.
+"""Going back to an earlier step of a run, to branch off there or to rebuild its checkpoint.
 
     checkpoint at S      the newest valid one at or before the step asked for
-    S ... P-1            replayed from the journal: every chunk of every rank has to be there
-    P                    reached, with the bits that a run stopped there saved
+    S ... P-1            replayed from the journal: every chunk of every rank must be there
+    P                    reached, bit for bit as a run that stopped there would have saved it
 
-All of this is looked at before anything is written, so that what cannot be reached is refused and
-not half made. Nothing of P or later is taken over.
+All of this is checked before anything is written, so an unreachable step is refused instead of
+half built. Nothing of P or later is taken over.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -21,7 +21,7 @@ from rollforward.store.journal.timeline import choose_history
 
 
 def check_named(position: Position, steps_per_epoch: int, end: Position) -> None:
-    """ConfigError for a position that this run does not have."""
+    """Raise ConfigError for a position that this run does not have."""
     if position.step >= steps_per_epoch:
         raise ConfigError(
             f"there is no step {position}: an epoch has {steps_per_epoch} steps",
@@ -46,10 +46,10 @@ def check_reach(
     chunks_per_step: int,
     steps_per_epoch: int,
 ) -> None:
-    """NothingToResume unless the journal of each of these ranks leads from the checkpoint to the position.
+    """Raise NothingToResume unless each of these ranks' journals leads from the checkpoint to the position.
 
-    CheckpointMismatch when records on the way were made with another configuration than that of
-    `fingerprint`; `also` are digests of the same configuration, as earlier versions made them.
+    CheckpointMismatch when records on the way were made with a different configuration than that of
+    `fingerprint`; `also` holds digests of the same configuration as earlier versions computed them.
     """
     starts = [start for rank in ranks for start in read_starts([storage], rank=rank, run_id=manifest.run_id)]
     names = {fingerprint, *also}
@@ -87,13 +87,13 @@ def check_reach(
 
 
 def facts_of(manifest: Manifest) -> Mapping[str, Any]:
-    """The facts of the run when a checkpoint was saved; empty when it does not say."""
+    """The facts of the run when a checkpoint was saved; empty when the checkpoint has none."""
     found = manifest.state.get("facts")
     return found if isinstance(found, dict) else {}
 
 
 def check_same_facts(manifest: Manifest, facts: Mapping[str, Any], position: Position) -> None:
-    """CheckpointMismatch unless what influences the numbers is as it was: only then are steps repeated."""
+    """Raise CheckpointMismatch if what affects the numbers has changed: the steps would not repeat."""
     before = facts_of(manifest)
     if manifest.fingerprint in fingerprints(facts, before):
         return

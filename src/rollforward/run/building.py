@@ -1,4 +1,4 @@
-"""From a plan to what engine, trainer and store are built from: where the configuration's words end."""
+"""Turns a plan into the settings of engine, trainer and store; configuration keys stop here."""
 
 from rollforward.grpo.schedule import LearningRate
 from rollforward.grpo.trainer import TrainerSettings
@@ -61,13 +61,13 @@ def trainer_settings(plan: Plan) -> TrainerSettings:
         verifier_names=plan.config.reward_config.verifier_function,
         verifier_weights=plan.config.verifier_weights,
         ref_model_sync_steps=ref.ref_model_sync_steps if ref.sync_ref_model else 0,
-        # 0 means only the final checkpoint: further apart than the run is long.
+        # 0 means only the final checkpoint: an interval longer than the run.
         save_ckpt_interval=(not plan.rebuild and rl.save_ckpt_interval) or plan.total_steps + 1,
     )
 
 
 def retention(plan: Plan) -> Retention:
-    """Which checkpoints stay."""
+    """Which checkpoints are kept."""
     rl = plan.config.rl_config
     return Retention(
         newest=rl.save_max_ckpt_num,

@@ -1,17 +1,17 @@
-"""The configuration that a run's folder carries, so that a resume and a rebuild need no `--config`.
+"""The configuration stored in a run's folder, so that a resume or a rebuild needs no `--config`.
 
     configurations.jsonl      {"incarnation": 1, "time": "...", "config": {"rl_config": {"seed": 7, ...}}}
                               {"incarnation": 4, "time": "...", "config": {...}}
 
-A line for the first start, and for each later one that had another configuration; the file is replaced as
-a whole, durably, before the start's first step. A resume takes the last line; a rebuild takes the one that
-was in force when the checkpoint that it goes on from was saved.
+One line for the first start, and one for each later start with a different configuration; the file is
+replaced as a whole, durably, before the start's first step. A resume takes the last line; a rebuild takes the
+one that was in force when the checkpoint it starts from was saved.
 
-Every key is there but those that name folders: where a run is written to and which model it came from belong
-to a start. A relative `dataset_file` is kept as the absolute path that it meant.
+Every key is stored except those that name folders: where a run is written and which model it came from belong
+to a start. A relative `dataset_file` is stored as the absolute path it referred to.
 
-A folder is data, and may be from anybody. What it names is read, never run: a verifier of the user's own
-(`module:function`) counts only when the command or a configuration of the user's names it too.
+A folder is data, and may come from anyone. What it names is read, never run: a custom verifier
+(`module:function`) counts only when the command line or the user's own configuration names it too.
 """
 
 import json
@@ -41,7 +41,7 @@ Tree = Mapping[str, Any]
 
 
 def tree_of(config: Config) -> dict[str, Any]:
-    """What of a configuration belongs to the run."""
+    """The part of a configuration that belongs to the run."""
     tree: dict[str, Any] = {}
     values = asdict(config)
     for path, declared, _ in walk(Config):
@@ -60,9 +60,9 @@ def tree_of(config: Config) -> dict[str, Any]:
 
 
 def carried(run: Path, until: Position | None = None) -> Carried | None:
-    """The configuration that a run's folder carries; None when it has none that can be read.
+    """The configuration stored in a run's folder; None when there is no readable one.
 
-    `until`: the one that was in force at the newest checkpoint not after it, rather than the last one.
+    With `until`, the one in force at the newest checkpoint at or before it, rather than the last one.
     """
     storage = LocalStorage(run)
     found = _read(storage)
@@ -74,7 +74,7 @@ def carried(run: Path, until: Position | None = None) -> Carried | None:
 
 
 def keep(storage: Storage, incarnation: int, config: Config) -> None:
-    """Say, durably, which configuration a start has, unless the one before had the same."""
+    """Record durably which configuration a start has, unless the previous start had the same one."""
     lines, tree = _read(storage), tree_of(config)
     if lines and lines[-1]["config"] == tree:
         return
@@ -83,9 +83,9 @@ def keep(storage: Storage, incarnation: int, config: Config) -> None:
 
 
 def differences(before: Tree, config: Config) -> list[str]:
-    """What is not as the run had it, a line each, of the keys that do not influence numbers.
+    """The changed keys, one line each, among those that do not affect the numbers.
 
-    Those that do are facts of the run, and compared as such.
+    Keys that do are facts of the run, and are compared as such.
     """
     then, now = _flat(before), _flat(tree_of(config))
     told = [name for name in now if name not in what_affects_numbers(config)]
@@ -99,14 +99,14 @@ def differences(before: Tree, config: Config) -> list[str]:
 def of_resumed(
     given: Sequence[tuple[str, Any]], *, actor: str, reference: str, until: Position | None
 ) -> Carried | None:
-    """The configuration of the run that a command line resumes; `actor` and `reference` as it names them."""
+    """The configuration of the run that a command line resumes; `actor` and `reference` as given there."""
     save = [item for item in given if item[0] == "actor_config.save"]
     run = outputs(load(None, save).config).run
     return carried(name_checkpoint_folders(actor, reference, run).run, until)
 
 
 def check_named(base: Carried, given: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The options to put over a carried configuration; ConfigError when it names code and they do not."""
+    """The options to apply over a stored configuration; ConfigError when it names code and they do not."""
     reward = base.tree.get("reward_config")
     stored = reward.get("verifier_function") if isinstance(reward, Mapping) else None
     names = [name for name in stored if isinstance(name, str)] if isinstance(stored, list) else []
@@ -119,13 +119,13 @@ def check_named(base: Carried, given: Sequence[tuple[str, Any]]) -> list[tuple[s
             hint=f"--verifier_function {','.join(names)}, or --config with the run's configuration",
         )
     if named and named[-1] == names:
-        # Naming the run's own verifiers changes nothing, their weights neither.
+        # Naming the run's own verifiers changes nothing, and neither do their weights.
         return [item for item in given if item != ("reward_config.verifier_weight", [])]
     return list(given)
 
 
 def _read(storage: Storage) -> list[dict[str, Any]]:
-    """The lines of the file, oldest first; what is none is passed over."""
+    """The entries of the file, oldest first; invalid lines are skipped."""
     try:
         if storage.stat(FILE) is None:
             return []

@@ -1,13 +1,13 @@
-"""What is kept when a number is not finite, in plain files, for people who want to know why.
+"""What is saved when a number is not finite: plain files for people who want to know why.
 
-    evidence/0_7-3/rank_0.json           step 0_7, start 3: what was wrong, numbers, and every sample in words
-    evidence/0_7-3/rank_0.safetensors    the arrays that went in and came out, by name
+    evidence/0_7-3/rank_0.json           step 0_7, start 3: what was wrong, numbers, and every sample as text
+    evidence/0_7-3/rank_0.safetensors    the input and output arrays, by name
 
 A run stops before such an update is journaled, and a chunk with such a reward or log-probability
-never reaches the journal. The weights are unchanged, and the run can be resumed. Nothing here is
-ever read by a run or removed by one; the folder may be deleted.
+never reaches the journal. The weights are unchanged, and the run can be resumed. A run never reads
+or removes anything here; the folder may be deleted.
 
-Each worker writes its own samples. Numbers that JSON has no form for stand there as text.
+Each worker writes its own samples. Numbers that JSON cannot represent are written as text.
 """
 
 import json
@@ -35,20 +35,20 @@ _SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True, kw_only=True)
 class Circumstances:
-    """Where it happened, for what the trainer does not know."""
+    """The context that the trainer does not know."""
 
     run: Path
     incarnation: int
     verifiers: Sequence[str]
     samples_per_chunk: int
     tensors: Tensors
-    """The engine's: are the weights finite?"""
+    """The engine's, to check whether the weights are finite."""
 
 
 def keep(error: NonFinite, group: Group, about: Circumstances) -> NonFinite:
-    """Write the evidence of this worker down; the error to be raised, which says what and where.
+    """Write this worker's evidence; returns the error to raise, which says what and where.
 
-    Collective after an update, which fails on all workers alike: none ends before all have written.
+    Collective after an update, which fails on all workers alike: none exits before all have written.
     """
     evidence = error.evidence
     if not isinstance(evidence, Evidence):
@@ -133,17 +133,17 @@ def _place(evidence: Evidence) -> str:
 
 
 def _not_finite(tensors: Tensors) -> Iterator[tuple[str, int]]:
-    """Role and name of each tensor with values that are not finite, and how many."""
+    """Role and name of each tensor with non-finite values, and how many there are."""
     for role, named in tensors.items():
         for name, array in named.items():
-            # BF16 and FP8 are of no kind that NumPy knows; whole numbers are finite.
+            # NumPy has no kind for BF16 and FP8; integers are always finite.
             count = 0 if array.dtype.kind in "biu" else int((~np.isfinite(array)).sum())
             if count:
                 yield f"{role}/{name}", count
 
 
 def _plain(value: Any) -> Any:
-    """The value with text in place of numbers that JSON does not have."""
+    """The value, with text in place of numbers that JSON cannot represent."""
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, Mapping):

@@ -1,23 +1,23 @@
-"""What reaches the numbers of a run, gathered under names, and compared when the run is resumed.
+"""Everything that affects the numbers of a run, by name; compared when the run is resumed.
 
     keys of the configuration      those that affect numbers, by their dotted names
-    world_size, decay_steps        what follows from others
+    world_size, decay_steps        derived from the others
     model                          digest of the model's config.json
-    file NAME                      digest of each file of the tokenizer that is read; null: there is none
-    end_tokens, pad_token          in force, from the configuration or from these files
+    file NAME                      digest of each tokenizer file that is read; null: it does not exist
+    end_tokens, pad_token          as in force, from the configuration or from these files
     dataset, dataset_text          digests of the prompts' tokens with the answers, and of their text
-    dataset_columns                column -> digest; a list of columns, since verifiers are handed all of them
+    dataset_columns                column -> digest, for all columns, since verifiers are given all of them
     verifier NAME                  digest of a verifier's sources, version of a library that it judges with
 
-Two kinds, by what follows when one has changed. Most make another run: what was finished after the
-checkpoint is generated anew. Those of verifiers do not: their rewards are in the journal, so what was
-finished keeps them.
+There are two kinds, by what a change means. Most make it a different run: what was finished after the
+checkpoint is generated again. Facts of verifiers do not: their rewards are in the journal, so finished
+work keeps them.
 
-Versions of this program know different facts. A checkpoint is compared with by the facts that its version
-knew; one that it did not know is no change. `fingerprints` makes the digests of the journal fit.
+Different versions of this program know different facts. A checkpoint is compared by the facts that its
+version knew; a fact it did not know is not a change. `fingerprints` gives the matching journal digests.
 
-Not known, and so not compared: what a verifier imports or reads, the processor within its kind, threads
-(which changed no bit where it was tried), the code of libraries under an unchanged version.
+Not known, so not compared: what a verifier imports or reads, the exact processor model, the number of
+threads (which changed no bit where tried), library code that changed under the same version.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _FILE = "file "
 
 
 def of_files(files: Mapping[str, bytes], names: Iterable[str]) -> dict[str, Any]:
-    """The facts of the files that a run reads of its tokenizer; `names` are all that it would read."""
+    """The facts of the tokenizer files that a run reads; `names` are all those it would read."""
     found = {name: hashlib.sha256(files[name]).hexdigest() if name in files else None for name in names}
     return {f"{_FILE}{name}": value for name, value in found.items()}
 
@@ -44,9 +44,9 @@ def of_verifiers(described: Mapping[str, str]) -> dict[str, Any]:
 
 
 def of_dataset(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """The facts of everything that a dataset hands to generation and verifiers."""
+    """The facts of everything that a dataset gives to generation and verifiers."""
     columns = sorted({name for prompt in prompts for name in prompt.columns})
-    # As the first version of this program made it: its checkpoints are compared by it.
+    # Computed as the first version of this program did, since its checkpoints are compared by it.
     tokens = "".join(repr((prompt.token_ids, prompt.answer)) for prompt in prompts)
     return {
         "dataset": hashlib.sha256(tokens.encode()).hexdigest(),
@@ -59,22 +59,22 @@ def of_dataset(prompts: Sequence[Prompt]) -> dict[str, Any]:
 
 
 def fingerprints(facts: Mapping[str, Any], before: Mapping[str, Any]) -> frozenset[str]:
-    """Every digest by which a journal may name these facts: of all, and of those that `before` knew."""
+    """Every digest that a journal may have for these facts: of all of them, and of those `before` knew."""
     return frozenset({fingerprint_of(facts), fingerprint_of(known(facts, before))})
 
 
 def fingerprint_of(facts: Mapping[str, Any]) -> str:
-    """The digest of the facts that make a run; those of verifiers are not among them."""
+    """The digest of the facts that identify a run; those of verifiers are not included."""
     return fingerprint({name: value for name, value in facts.items() if not name.startswith(_VERIFIER)})
 
 
 def known(facts: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that a version of this program knew which named those of `before`."""
+    """The facts known to the version of this program that recorded `before`."""
     return {name: value for name, value in facts.items() if name in before}
 
 
 def warnings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What has changed since a checkpoint was saved, a line each, and what follows."""
+    """What has changed since a checkpoint was saved and what that means, one line each."""
     found = _changed(before, now)
     made = [line for name, line in found if not name.startswith(_VERIFIER)]
     judged = [line for name, line in found if name.startswith(_VERIFIER)]
@@ -90,17 +90,17 @@ def warnings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of two sets of facts makes other runs, a line each."""
+    """The differences that make it a different run, one line each."""
     return [line for name, line in _changed(before, now) if not name.startswith(_VERIFIER)]
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and words of each change."""
+    """Name and description of each change."""
     then, here = dict(before), known(now, before)
     found: list[tuple[str, str]] = []
     for name in sorted({*then, *here}):
         if name not in here and name.startswith(_VERIFIER):
-            continue  # of a verifier that is no longer named: its name tells
+            continue  # of a verifier that is no longer configured: its name says so
         old, new = then.get(name), here.get(name)
         if old != new:
             found += [(name, line) for line in _in_words(name, old, new)]
@@ -147,7 +147,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it. A generator of problems may give anything: what JSON lacks counts by its type."""
+    """The value as JSON. A problem generator may yield anything: what JSON lacks is replaced by its type."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, set | frozenset):

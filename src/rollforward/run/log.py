@@ -1,9 +1,9 @@
-"""What a run tells people: on the screen, in `train.log`, and from every worker.
+"""What a run reports to people: on the screen, in `train.log`, and from every worker.
 
-A *line* is about the run; all workers have the same to say, so the first one says it. A *warning* is about
-one worker, and is heard whichever worker it is: it is printed there, for that worker's own log, and
-travels to the first worker with the next value that the workers exchange, which shows it and keeps it.
-Nothing is exchanged for its sake. Both may hold what files brought: control characters are escaped.
+A *line* is about the run; it is the same on all workers, so only the first one reports it. A *warning* is
+about one worker, and is reported whichever worker it is: it is printed there, for that worker's own log, and
+sent along with the next value that the workers exchange to the first worker, which shows and keeps it.
+It causes no exchange of its own. Both may contain text from files: control characters are escaped.
 """
 
 import sys
@@ -19,7 +19,7 @@ from rollforward.wording import plain_lines
 
 
 class LogFile:
-    """Lines for people, also kept in a file, each with its time (UTC), from when the file is known."""
+    """Lines for people, each with its time (UTC); also kept in a file, once the file is known."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
@@ -29,7 +29,7 @@ class LogFile:
         self._lost = False
 
     def keep(self, path: Path) -> None:
-        """Append to this file from now on, what was said before included; its folder exists."""
+        """Append to this file from now on, starting with the earlier lines; its folder exists."""
         try:
             self._file = open_to_append(path)
         except OSError as error:
@@ -49,7 +49,7 @@ class LogFile:
             self._early.append(line)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         file, self._file = self._file, None
         if file is not None:
             with suppress(OSError):
@@ -65,26 +65,26 @@ class LogFile:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        """A log that cannot be written is no reason to stop."""
+        """A log that cannot be written does not stop the run."""
         self._lost = True
         self._show(f"warning: the log file is lost ({error.strerror or error}); output continues here")
 
 
 class WorkerLog:
-    """What one worker of a run has to say."""
+    """The log of one worker of a run."""
 
     def __init__(self, show: Callable[[str], None], rank: int) -> None:
         self._file = LogFile(show)
         self._rank = rank
         self._unheard: list[str] = []
-        """What the first worker has not heard yet."""
+        """Warnings that the first worker has not received yet."""
 
     def line(self, text: str) -> None:
-        """About the run: the same on every worker."""
+        """Log a line about the run: the same on every worker."""
         self._file.line(text)
 
     def warn(self, text: str) -> None:
-        """About this worker: reaches the screen and the file from every one."""
+        """Log a warning about this worker: from any worker, it reaches the screen and the file."""
         if self._rank == 0:
             self._file.line(text)
             return
@@ -93,24 +93,24 @@ class WorkerLog:
         self._unheard.append(text)
 
     def keep(self, path: Path) -> None:
-        """Append to this file from now on; for the first worker."""
+        """Append to this file from now on; first worker only."""
         self._file.keep(path)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         self._file.close()
 
     def heard_over(self, group: Group) -> Group:
-        """The group, whose exchanges from now on carry the warnings of the other workers to the first."""
+        """The group, wrapped so that its exchanges carry the other workers' warnings to the first."""
         return group if group.world_size == 1 else _Carrying(group, self)
 
     def take_unheard(self) -> list[str]:
-        """What is to travel with the next exchange."""
+        """The warnings to send with the next exchange."""
         taken, self._unheard = self._unheard, []
         return taken
 
     def hear(self, rank: int, texts: list[str]) -> None:
-        """As the first worker: show and keep what another one has to say."""
+        """On the first worker: show and keep another worker's warnings."""
         for text in texts:
             self._file.line(f"rank {rank}: {text}")
 
@@ -125,7 +125,7 @@ class _Carrying:
         self._log = log
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Each rank's value; its warnings go along."""
+        """Each rank's value; its warnings are sent along."""
         answers = self._group.all_gather([value, self._log.take_unheard()])
         if self.rank == 0:
             for rank, (_, texts) in enumerate(answers):
@@ -133,5 +133,5 @@ class _Carrying:
         return [value for value, _ in answers]
 
     def sharing(self) -> AbstractContextManager[None]:
-        """Around collectives that are not ours."""
+        """Entered around collectives that are not ours."""
         return self._group.sharing()

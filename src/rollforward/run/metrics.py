@@ -1,21 +1,21 @@
-"""What each step measured: `metrics.jsonl`, the truth, and TensorBoard events, derived from it.
+"""The figures of each step: `metrics.jsonl` is authoritative, TensorBoard events are derived from it.
 
-Promise: after any number of kills and resumes there is exactly one line for each step that the
-run's state went through. A resumed run first cuts the file back to the steps before the position
-that it starts at; whatever a lost incarnation wrote after that is gone, and is written again by
-the steps that are run again. A line that a kill tore is cut with the rest. The same holds after a
+Promise: after any number of crashes and resumes there is exactly one line for each step that the
+run's state went through. A resumed run first truncates the file to the steps before the position
+it starts at; whatever a lost incarnation wrote after that is gone, and is written again when
+those steps are run again. A torn line is cut with the rest. The same holds after a
 power loss: the file is replaced as a whole, durably, before the first step, and each line is durable
 before the step's checkpoint can be committed.
 
-What became of checkpoints stands in the record of the step at whose end it was learnt. What is
-learnt after the last step makes that step's line be written once more; the later one counts.
+The fate of a checkpoint is in the record of the step at whose end it became known. If it becomes
+known after the last step, that step's line is written once more; the later one counts.
 
-Figures that do not depend on the clock or the disk are equal between a run and its killed and
+Figures that do not depend on the clock or the disk are the same in a run and in its crashed and
 resumed twin; the others are `time`, `incarnation`, `tokens_per_second`, all `seconds/...` and all
 `saves_...`.
 
-Left out: rotation (a line is some 600 bytes) and figures of single workers: the trainer has
-gathered them already.
+Left out: rotation (a line is about 600 bytes) and per-worker figures: the trainer has already
+aggregated them.
 """
 
 import contextlib
@@ -36,9 +36,9 @@ from rollforward.storage import LocalStorage, Storage, read_lines
 
 FILE = "metrics.jsonl"
 _SUFFIX = ".rollforward"
-"""Ends the names of our event files, so that other people's are left alone."""
+"""Suffix of our event files, so that other programs' files are left alone."""
 _PLACE = ("epoch", "step", "global_step", "incarnation", "time")
-"""Keys of a record that say where and when, and are no curves."""
+"""Keys of a record that say where and when; they are not curves."""
 _COUNTS = ("epoch", "step", "global_step", "incarnation")
 _MAX_COUNT = 10**18
 _MAX_BYTES = 1 << 32
@@ -50,23 +50,23 @@ Record = dict[str, Any]
 
 @dataclass
 class SaveTrouble:
-    """What was wrong with checkpoints since the last record."""
+    """Checkpoint problems since the last record."""
 
     failed: int = 0
     """How many could not be saved."""
     suspicious: int = 0
-    """How many hold the same policy as the one before, although steps were taken."""
+    """How many hold the same policy as the previous one, although steps were taken."""
 
     def count_failed(self) -> None:
-        """One more could not be saved."""
+        """Count one that could not be saved."""
         self.failed += 1
 
     def count_suspicious(self) -> None:
-        """One more looks as if nothing had been learnt."""
+        """Count one that looks as if nothing had been learned."""
         self.suspicious += 1
 
     def take(self) -> dict[str, int]:
-        """The counts as figures of a record; they begin again at 0."""
+        """The counts as figures of a record; resets them to 0."""
         taken = {"saves_failed": self.failed, "saves_suspicious": self.suspicious}
         self.failed = self.suspicious = 0
         return taken
@@ -85,8 +85,8 @@ def read(path: Path) -> list[Record]:
 def read_from(storage: Storage, name: str = FILE) -> list[Record]:
     """The records of a file, one for each step, in order; empty when there is no file. StorageError.
 
-    Lines that are not records (torn by a kill, damaged, somebody else's) are passed over. Of two records
-    of one step, the later counts: the earlier belongs to an incarnation that was lost.
+    Lines that are not records (torn, damaged, or another program's) are skipped. Of two records of one
+    step, the later counts: the earlier belongs to a lost incarnation.
     """
     if storage.stat(name) is None:
         return []
@@ -99,7 +99,7 @@ def read_from(storage: Storage, name: str = FILE) -> list[Record]:
 
 
 def _parse(line: bytes) -> Record | None:
-    """The record that a line holds; None when it holds none."""
+    """The record in a line; None when there is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -113,7 +113,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _is_figure(value: object) -> bool:
-    """A number, and no integer that is too large for a float; not a truth value either."""
+    """Whether it is a number: not a bool, and not an integer too large for a float."""
     return type(value) is float or (type(value) is int and abs(value) < _MAX_COUNT)
 
 
@@ -135,8 +135,8 @@ def before(records: Iterable[Record], position: Position) -> list[Record]:
 class TensorBoard:
     """TensorBoard events of a run, derived from the records of `metrics.jsonl`.
 
-    Event files are never appended to by another process. A resumed run removes those that an
-    earlier incarnation of ours wrote and writes their steps again.
+    A process never appends to another's event files. A resumed run removes those that an earlier
+    incarnation of ours wrote, and writes their steps again.
     """
 
     def __init__(self, folder: Path, *, kept: Sequence[Record]) -> None:
@@ -178,9 +178,9 @@ class Metrics:
         tensorboard: TensorBoard | None,
         trouble: SaveTrouble,
     ) -> None:
-        """Replace `metrics.jsonl` of the run's folder, in one step, by the `kept` records, and go on there.
+        """Atomically replace the run's `metrics.jsonl` with the `kept` records, and append from there.
 
-        `trouble` is asked at each record.
+        `trouble` is queried at each record.
         """
         self._incarnation = incarnation
         self._steps_per_epoch = steps_per_epoch
@@ -193,10 +193,10 @@ class Metrics:
         """Phases are timed by the trainer."""
 
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:
-        """Append a step's record, on stable storage before this returns.
+        """Append a step's record; it is on stable storage when this returns.
 
         A checkpoint may be committed next, and steps before a checkpoint are not run again:
-        a line lost then would be missing for ever.
+        a line lost then would be missing forever.
         """
         record: Record = {
             "epoch": position.epoch,
@@ -214,11 +214,11 @@ class Metrics:
             self._tensorboard.add(record)
 
     def close(self) -> None:
-        """Add what was learnt after the last step, and give the files back."""
+        """Add what became known after the last step, and close the files."""
         late = self._trouble.take()
         if self._last is not None and any(late.values()):
             late = {name: self._last[name] + count for name, count in late.items()}
-            # The disk that gave the trouble may refuse this too; the log has told it already.
+            # The faulty disk may refuse this too; the log has already reported it.
             with contextlib.suppress(StorageError):
                 self._append(_line(self._last | late))
             if self._tensorboard is not None:

@@ -1,4 +1,4 @@
-"""From what the command line asks for to where the run takes its state from, before anything is written."""
+"""Finds where a run takes its state from, given the command line, before anything is written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from rollforward.store import find, list_checkpoints, locate_attachments
 from rollforward.store.lock import read_owner
 
 _REPLACED = (configuration.FILE, metrics.FILE, report.FILE)
-"""Files right in the run's folder that a start replaces as a whole."""
+"""Files directly in the run's folder that a start replaces as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Origin:
 
 
 def find_origin(config: Config, request: Request, places: Outputs, world_size: int) -> Origin:
-    """Where the run takes its state from; every InputError about folders and checkpoints comes from here."""
+    """Find where the run takes its state from; raises every InputError about folders and checkpoints."""
     named = name_checkpoint_folders(request.actor_checkpoint_path, request.ref_checkpoint_path, places.run)
     if request.position is not None:
         _check_branch(request, places, named)
@@ -104,7 +104,7 @@ def _resumed(config: Config, request: Request, places: Outputs) -> Origin:
 def _resumed_foreign(
     config: Config, request: Request, places: Outputs, named: CheckpointFolders, world_size: int
 ) -> Origin:
-    """From a folder without manifests; it may become this run's own, at its first checkpoint."""
+    """Resume from a folder without manifests; it may become this run's own at its first checkpoint."""
     actor = config.actor_config
     source = resuming.look(
         named,
@@ -126,7 +126,7 @@ def _resumed_foreign(
 
 
 def _check_branch(request: Request, places: Outputs, named: CheckpointFolders) -> None:
-    """ConfigError unless the position is one of an earlier run of ours and the folder is a new one."""
+    """Raise ConfigError unless the position belongs to an earlier run of ours and the folder is new."""
     if not request.resume:
         raise ConfigError(
             "--resume_position says where to resume from, so it needs --resume_training",
@@ -147,15 +147,15 @@ def _check_branch(request: Request, places: Outputs, named: CheckpointFolders) -
 
 
 def _with_findings(message: str, source: CheckpointFolders) -> str:
-    """The message, and what the doctor says about the folders."""
+    """The message, with what the doctor finds in the folders."""
     problems = [finding.text for finding in doctor.examine(source) if finding.level == "problem"]
-    # Why a checkpoint does not count is in the message already.
+    # The message already says why a checkpoint does not count.
     new = [text for text in problems if text.partition(": ")[2] not in message]
     return "\n".join([message, *(f"  {text}" for text in new)])
 
 
 def _refuse_traces(run: Path) -> None:
-    """RunExists when a new run would begin its figures and its journal over those of another."""
+    """Raise RunExists when a new run would overwrite the figures and the journal of another."""
     found = traces.finished_work(LocalStorage(run))
     if found:
         raise RunExists(
@@ -179,7 +179,7 @@ def _refuse_used_folder(run: Path, hint: str, *, option: str = "--save_checkpoin
             f"{run} already holds a run: {len(held)} checkpoints, the newest {held[0].position}",
             hint=f"{hint}; for a new run name another folder with {option}",
         )
-    # A folder in which a run was begun has a lock of ours, and what has our names there is ours.
+    # A folder in which a run was started has our lock, and files with our names there are ours.
     theirs = [name for name in _REPLACED if storage.stat(name) is not None]
     if theirs and read_owner(storage) is None:
         raise RunExists(

@@ -1,17 +1,17 @@
-"""The folders beside a run that it writes to: logs, strategy files, TensorBoard events. Each is of one run.
+"""The folders a run writes to besides its own: logs, strategy files, TensorBoard events. One run each.
 
 Several runs may be started in one working folder, or with one `$LOCAL_DEFAULT_PATH`: then their defaults
-are the same, and what one removes when it starts would be another's. So a folder that is not named by the
-user says in `.rollforward.json` whose it is, and a start takes the first one that is its own or nobody's:
+are the same, and a start would remove files of another run. So a folder that the user did not name
+records its owner in `.rollforward.json`, and a start takes the first one that is its own or unowned:
 
-    log/       of the run that came first       strategy/
+    log/       of the first run                 strategy/
     log.1/     of the second                    strategy.1/
 
-A folder without that file is nobody's unless something lies there that a start removes: that is another
-program's, such as the strategy files of MindFormers, by which its checkpoints are put together.
+A folder without that file is unowned, unless it holds something that a start would remove: that belongs to
+another program, such as the strategy files that MindFormers needs to merge its checkpoints.
 
-A strategy folder that the user names is cleared, as the workflow of MindRLHF has it, but not while another
-run that lives writes there.
+A strategy folder that the user names is cleared, as in the MindRLHF workflow, but not while another live
+run writes there.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ OWNER = ".rollforward.json"
 _MOST_BYTES = 1 << 16
 
 Holds = Callable[[Path], bool]
-"""Whether something lies in a folder that a start would remove."""
+"""Whether a folder holds something that a start would remove."""
 
 
 def claim_logs(folder: Path, run: Path) -> Path:
@@ -49,9 +49,9 @@ def claim_events(folder: Path, run: Path) -> Path:
 
 
 def claim(folders: Iterable[Path], run: Path, holds: Holds) -> Path:
-    """The first of the folders that is this run's own, or nobody's and now its own.
+    """The first of the folders that is this run's own, or unowned and now claimed.
 
-    Where it cannot be said whose it is, as on a disk that nothing can be written to, the first one is taken.
+    Where ownership cannot be determined, as on a read-only disk, the first one is taken.
     """
     own = os.path.realpath(run)
     first: Path | None = None
@@ -70,7 +70,7 @@ def claim(folders: Iterable[Path], run: Path, holds: Holds) -> Path:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """A folder that the user named, for one live run; ConfigError when another one writes there."""
+    """Claim a folder that the user named for one live run; ConfigError when another run writes there."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -82,7 +82,7 @@ def alone(folder: Path) -> Iterator[None]:
                 hint="name another folder with --save_strategy_dir, or leave it out",
             ) from None
         except OSError:
-            pass  # a file system without locks: nobody can be asked
+            pass  # a file system without locks: there is no way to tell
         yield
     finally:
         os.close(descriptor)
@@ -99,7 +99,7 @@ def _holds(pattern: str) -> Holds:
 
 
 def _owner(folder: Path) -> str | None:
-    """The run that a folder belongs to; None for nobody's, "" where it cannot be told."""
+    """The run that owns a folder; None when unowned, "" when it cannot be determined."""
     storage = LocalStorage(folder)
     if storage.stat(OWNER) is None:
         return None
@@ -111,7 +111,7 @@ def _owner(folder: Path) -> str | None:
 
 
 def _mark(folder: Path, run: str) -> None:
-    """Say whose it is, unless somebody was faster."""
+    """Record the owner, unless another run was faster."""
     with suppress(FileExistsError):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -1,8 +1,8 @@
-"""What a run is going to do, found out and checked before anything is written.
+"""What a run is going to do, determined and checked before anything is written.
 
 `prepare` reads the configuration's files, the dataset, the model's folder or the checkpoint to
-resume from, and answers with a `Plan`, or with the error that a user can mend. It loads no
-framework and changes nothing on disk: the parent of several workers calls it for all of them.
+resume from, and returns a `Plan`, or raises an error that the user can fix. It loads no framework
+and changes nothing on disk: the parent of several workers calls it for all of them.
 """
 
 import datetime
@@ -43,15 +43,15 @@ class Plan:
     config: Config
     ignored: tuple[str, ...]
     carried_by: str
-    """The file of the run's folder that the configuration comes from; "" when the user gave it."""
+    """The file in the run's folder that the configuration comes from; "" when the user gave it."""
     outputs: Outputs
     source: Source
     model_config: Mapping[str, Any]
     attachments: Mapping[str, bytes]
-    """Small files of model and tokenizer that checkpoints carry: name -> content."""
+    """Small files of model and tokenizer stored in checkpoints: name -> content."""
     tokenizer: Tokenizer
     vocabulary: int
-    """Of the model: token ids are less."""
+    """Vocabulary size of the model: token ids are below it."""
     prompts: Sequence[Prompt]
     verifiers: Sequence[Verifier]
     steps_per_epoch: int
@@ -59,15 +59,15 @@ class Plan:
     end: Position
     world_size: int
     facts: Mapping[str, Any]
-    """What influences the numbers: keys of the configuration, and digests of model and dataset."""
+    """What affects the numbers: keys of the configuration, and digests of model and dataset."""
     versions: Mapping[str, str]
-    """What computes: exact repetition is promised on the same versions only."""
+    """The software that computes: exact repetition is promised only on the same versions."""
     request: Request
-    """What was asked for: it is looked at again when the run's folder is locked."""
+    """What was asked for: it is checked again once the run's folder is locked."""
 
     @property
     def branch(self) -> Position | None:
-        """Steps before it are replayed, nothing of it or beyond is taken over; None: whatever there is."""
+        """Steps before it are replayed, nothing from it on is taken over; None: everything there is."""
         return self.request.position
 
     @property
@@ -82,41 +82,41 @@ class Plan:
 
     @property
     def in_place(self) -> bool:
-        """Whether a run of ours goes on in its own folder."""
+        """Whether a run of ours continues in its own folder."""
         return self.source.is_in(self.outputs.run)
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run, those before `start` included."""
+        """Steps of the whole run, including those before `start`."""
         return self.end.global_step(self.steps_per_epoch)
 
     @property
     def fingerprint(self) -> str:
-        """Digest of those of `facts` that make another run when they change."""
+        """Digest of those `facts` that make it a different run when they change."""
         return facts.fingerprint_of(self.facts)
 
 
 def prepare(
     loaded: Loaded, request: Request, package: EnginePackage, *, world_size: int, rank: int | None = None
 ) -> Plan:
-    """Find out all that a run needs; every InputError of the errors' tree can come from here.
+    """Determine everything a run needs; may raise any InputError.
 
-    A worker says its `rank`, and looks at its own journal only; without one, those of all are looked at.
+    A worker passes its `rank` and checks only its own journal; without one, the journals of all are checked.
     """
     config = loaded.config
     places = outputs(config)
     if not rank:
-        # Before anything of the model is in memory: the trainer that holds the folder may need it.
+        # Before the model takes any memory: the trainer that holds the folder may need it.
         check_free(places.run)
     origin = find_origin(config, request, places, world_size)
     source, folder, files = origin.source, origin.model, origin.files
-    # The first save needs it; what is wrong with it is told before training.
+    # The first save needs it; problems with it are reported before training.
     read_guests(LocalStorage(places.run))
     model_config = parse_model_config(files[CONFIG_FILE], folder / CONFIG_FILE)
     vocab_size = package.vocab_size(model_config)
     tokenizer = Tokenizer(
         Path(config.rl_config.tokenizer_dir or folder),
-        # What the manifest names, and nothing that was put beside it.
+        # Only what the manifest names, not other files beside it.
         carried=files,
         model_config=model_config,
         today=_chat_date(source.checkpoint),
@@ -179,10 +179,10 @@ def _where_to_name_it(request: Request) -> str:
 
 
 def look_again(plan: Plan) -> None:
-    """What decides whether the folder may be written to, decided anew: for the one who holds its lock now.
+    """Check again, now under the lock, whether the folder may be written to.
 
-    Between the first look and the lock another start may have been there, from its beginning to its end.
-    Raises what a start would raise that saw the folder as it is now; RunExists when it holds another run.
+    Another start may have begun and ended between the first check and the lock. Raises what a start would
+    raise that sees the folder as it is now; RunExists when it holds another run.
     """
     now = find_origin(plan.config, plan.request, plan.outputs, plan.world_size)
     before, found = plan.source.checkpoint, now.source.checkpoint
@@ -207,7 +207,7 @@ def schedule_of(config: Config, prompts: Sequence[Prompt], *, rank: int, world_s
 
 
 def _chat_date(manifest: Manifest | None) -> datetime.date | None:
-    """The date that the run's first start told its chat templates, so that its prompts stay the same."""
+    """The date that the run's first start passed to its chat templates, so that the prompts stay the same."""
     facts = manifest.state.get("facts") if manifest is not None else None
     told = facts.get("chat_date") if isinstance(facts, dict) else None
     try:
@@ -217,7 +217,7 @@ def _chat_date(manifest: Manifest | None) -> datetime.date | None:
 
 
 def _check_reachable(plan: Plan, position: Position, ranks: Sequence[int]) -> None:
-    """NothingToResume, CheckpointMismatch or ConfigError unless the journals of these ranks lead there."""
+    """Raise NothingToResume, CheckpointMismatch or ConfigError unless these ranks' journals lead there."""
     run, manifest = plan.source.run, plan.source.checkpoint
     if run is None or manifest is None:
         raise ConfigError(
@@ -240,7 +240,7 @@ def _check_reachable(plan: Plan, position: Position, ranks: Sequence[int]) -> No
 
 
 def _check_token_ids(config: Config, vocab_size: int) -> None:
-    """ConfigError for token ids of the configuration that the model does not have."""
+    """Raise ConfigError for configured token ids that the model does not have."""
     sampling = config.generate_config.sampling_config
     ids = {"eos_token_id": sampling.eos_token_id or (), "pad_token_id": (sampling.pad_token_id or 0,)}
     for name, given in ids.items():
@@ -260,20 +260,20 @@ def _end(config: Config, steps_per_epoch: int) -> Position:
 
 
 def end_tokens(config: Config, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What ends a completion."""
+    """The tokens that end a completion."""
     return config.generate_config.sampling_config.eos_token_id or tokenizer.eos_token_ids
 
 
 def pad_token(config: Config, tokenizer: Tokenizer) -> int:
-    """What fills up prompts and completions."""
+    """The token that pads prompts and completions."""
     given = config.generate_config.sampling_config.pad_token_id
     return tokenizer.pad_token_id if given is None else given
 
 
 def decay_steps(config: Config, total_steps: int) -> int:
-    """Optimizer steps until the learning rate has come down; those of the whole run when no number is given.
+    """Optimizer steps until the learning rate has decayed; by default those of the whole run.
 
-    So a run that is made longer (`epochs`, `max_steps`) has another learning rate from its first step on.
+    So by default a longer run (`epochs`, `max_steps`) has a different learning rate from its first step on.
     """
     schedule = config.actor_config.lr_schedule
     whole = total_steps * config.rl_config.num_iterations

@@ -1,8 +1,8 @@
-"""What a person sees while a run goes on.
+"""What a person sees during a run.
 
-On a terminal: the log above, and below it a live display of step, reward, KL, tokens per
-second, time left and last checkpoint. Anywhere else: one plain line a step, made to be searched.
-Both say the same things. `ObserverList` lets more than one watch.
+On a terminal: the log, and below it a live display of step, reward, KL, tokens per second,
+time left and last checkpoint. Anywhere else: one plain line per step, easy to grep.
+Both show the same things. `ObserverList` combines several observers.
 """
 
 import sys
@@ -19,7 +19,7 @@ from rollforward.position import Position
 from rollforward.wording import in_minutes
 
 _WINDOW = 20
-"""Steps over which speed is averaged for the time left."""
+"""Number of steps over which speed is averaged to estimate the time left."""
 
 
 class Display(Observer, Protocol):
@@ -39,7 +39,7 @@ class Display(Observer, Protocol):
 
 
 class ObserverList:
-    """An `Observer` that hands everything on, in order."""
+    """An `Observer` that forwards everything to several others, in order."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
@@ -56,7 +56,7 @@ class ObserverList:
 
 
 class Silent:
-    """The display of every rank but the first: errors only, which go to standard error elsewhere."""
+    """The display of every rank but the first: nothing. Errors go to standard error elsewhere."""
 
     def line(self, text: str) -> None:
         """Nothing."""
@@ -75,7 +75,7 @@ class Silent:
 
 
 class Pace:
-    """How long the rest will take, from the newest steps; the first, which compiles, is left out."""
+    """Estimates the time left from the newest steps, without the first, which compiles."""
 
     def __init__(self, *, steps_per_epoch: int, total_steps: int) -> None:
         self._steps_per_epoch = steps_per_epoch
@@ -83,12 +83,12 @@ class Pace:
         self._ends: deque[float] = deque(maxlen=_WINDOW)
 
     def done(self, position: Position) -> int:
-        """Note that the step at `position` is done; returns how many are done in all."""
+        """Note that the step at `position` is done; returns the total number of steps done."""
         self._ends.append(time.monotonic())
         return position.global_step(self._steps_per_epoch) + 1
 
     def left(self, done: int) -> str:
-        """Time left, as minutes and seconds; a question mark while there is no telling."""
+        """Time left, as minutes and seconds; a question mark while it is unknown."""
         remaining = self.total_steps - done
         if remaining <= 0:
             return "0:00"
@@ -99,7 +99,7 @@ class Pace:
 
 
 class PlainLines:
-    """One line for each step, on standard output."""
+    """One line per step, on standard output."""
 
     def __init__(self, *, steps_per_epoch: int, total_steps: int) -> None:
         self._pace = Pace(steps_per_epoch=steps_per_epoch, total_steps=total_steps)
@@ -128,11 +128,11 @@ class PlainLines:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 class LiveDisplay:
-    """A progress bar with the newest figures, kept at the bottom of the terminal."""
+    """A progress bar with the newest figures, at the bottom of the terminal."""
 
     def __init__(self, console: Console, *, steps_per_epoch: int, total_steps: int) -> None:
         self._pace = Pace(steps_per_epoch=steps_per_epoch, total_steps=total_steps)
@@ -147,7 +147,7 @@ class LiveDisplay:
             TextColumn("left {task.fields[left]}"),
             TextColumn("checkpoint {task.fields[saved]}"),
             console=console,
-            # Training has the processor to itself most of the time.
+            # Leaves the processor to training most of the time.
             refresh_per_second=4,
         )
         self._task: TaskID = self._progress.add_task(

@@ -1,8 +1,8 @@
-"""The trainer's `Checkpoints`: in the shadow of generation, each with what its steps were rewarded with.
+"""The trainer's `Checkpoints`: saved during generation, each with the mean rewards of its steps.
 
-A checkpoint carries what the steps since the one before were rewarded with, on average, so that the
-best can be told and kept. The completions of a step are those of the policy before its update, so
-the figures are about policies that lie shortly before the one that is saved.
+A checkpoint carries the mean rewards of the steps since the previous one, so that the best can be
+identified and kept. The completions of a step come from the policy before its update, so the
+figures describe policies slightly older than the one that is saved.
 """
 
 import math
@@ -17,11 +17,11 @@ from rollforward.store.journal.writing import Journal
 from rollforward.store.saved import About
 
 REWARD = "reward"
-"""The name of the figure that is always there; `reward/<verifier>` are its parts."""
+"""The figure that is always present; its parts are `reward/<verifier>`."""
 
 
 class RunCheckpoints:
-    """`grpo.ports.Checkpoints`; an `Observer`, so that it hears of rewards.
+    """`grpo.ports.Checkpoints`; also an `Observer`, to get the rewards.
 
     `about` goes to every checkpoint; `say`, `warn` and `committed` are as for `JournaledCheckpoints`.
     `trouble` counts what goes wrong, for the metrics.
@@ -42,7 +42,7 @@ class RunCheckpoints:
     ) -> None:
         self._state = about.state
         self._rewards: list[dict[str, float]] = []
-        """Of each step since the last checkpoint began."""
+        """One entry per step since the last checkpoint began."""
         self._saving = JournaledCheckpoints(
             store,
             journal,
@@ -61,7 +61,7 @@ class RunCheckpoints:
         self._saving.save_now(position, global_step, self._state)
 
     def begin(self, position: Position, global_step: int) -> None:
-        """Start to save the state as it is now, with the mean rewards of the steps since the last one."""
+        """Start saving the current state, with the mean rewards of the steps since the last one."""
         metrics = {
             name: math.fsum(rewards[name] for rewards in self._rewards) / len(self._rewards)
             for name in (self._rewards[0] if self._rewards else ())
@@ -81,11 +81,11 @@ class RunCheckpoints:
         """Phases do not matter here."""
 
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:  # noqa: ARG002 - as the protocol has it
-        """Remember what a step was rewarded with; the same on every worker."""
+        """Remember a step's rewards; the same on every worker."""
         self._rewards.append(
             {name: value for name, value in metrics.items() if name.partition("/")[0] == REWARD}
         )
 
     def close(self) -> None:
-        """Commit what is under way. StorageError when the newest state could not be saved."""
+        """Commit the save in progress. StorageError when the newest state could not be saved."""
         self._saving.close()

@@ -1,16 +1,16 @@
 """One run from its plan to its last checkpoint.
 
-The order is the contract's, and each of its stations is a line of the log:
+The order is that of the contract, and each stage is a line of the log:
 
     strategy files cleared, log folder made                         `make_ready`
     newest valid checkpoint found and checked                       `restore`
     policy, optimizer, reference and progress restored              `restore`
-    journal read: what is replayed, what is reused                  `open_journal`
-    training goes on at the next step, new checkpoints are saved    `run_steps`
+    journal read: what is replayed and what is reused               `open_journal`
+    training continues at the next step, new checkpoints are saved  `run_steps`
 
-Nothing is written before everything that can be wrong with the user's input has been looked at:
-`plan.prepare` first, then the engine, which reads weights and finds out whether they fit. What decides
-whether the folder may be written to is decided under its lock.
+Nothing is written until everything that can be wrong with the user's input has been checked: first by
+`plan.prepare`, then by the engine, which reads the weights and checks that they fit. Whether the folder
+may be written to is decided under its lock.
 """
 
 import uuid
@@ -53,7 +53,7 @@ from rollforward.verifiers.sameness import SameRewards
 
 
 def train(plan: Plan, package: EnginePackage) -> None:
-    """Run the plan to its end as this worker. Collective when there are several."""
+    """Run the plan to its end as this worker. Collective when there are several workers."""
     with at_work(plan, package) as worker:
         introduce(plan, worker)
         with worker.clock.timing("engine"):
@@ -91,7 +91,7 @@ def train(plan: Plan, package: EnginePackage) -> None:
 
 
 def introduce(plan: Plan, worker: Worker) -> None:
-    """Say what is going to be trained on."""
+    """Log what the run trains on, and where its configuration comes from."""
     worker.log.line(
         f"data: {len(plan.prompts)} prompts from {plan.config.rl_config.dataset_file}, "
         f"{plan.steps_per_epoch} steps an epoch, {plan.total_steps} steps in all"
@@ -104,7 +104,7 @@ def introduce(plan: Plan, worker: Worker) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The run's folder is ours, for as long as the worker is at work."""
+    """The run's folder is ours while the worker is at work."""
 
     incarnation: int
     fence: Callable[[], None]
@@ -112,9 +112,9 @@ class Claim:
 
 
 def claim_folder(plan: Plan, worker: Worker) -> Claim:
-    """Lock the run's folder, on the first rank, for all. Collective: what fails there fails on all ranks.
+    """Lock the run's folder on the first rank, for all. Collective: a failure there fails on all ranks.
 
-    Another start may have come first and be over by now, so what it holds is looked at again under the lock.
+    Another start may have come first and ended by now, so the folder is checked again under the lock.
     """
 
     def acquire() -> RunLock | None:
@@ -127,7 +127,7 @@ def claim_folder(plan: Plan, worker: Worker) -> Claim:
         look_again(plan)
         storage = LocalStorage(plan.outputs.run)
         remove_strays(storage)
-        # The first save would find out that it cannot be read, after hours of training.
+        # Otherwise only the first save would notice that it cannot be read, after hours of training.
         read_guests(storage)
         return lock
 
@@ -138,11 +138,11 @@ def claim_folder(plan: Plan, worker: Worker) -> Claim:
 
 
 def _no_fence() -> None:
-    """The first rank alone publishes, and it alone is fenced."""
+    """Only the first rank publishes, so only it is fenced."""
 
 
 def keep_configuration(plan: Plan, claim: Claim, worker: Worker) -> None:
-    """Let the run's folder carry the configuration, and say what of it is not as it was. Collective."""
+    """Store the configuration in the run's folder, and log what has changed in it. Collective."""
 
     def keep() -> None:
         if not worker.is_first:
@@ -160,7 +160,7 @@ def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worke
     folder, group = plan.outputs.strategy, worker.group
 
     def clear() -> list[str]:
-        """What is not this run's stays: another one may need it."""
+        """Files that are not this run's stay: another run may need them."""
         if "strategy" in plan.outputs.named:
             worker.closing.enter_context(output_folders.alone(folder))
         return strategy_folder.clear(folder)
@@ -187,12 +187,12 @@ def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worke
 
 
 def restore(plan: Plan, engine: Engine) -> Beginning:
-    """Everything into the engine that it has not read by itself. Collective."""
+    """Load everything into the engine that it has not read itself. Collective."""
     return plan.source.restore(engine, steps_per_epoch=plan.steps_per_epoch, until=plan.branch)
 
 
 def tell_beginning(plan: Plan, beginning: Beginning, worker: Worker) -> None:
-    """Say what was restored, and what has changed since it was saved. Collective."""
+    """Log what was restored, and what has changed since it was saved. Collective."""
     for line in beginning.lines:
         worker.log.line(line)
     if beginning.checkpoint is not None:
@@ -212,11 +212,11 @@ class Figures:
     observers: Sequence[Observer]
     trouble: SaveTrouble
     finished: Position | None
-    """Steps before it had been finished when the run was started, as far as its figures tell."""
+    """Steps before it had been finished when the run was started, according to its figures."""
 
 
 def open_figures(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> Figures:
-    """Begin to keep metrics, on the first rank; those of steps that are run again are cut off."""
+    """Start keeping metrics, on the first rank; those of steps that are run again are cut off."""
     trouble = SaveTrouble()
     if not worker.is_first:
         return Figures(observers=[], trouble=trouble, finished=None)
@@ -243,7 +243,7 @@ def open_figures(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker)
 
 
 def open_store(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> CheckpointStore:
-    """Where checkpoints go; `meta.json` agrees with the one that was restored, if it is of this folder."""
+    """Where checkpoints go; `meta.json` matches the restored checkpoint if that is from this folder."""
     restored = beginning.checkpoint
     store = CheckpointStore(
         plan.outputs.run,
@@ -262,7 +262,7 @@ def open_store(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -
 def open_journal(
     plan: Plan, engine: Engine, beginning: Beginning, claim: Claim, figures: Figures, worker: Worker
 ) -> tuple[JournaledRollouts, JournalReport]:
-    """The journal: what it has beyond the checkpoint is replayed by the trainer, which asks it first."""
+    """The journal: the trainer asks it first, and so replays what it has beyond the checkpoint."""
     own = LocalStorage(plan.outputs.run)
     manifest = beginning.checkpoint.manifest if beginning.checkpoint else None
     rl = plan.config.rl_config
@@ -308,7 +308,7 @@ def open_journal(
 
 
 def identify(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> Identity:
-    """Who writes the journal: of which run, as which rank and start. Collective: a new run is named here."""
+    """Who writes the journal: which run, rank and start. Collective: a new run gets its name here."""
     manifest = beginning.checkpoint.manifest if beginning.checkpoint else None
     own = manifest.run_id if manifest else uuid.uuid4().hex
     return Identity(
@@ -328,7 +328,7 @@ def identify(plan: Plan, beginning: Beginning, claim: Claim, worker: Worker) -> 
 def watch_recovery(
     plan: Plan, beginning: Beginning, log: JournaledRollouts, journal: JournalReport, worker: Worker
 ) -> Recovering:
-    """Report what the run goes on from, and when the replay is over. Collective."""
+    """Report what the run resumes from, and when the replay is over. Collective."""
     storage, restored = LocalStorage(plan.outputs.run), beginning.checkpoint
     assert restored is not None
     report = make_report(
@@ -351,14 +351,14 @@ def watch_recovery(
 
 
 def about_checkpoints(plan: Plan, beginning: Beginning, identity: Identity) -> About:
-    """What every checkpoint of this run says besides its tensors."""
+    """What every checkpoint of this run stores besides its tensors."""
     return About(
         run_id=identity.run_id,
         incarnation=identity.incarnation,
         state={
             "steps_per_epoch": plan.steps_per_epoch,
             "facts": dict(plan.facts),
-            # Of the one that is resumed, for its copy in a new folder; later ones have their own.
+            # Of the resumed checkpoint, for its copy in a new folder; later ones have their own.
             "metrics": beginning.checkpoint.manifest.metrics if beginning.checkpoint else {},
         },
         fingerprint=plan.fingerprint,
@@ -376,12 +376,12 @@ def run_steps(
     observers: Sequence[Observer],
     worker: Worker,
 ) -> None:
-    """Train from `start` to the end; or replay up to the one that is rebuilt."""
+    """Train from `start` to the end, or replay up to the checkpoint that is rebuilt."""
     say, done = worker.log.line, start.global_step(plan.steps_per_epoch)
     if plan.source.checkpoint is not None:
         worker.display.saved(start)
     if not plan.in_place and (not plan.rebuild or start == plan.until):
-        # From here on the folder can be resumed by itself, whenever it is killed.
+        # From here on the folder alone is enough to resume, whenever the run is killed.
         checkpoints.save_now(start, done)
     doing = "rebuilding" if plan.rebuild else "training"
     if start >= plan.until:
@@ -416,7 +416,7 @@ def build_trainer(
     observers: Sequence[Observer],
     say: Callable[[str], None],
 ) -> Trainer:
-    """The loop, with everything that it asks."""
+    """The training loop, with everything it depends on."""
     group = engine.group
     same_rewards = SameRewards(plan.config.reward_config.verifier_function, say)
     return Trainer(

@@ -1,10 +1,10 @@
 """Where a run takes its state from: a model, its own checkpoints, or another trainer's folder.
 
     FromModel       a new run, from Hugging Face folders
-    FromRun         a run of ours goes on, in its own folder or in a new one
-    FromOthers      a run of MindRLHF or MindFormers goes on here
+    FromRun         a run of ours continues, in its own folder or in a new one
+    FromOthers      a run of MindRLHF or MindFormers continues here
 
-What a start needs of them is the same (`Source`), so the session asks nobody what it is.
+A start needs the same of each (`Source`), so the session never checks which one it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,21 +36,21 @@ MODEL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-"""What of a Hugging Face folder a run keeps beside its checkpoints, so that a resume needs no such folder."""
+"""The Hugging Face files that a run keeps beside its checkpoints, so that a resume needs no such folder."""
 
 _ROLE_WORDS = {"policy_model": "policy", "optimizer": "optimizer", "ref": "reference"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
-    """What a start goes on from, once it is in the engine."""
+    """What a start continues from, once it is in the engine."""
 
     position: Position
     """The next step to run."""
     lines: Sequence[str]
     """What was done, for the log."""
     checkpoint: Restored | None = None
-    """Of ours; None where there was none."""
+    """A checkpoint of ours; None if there was none."""
 
 
 class Source(Protocol):
@@ -63,42 +63,42 @@ class Source(Protocol):
 
     @property
     def checkpoint(self) -> Manifest | None:
-        """The newest valid one of ours, as far as a look at manifest and sizes tells; None without one."""
+        """The newest valid one of ours, judged by manifest and sizes only; None if there is none."""
         ...
 
     @property
     def needs_lock(self) -> bool:
-        """Whether it is restored under the lock of the run's folder; else before anything is written."""
+        """Whether it is restored under the lock of the run's folder; otherwise before anything is written."""
         ...
 
     def expected(self, steps_per_epoch: int) -> Position:
-        """The next step to run, if everything proves to be as it seems."""
+        """The next step to run, if everything proves intact."""
         ...
 
     def weights(self) -> tuple[Path | None, Path | None]:
-        """Hugging Face folders that the engine reads policy and reference from; None: they are restored."""
+        """Hugging Face folders from which the engine reads policy and reference; None: they are restored."""
         ...
 
     def newest_incarnation(self) -> int:
-        """Of the run that is resumed, so that this start can be told from all before; 0 without one."""
+        """Of the run that is resumed, to distinguish this start from all earlier ones; 0 for a new run."""
         ...
 
     def is_in(self, folder: Path) -> bool:
-        """Whether it is a run of ours in this very folder."""
+        """Whether it is a run of ours in this same folder."""
         ...
 
     def journals(self, own: Storage) -> list[Storage]:
-        """The folders whose journals count, the oldest first. `own`: where this run writes."""
+        """The folders whose journals count, oldest first. `own`: where this run writes."""
         ...
 
     def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:
-        """CheckpointMismatch when it does not fit this model, these workers or this data; reads no tensor."""
+        """CheckpointMismatch when it does not fit this model, number of workers or data; reads no tensor."""
         ...
 
     def restore(self, engine: Engine, *, steps_per_epoch: int, until: Position | None) -> Beginning:
-        """Put everything in place that the engine has not read by itself. Collective.
+        """Put everything in place that the engine has not read itself. Collective.
 
-        `until`: not from a later position. CheckpointMismatch or NothingToResume when it cannot be.
+        `until`: not from a later position. CheckpointMismatch or NothingToResume when that is impossible.
         """
         ...
 
@@ -126,7 +126,7 @@ class FromModel:
         return 0
 
     def is_in(self, folder: Path) -> bool:  # noqa: ARG002 - as the protocol has it
-        """A model is no run."""
+        """A model is not a run."""
         return False
 
     def journals(self, own: Storage) -> list[Storage]:  # noqa: ARG002 - as the protocol has it
@@ -143,18 +143,18 @@ class FromModel:
         steps_per_epoch: int,
         until: Position | None,  # noqa: ARG002 - as the protocol has it
     ) -> Beginning:
-        """The engine has read all."""
+        """The engine has read everything."""
         line = f"model: policy from {self.policy}, reference from {self.reference}"
         return Beginning(position=self.expected(steps_per_epoch), lines=[line])
 
 
 @dataclass(frozen=True, kw_only=True)
 class FromRun:
-    """A run of ours that goes on."""
+    """A run of ours that continues."""
 
     folders: CheckpointFolders
     found: Found
-    """What the plan found; the checkpoint that is restored is looked for again, under the lock."""
+    """What the plan found; the checkpoint to restore is looked up again under the lock."""
     needs_lock: bool = field(default=True, init=False)
 
     @property
@@ -176,15 +176,15 @@ class FromRun:
         return None, None
 
     def newest_incarnation(self) -> int:
-        """As its lock, manifests and journal have it."""
+        """According to its lock, manifests and journal."""
         return newest_incarnation(self.run)
 
     def is_in(self, folder: Path) -> bool:
-        """Whether it goes on where it was."""
+        """Whether it continues in its own folder."""
         return same_folder(self.run, folder)
 
     def journals(self, own: Storage) -> list[Storage]:
-        """Its own, and that of the new folder, should it have begun one already."""
+        """Its own, and that of the new folder if there already is one."""
         return [own] if self.is_in(Path(str(own))) else [LocalStorage(self.run), own]
 
     def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:
@@ -227,7 +227,7 @@ class FromRun:
 
 @dataclass(frozen=True, kw_only=True)
 class FromOthers:
-    """A run of another trainer that goes on here."""
+    """Another trainer's run that continues here."""
 
     theirs: ForeignPlan
     checkpoint: None = field(default=None, init=False)
@@ -243,7 +243,7 @@ class FromOthers:
         return next_position(self.theirs.position, self.theirs.first_epoch, steps_per_epoch)
 
     def weights(self) -> tuple[Path | None, Path | None]:
-        """The reference, where none was saved."""
+        """The reference, if none was saved."""
         return None, self.theirs.reference_model
 
     def newest_incarnation(self) -> int:
@@ -251,7 +251,7 @@ class FromOthers:
         return 0
 
     def is_in(self, folder: Path) -> bool:  # noqa: ARG002 - as the protocol has it
-        """Their folder is not ours, until our first checkpoint is in it."""
+        """Their folder is not ours until our first checkpoint is in it."""
         return False
 
     def journals(self, own: Storage) -> list[Storage]:  # noqa: ARG002 - as the protocol has it
@@ -292,9 +292,9 @@ def _by_role(sizes: Mapping[str, int]) -> str:
 
 
 def model_folders(actor: str, reference: str) -> FromModel:
-    """The Hugging Face folders of a new run; the reference is the actor's when it is not named.
+    """The Hugging Face folders of a new run; the reference defaults to the actor's.
 
-    Raises ConfigError when no actor is named, ModelError when a folder is none of Hugging Face's.
+    Raises ConfigError when no actor is named, ModelError when a folder is not a Hugging Face folder.
     """
     if not actor:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""A start of a run, from its configuration: as the only process, as the parent of workers, or as one of them.
+"""Starts a run from its configuration: as the only process, as the parent of workers, or as one of them.
 
-Which of these this process is, its engine's package says (`EnginePackage.this_process`).
+The engine's package says which of these this process is (`EnginePackage.this_process`).
 """
 
 import os
@@ -24,7 +24,7 @@ from rollforward.run.session import train
 
 
 class Start:
-    """What is going to be started. `script` with `arguments` is what each of several workers runs."""
+    """What is going to be started. With several workers, each runs `script` with `arguments`."""
 
     def __init__(self, loaded: Loaded, *, script: Path, arguments: Sequence[str], workers: int) -> None:
         self._loaded = loaded
@@ -35,7 +35,7 @@ class Start:
         self._package = require(find_engine(self._engine))
 
     def compute(self, request: Request) -> int:
-        """Run as whatever this process is; returns the exit code."""
+        """Run in this process's role; returns the exit code."""
         process = self._package.this_process(os.environ)
         if process.role == "scheduler":
             self._package.serve_scheduler(self._loaded.config.context.device_target)
@@ -51,14 +51,14 @@ class Start:
             return 0
         plan = self._plan(request, world_size=self._workers)
         if self._workers > 1:
-            # The first worker keeps the log; of what is lost here, standard error alone can tell.
+            # The first worker keeps the log; what is lost here can only be reported on standard error.
             with telling_loss(lambda _line: None):
                 return exit_code(self._launch(self._arguments, plan))
         train(plan, self._package)
         return 0
 
     def supervised(self, request: Request, *, max_restarts: int) -> int:
-        """Run it, and start it again when it fails; all that computes is another process."""
+        """Run it, and start it again when it fails; the computing is done in another process."""
         launcher = self._package.launched(os.environ)
         if launcher and LAUNCHED not in os.environ:
             raise ConfigError(
@@ -67,7 +67,7 @@ class Start:
                 hint=f"leave it out and start {launcher} again with --resume_training after a failure, or "
                 "let rollforward start the workers: rollforward train --workers N --max_restarts N",
             )
-        # What the user has to fix is found before anything is started.
+        # Errors that the user must fix are found before anything is started.
         plan = self._plan(request, world_size=self._workers)
 
         def start(arguments: Sequence[str]) -> Ending:

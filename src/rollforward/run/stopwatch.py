@@ -7,14 +7,14 @@ from rollforward.processes.environment import age
 
 
 class Stopwatch:
-    """Seconds of each part, by name. `prepare` is what passed before this was made, imports included."""
+    """Seconds of each part, by name. `prepare` is the time before this was created, imports included."""
 
     def __init__(self) -> None:
         self.seconds = {"prepare": age()}
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """What is done within it belongs to that part."""
+        """Time the enclosed block as that part."""
         began = age()
         try:
             yield

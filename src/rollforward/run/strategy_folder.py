@@ -1,7 +1,7 @@
 """Strategy files in `--save_strategy_dir`: old ones cleared, one written for each rank.
 
-Cleared are regular files with the names that the contract's trainers give to strategy files,
-and nothing else: the folder may be anybody's.
+Only regular files with the names that the contract's trainers give to strategy files are
+cleared: the folder may belong to anyone.
 """
 
 import re
@@ -13,7 +13,7 @@ _NAME = re.compile(r"(?:ckpt_)?strategy(?:_rank)?(?:_\d+)?\.ckpt", re.ASCII)
 
 
 def clear(folder: Path) -> list[str]:
-    """Remove old strategy files; returns their names. No folder is no files."""
+    """Remove old strategy files; returns their names. A missing folder has none."""
     storage = LocalStorage(folder)
     names = [entry.name for entry in storage.scan("") if entry.kind == "file" and _NAME.fullmatch(entry.name)]
     for name in names:

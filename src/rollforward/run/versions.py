@@ -1,7 +1,7 @@
-"""What computes, by name and version: exact repetition is promised on the same versions only.
+"""The software that computes, by name and version: exact repetition is promised only on the same versions.
 
-Environment variables that change the arithmetic count as versions, under their names behind a `$`: only those
-that are set are there.
+Environment variables that change the arithmetic count as versions, under `$NAME`: only those that are set
+are included.
 """
 
 import functools
@@ -16,14 +16,14 @@ import rollforward
 from rollforward.engines.base import EnginePackage
 
 HOST_ARITHMETIC = ("GLIBC_TUNABLES", "NPY_DISABLE_CPU_FEATURES", "NPY_ENABLE_CPU_FEATURES")
-"""Variables by which another way of computing is chosen on the host, in libm and in NumPy.
+"""Variables that select a different way of computing on the host, in libm and in NumPy.
 
-Numbers of threads are not among them: they changed no bit where it was tried.
+Thread counts are not among them: they changed no bit where tried.
 """
 
 
 def versions(package: EnginePackage, environment: Mapping[str, str] = os.environ) -> Mapping[str, str]:
-    """Of this program, the framework, NumPy, Python and the kind of machine; and variables that are set."""
+    """Of this program, the framework, NumPy, Python and the machine type; and the variables that are set."""
     names = (*HOST_ARITHMETIC, *package.arithmetic_variables())
     return {
         "rollforward": f"{rollforward.__version__}+{_sources_digest(package)}",
@@ -37,12 +37,12 @@ def versions(package: EnginePackage, environment: Mapping[str, str] = os.environ
 
 @functools.cache
 def _installed(package: str) -> str:
-    # Reading what packages say of themselves takes 50 ms.
+    # Reading package metadata takes 50 ms.
     return version(package)
 
 
 def _sources_digest(package: EnginePackage) -> str:
-    """Tells changed code apart where the version says nothing, as while it is being worked on."""
+    """Detects changed code where the version stays the same, as during development."""
     grpo = Path(rollforward.__file__).parent / "grpo"
     found = hashlib.sha256()
     for source in (*sorted(grpo.glob("*.py")), *package.sources()):

@@ -1,7 +1,7 @@
-"""This process as one worker of a run: connected to the others, watched, and heard.
+"""This process as one worker of a run: connected to the others, watched, and with a log.
 
-What is opened while it is at work is closed in the opposite order when it leaves, and also when a signal
-ends the process: then nothing is unwound, but everything is closed (`processes.stopping.ending`).
+Whatever is opened during its work is closed in reverse order when it exits, and also when a signal ends
+the process: then the stack is not unwound, but everything is closed (`processes.stopping.ending`).
 """
 
 import os
@@ -32,15 +32,15 @@ class Worker:
     clock: Stopwatch
     watch: CollectiveWatch
     closing: ExitStack
-    """What is closed when the worker leaves."""
+    """What is closed when the worker exits."""
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that speaks for all."""
+        """Whether it is the one that reports for all."""
         return self.group.rank == 0
 
     def heartbeat(self, plan: Plan, incarnation: int) -> Heartbeat:
-        """From now on the others can tell what this worker is at."""
+        """From now on the others can see what this worker is doing."""
         run, group = plan.outputs.run, self.group
         heart = Heartbeat(run, rank=group.rank, incarnation=incarnation, start=plan.start)
         self.closing.enter_context(closing(heart))
@@ -50,14 +50,14 @@ class Worker:
 
 @contextmanager
 def at_work(plan: Plan, package: EnginePackage) -> Iterator[Worker]:
-    """Meet the other workers and get ready to be told to end. Collective when there are several."""
+    """Join the other workers and prepare to be stopped. Collective when there are several."""
     clock = Stopwatch()
     patience = plan.config.rl_config.collective_timeout
     package.prepare(os.environ, patience=patience)
     watch = CollectiveWatch(patience, end=stopping.end_at_once)
 
     def behind_a_signal() -> RollforwardError | None:
-        """The error that made the framework send it, if it was the framework."""
+        """The error that made the framework send the signal, if the framework sent it."""
         return watch.lost() if package.lost_contact() else None
 
     with ExitStack() as stack, stopping.ending(stack.close, cause=behind_a_signal):
