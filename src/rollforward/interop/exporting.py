@@ -58,9 +58,9 @@ def export_huggingface(storage: Storage, manifest: Manifest, out: Storage) -> li
 
 
 def with_dtype(config: bytes, arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """A config.json that names the dtype of these tensors: of most of their bytes; else as it was.
+    """A config.json that names the dtype of most of these tensors' bytes; otherwise unchanged.
 
-    transformers 5 writes `dtype`, older ones `torch_dtype`; both read either.
+    transformers 5 writes `dtype`, older versions `torch_dtype`; both read either.
     """
     sizes: dict[str, int] = {}
     for array in arrays.values():
@@ -81,15 +81,15 @@ def with_dtype(config: bytes, arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def export_mindrlhf(storage: Storage, manifest: Manifest, out: Storage) -> list[str]:
     """Write all roles as MindRLHF does; returns the files.
 
-    StorageError, CheckpointInvalid; CheckpointMismatch for a tensor that has no name there.
+    StorageError, CheckpointInvalid; CheckpointMismatch for a tensor that MindRLHF has no name for.
     """
     position = manifest.position
     written = []
     for role, prefix in _PREFIXES.items():
         arrays = _role(storage, manifest, role)
         if role == "optimizer":
-            # Theirs holds what it trains. Without it MindSpore would look for the nearest names, and load
-            # moments into the weights.
+            # MindRLHF's file holds the trained parameters too. Without them MindSpore would look for the
+            # nearest names, and load moments into the weights.
             arrays |= _role(storage, manifest, "policy_model")
         mapped = to_theirs(arrays, prefix=prefix)
         if mapped.unmapped:
