@@ -35,7 +35,7 @@ _PREFIXES = {
     "optimizer": "grpo_model_train.policy_model.model.",
     "ref": "model.",
 }
-"""What MindRLHF's trainer puts before the names of each role's parameters."""
+"""The prefix of MindRLHF's trainer for the parameter names of each role."""
 
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 
