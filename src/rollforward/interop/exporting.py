@@ -1,15 +1,15 @@
-"""A checkpoint taken out of a run, in the folder layout of somebody else.
+"""A checkpoint exported from a run, in another program's folder layout.
 
-    huggingface    model.safetensors with config.json, tokenizer.json, ...: the policy, for whoever serves it
+    huggingface    model.safetensors with config.json, tokenizer.json, ...: the policy, for serving it
     mindrlhf       train/rank_0/policy_model_rank_0-0_20.safetensors, optimizer/..., ref/..., meta.json:
-                   what MindRLHF resumes from, under MindFormers' names behind its trainer's prefixes
+                   what MindRLHF resumes from, in MindFormers' names with its trainer's prefixes
 
-Every byte is verified on its way out, and durable in the new folder before the next file is begun;
-one role at a time is in memory. What makes the folder one that others open comes last: config.json, or
-meta.json, that of the policy after the others. So an export that was killed is not taken for a whole one.
-config.json names the element type of the file beside it, whatever the model came in. Tensors are whole and
-in float32 for MindRLHF: splitting them over ranks is for MindSpore's `ms.transform_checkpoints`. Nothing is
-changed in the run.
+Every byte is verified on its way out, and each file is durable in the new folder before the next is started;
+only one role is in memory at a time. The file that lets others open the folder is written last: config.json,
+or meta.json, the policy's after the others. So an export that was killed is not mistaken for a complete one.
+config.json names the element type of the file beside it, whatever type the model was loaded in. For MindRLHF,
+tensors are whole and in float32: use MindSpore's `ms.transform_checkpoints` to split them over ranks. The run
+itself is not changed.
 """
 
 import json
