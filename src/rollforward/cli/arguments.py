@@ -17,7 +17,7 @@ from rollforward.position import Position
 from rollforward.wording import plain_lines
 
 _PATHS = frozenset({"DIR", "FILE", "FOLDER", "RUN", "NEW", "RUN[:POSITION]", "A", "B"})
-"""The placeholder in the help for values of options and arguments that are paths."""
+"""The placeholders in the help for values of options and arguments that are paths."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

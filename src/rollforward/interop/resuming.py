@@ -333,7 +333,7 @@ def _model_config(folders: Iterable[str], policy: Path) -> Path:
 
 
 def _key_value_heads(model_config: Path) -> int:
-    """The number of key-value heads in the model's config.json; 1 when it mentions no heads."""
+    """The number of key-value heads, from the model's config.json; 1 when it mentions no heads."""
     try:
         content = read_input(model_config, _MOST_CONFIG)
     except OSError as error:
