@@ -148,7 +148,7 @@ def test_a_newest_segment_that_is_gone_is_noticed_by_the_figures(
     for path in (second / "commits").glob("2_0.json"):
         path.unlink()
     (problem,) = [line for line in problems_of(capsys, second) if "newest segment" in line]
-    assert problem.startswith("metrics.jsonl tells of step 1_4, and the last record is of ")
+    assert problem.startswith("metrics.jsonl mentions step 1_4, and the last record is of ")
 
 
 @pytest.mark.parametrize("left", ["1-*.journal", "none"])

@@ -1,7 +1,7 @@
-"""What all verbs share of argument parsing.
+"""Argument parsing shared by all verbs.
 
-Options are spelled with underscores, as the launcher that users come from spells them, and
-dashes are accepted everywhere: `--resume-training` is `--resume_training`.
+Options are spelled with underscores, as in the launcher that users come from, and dashes are
+accepted everywhere: `--resume-training` is `--resume_training`.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from rollforward.position import Position
 from rollforward.wording import plain_lines
 
 _PATHS = frozenset({"DIR", "FILE", "FOLDER", "RUN", "NEW", "RUN[:POSITION]", "A", "B"})
-"""How the values of options and arguments that are paths are called in the help."""
+"""The placeholders in the help for values of options and arguments that are paths."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help that shows each option in one spelling, at the same width on every terminal."""
+    """Help that shows one spelling of each option, at the same width on every terminal."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=100)
@@ -41,13 +41,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **keywords)
 
     def add_argument(self, *names: str, **keywords: Any) -> argparse.Action:
-        """As argparse has it; in what is called a path `~` is the home folder, as in `--out=~/new` too."""
+        """As in argparse; in paths `~` is the home folder, also in `--out=~/new`."""
         if keywords.get("metavar") in _PATHS and "type" not in keywords:
             keywords["type"] = path
         return super().add_argument(*names, **keywords)
 
     def add_option(self, name: str, **keywords: Any) -> None:
-        """Add `--some_name`, which may be written `--some-name` too."""
+        """Add `--some_name`, which may also be written `--some-name`."""
         dashed = "--" + name[2:].replace("_", "-")
         spellings = [name] if dashed == name else [name, dashed]
         self.add_argument(*spellings, **keywords)
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         explained = False
         for argument in arguments:
             if explained and not argument.startswith("-"):
-                continue  # the value of an option that was explained
+                continue  # the value of an option already explained
             spelled = argument.partition("=")[0].replace("-", "_").replace("__", "--", 1)
             theirs = OPTIONS.get(spelled[2:]) if spelled.startswith("--") else None
             explained = theirs is not None and theirs.partition(" ")[0] in known
@@ -71,13 +71,13 @@ class Parser(argparse.ArgumentParser):
         self.error("\n".join(lines))
 
     def error(self, message: str) -> NoReturn:
-        """The message and where to read on, on standard error; exit code 2."""
+        """Print the message and where to read more on standard error; exit code 2."""
         sys.stderr.write(f"{plain_lines(message)}\nTry: {self.prog} --help\n")
         raise SystemExit(2)
 
 
 def first_spellings(spellings: Sequence[str]) -> list[str]:
-    """Of spellings that differ in dashes only, the first."""
+    """The first of each group of spellings that differ only in dashes."""
     seen: dict[str, str] = {}
     for option in spellings:
         seen.setdefault(option.replace("-", "_"), option)
@@ -90,7 +90,7 @@ def split_list(text: str) -> list[str]:
 
 
 def path(text: str) -> str:
-    """A path, as a type of arguments: the shell expands `~` at the beginning of a word only."""
+    """A path, as an argument type: the shell expands `~` only at the beginning of a word."""
     found = os.path.expanduser(text)  # noqa: PTH111 - "" stays ""
     if found.startswith("~"):
         raise argparse.ArgumentTypeError(
@@ -100,7 +100,7 @@ def path(text: str) -> str:
 
 
 def position(text: str) -> Position:
-    """`0_20`, as a type of arguments."""
+    """`0_20`, as an argument type."""
     try:
         return Position.parse(text)
     except ValueError as error:
@@ -108,7 +108,7 @@ def position(text: str) -> Position:
 
 
 def run_at(text: str) -> tuple[Path, Position | None]:
-    """`RUN` or `RUN:0_20`: the folder, and the position where one is named."""
+    """`RUN` or `RUN:0_20`: the folder, and the position if one is named."""
     folder, colon, behind = text.rpartition(":")
     try:
         return (Path(folder), Position.parse(behind)) if colon and folder else (Path(text), None)
@@ -117,12 +117,12 @@ def run_at(text: str) -> tuple[Path, Position | None]:
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on, as a type of arguments."""
+    """A whole number, at least 1, as an argument type."""
     return _whole_number(text, low=1)
 
 
 def count_from_0(text: str) -> int:
-    """A whole number from 0 on, as a type of arguments."""
+    """A whole number, at least 0, as an argument type."""
     return _whole_number(text, low=0)
 
 

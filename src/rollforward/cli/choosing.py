@@ -1,6 +1,6 @@
-"""What verbs that take the newest valid checkpoint tell of those that are newer but not valid.
+"""Verbs that take the newest valid checkpoint report newer ones that are not valid.
 
-On standard error, since what the verb prints then is about older weights.
+On standard error, since the verb's output is then about older weights.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from rollforward.store import Found, Manifest
 
 
 def chosen(folder: Path, found: Found) -> Manifest:
-    """The manifest that was found in a run's folder, after telling what was passed over for it."""
+    """The manifest found in a run's folder, after reporting the checkpoints that were skipped for it."""
     for newer in found.rejected:
         warn(f"{folder}: {newer.position} is passed over for {found.manifest.position}: {newer.reason}")
     return found.manifest

@@ -1,6 +1,6 @@
-"""What the verbs that compute share, `train` and `rebuild`: options of the configuration, and starting a run.
+"""Shared by the verbs that compute, `train` and `rebuild`: configuration options, and starting a run.
 
-What trains needs more than the verbs that look at runs, so it is imported when it is asked for.
+Training needs more packages than the verbs that look at runs, so it is imported only when needed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _CONFIGURATION = (
 
 
 def add_configuration(parser: Parser) -> None:
-    """The options of all verbs that compute: what the configuration says, and how many processes."""
+    """The options of all verbs that compute: the configuration, and how many processes."""
     for name, metavar, path, text in _CONFIGURATION:
         parser.add_option(name, metavar=metavar, dest=path, help=text)
     parser.add_option(
@@ -52,7 +52,7 @@ def add_configuration(parser: Parser) -> None:
 
 @contextmanager
 def needing_the_trainer() -> Iterator[None]:
-    """Imports within it may fail because only the core is installed: then it is said what to install."""
+    """Imports inside it may fail because only the core is installed: the error says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -64,9 +64,9 @@ def needing_the_trainer() -> Iterator[None]:
 def start_of(
     options: argparse.Namespace, given: Sequence[tuple[str, Any]], arguments: Sequence[str]
 ) -> "Start":
-    """The start that the command line asks for. `given`: what it says of the configuration.
+    """The start that the command line asks for. `given`: its configuration values.
 
-    Where it names no configuration, the one of the run that is resumed counts.
+    If it names no configuration file, the configuration of the resumed run is used.
     """
     with needing_the_trainer():
         from rollforward.config.loading import load
@@ -86,7 +86,7 @@ def start_of(
 
 
 def overrides(options: argparse.Namespace) -> list[tuple[str, Any]]:
-    """What options say, as (dotted key, value) for `config.loading.load`; `--set` goes first."""
+    """The options' values, as (dotted key, value) for `config.loading.load`; `--set` comes first."""
     with needing_the_trainer():
         from rollforward.config.loading import parse_override
     found = [parse_override(text) for text in options.overrides]
@@ -95,7 +95,7 @@ def overrides(options: argparse.Namespace) -> list[tuple[str, Any]]:
     if options.verifier_function is not None:
         found.append(("reward_config.verifier_function", options.verifier_function))
         if options.verifier_weight is None:
-            # Weights of the file belong to the functions of the file.
+            # The weights in the file belong to the functions in the file.
             found.append(("reward_config.verifier_weight", []))
     if options.verifier_weight is not None:
         found.append(("reward_config.verifier_weight", options.verifier_weight))

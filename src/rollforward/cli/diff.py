@@ -1,4 +1,4 @@
-"""`rollforward diff`: the tensors in which two checkpoints differ, and by how much."""
+"""`rollforward diff`: the tensors that differ between two checkpoints, and by how much."""
 
 import argparse
 import sys
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
             found = diff(storage_a, a, storage_b, b)
             break
         except CheckpointGone:
-            # The newest of a run that trains is another one by now.
+            # In a run that is training, the newest checkpoint is another one by now.
             if at_a is not None and at_b is not None:
                 raise
     if options.json:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
 
 
 def _as_json(item: TensorDifference) -> dict[str, object]:
-    """JSON has no NaN and no infinity: they are texts."""
+    """JSON has no NaN or infinity: they are written as strings."""
     value = asdict(item)
     for name in ("largest", "relative"):
         number = value[name]

@@ -1,4 +1,4 @@
-"""`rollforward doctor`: looks at everything that a resume needs, and says what to do."""
+"""`rollforward doctor`: checks everything that a resume needs, and says what to do."""
 
 import argparse
 import os

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _emptied_when_it_fails(out: Path) -> Iterator[None]:
-    """Half an export must not be taken for one, and the next try wants an empty folder."""
+    """A partial export must not be mistaken for a complete one, and the next try needs an empty folder."""
     try:
         yield
     except BaseException:

@@ -2,11 +2,11 @@
 
     0    done
     1    something failed: the disk, a verifier, a worker, the framework
-    2    what was asked for cannot be: a wrong option, key, file or folder; nothing was changed
+    2    the request is invalid: a wrong option, key, file or folder; nothing was changed
     130  stopped by Ctrl-C
     143  stopped by SIGTERM
 
-An error is one message, what to try after it, and no traceback unless `--debug` is given.
+An error is one message, followed by what to try, without a traceback unless `--debug` is given.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rollforward.wording import plain_lines
 
 
 def verb_modules() -> list[ModuleType]:
-    """The verbs. Imported here and not above: signals must be taken before NumPy is imported."""
+    """The verbs. Imported here, not above: the signal handlers must be set up before NumPy is imported."""
     from rollforward.cli import (
         diff,
         doctor,
@@ -66,14 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         streams.output.flush()
         lost = streams.output.lost
         if lost is not None and not code and not _computes(given) and not isinstance(lost, BrokenPipeError):
-            # A reader who has left wanted no more; anyone else takes what is there for all there is.
+            # A reader that closed the pipe wanted no more; any other would think the output complete.
             sys.stderr.write(f"standard output: {reason(lost)}: what was printed is not complete\n")
             code = 1
     return code
 
 
 def _computes(given: Sequence[str]) -> bool:
-    """Whether the verb is one that trains: what it prints is not what it is for."""
+    """Whether the verb is one that trains: its printed output is not its purpose."""
     return bool(given) and given[0] in ("train", "rebuild")
 
 
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
         code: int = options.run(options, given)
         return code
     except SystemExit as error:
-        # Somebody's code that a verb has called: it says nothing about how the verb's own work ended.
+        # User code that a verb called: its exit says nothing about how the verb's own work ended.
         given_code = "" if error.code is None else repr(error.code)
         raise RollforwardError(
             f"exit({given_code}) was called within rollforward {options.verb}",
@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> int:
 
 
 def run_process(arguments: Sequence[str] | None = None) -> NoReturn:
-    """`main` as the whole of this process."""
+    """Run `main` as the whole of this process."""
     guard_descriptors()
     stopping.take_signals()
     code = main(arguments)

@@ -1,7 +1,7 @@
-"""What verbs print: lines, warnings, JSON, cells of tables.
+"""What verbs print: lines, warnings, JSON, table cells.
 
-Texts from a run's folder are anybody's. Here they are made plain (`wording.plain`), and are never read as
-rich's markup. JSON needs neither: its texts are ASCII with escapes.
+Text from a run's folder is not trusted. It is made plain here (`wording.plain`), and is never parsed as
+rich markup. JSON needs neither: its strings are ASCII with escapes.
 """
 
 import json
@@ -14,7 +14,7 @@ from rollforward.wording import plain, plain_lines
 
 
 def print_line(*fields: object) -> None:
-    """One line on standard output, tabs between the fields."""
+    """One line on standard output, fields separated by tabs."""
     sys.stdout.write("\t".join(plain(str(field)) for field in fields) + "\n")
 
 
@@ -29,5 +29,5 @@ def warn(text: str) -> None:
 
 
 def cell(text: str, style: str = "") -> Text:
-    """A cell of a table, or another piece of text on a terminal."""
+    """A table cell, or another piece of text on a terminal."""
     return Text(plain_lines(text), style=style)

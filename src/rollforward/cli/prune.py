@@ -60,7 +60,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
-    """Prune, and print what went."""
+    """Prune, and print what was removed."""
     folder = Path(options.folder)
     storage = open_run(folder)
     retention = Retention(

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     given = [
         *computing.overrides(options),
         ("actor_config.save", str(out)),
-        # What the run itself writes outside its folder stays as it is.
+        # What the run itself writes outside its folder is left alone.
         ("rl_config.save_strategy_dir", str(out / "strategy")),
         ("rl_config.tensorboard", False),
     ]

@@ -1,4 +1,4 @@
-"""The reference pages of command line and configuration, generated from what they describe."""
+"""The reference pages for the command line and the configuration, generated from the code."""
 
 import argparse
 import json

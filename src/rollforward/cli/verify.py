@@ -75,7 +75,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with speed, on standard error where that is a terminal."""
+    """A progress bar with speed, on standard error if that is a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -1,7 +1,7 @@
 """The script that `msrun` starts for `rollforward train --workers N`, as scheduler and as workers.
 
-`msrun` starts a path, not a module, and Python puts a script's folder in front of its search
-path: there our `inspect.py` would take the place of Python's own.
+`msrun` starts a path, not a module, and Python puts the script's folder first on its search path,
+where our `inspect.py` would shadow Python's own.
 """
 
 import sys

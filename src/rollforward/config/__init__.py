@@ -1,1 +1,1 @@
-"""The configuration: keys and their meaning, read from YAML and the command line."""
+"""The configuration: keys and their meanings, read from YAML and the command line."""

@@ -1,7 +1,7 @@
-"""What TRL, transformers and launchers call the options and keys of this program.
+"""The names that TRL, transformers and launchers have for this program's options and keys.
 
-People who come from there write what they know. It means nothing here, and the message about it names the
-word that does: an option, or a dotted key, which is given with `--set` on a command line.
+People who come from there type the names they know. Those mean nothing here, so the error message gives the
+right one: an option, or a dotted key, which is given with `--set` on a command line.
 """
 
 _KEYS = """
@@ -60,9 +60,9 @@ def _rows(table: str) -> list[list[str]]:
 
 
 KEYS = {row[0]: row[-1] for row in _rows(_KEYS + _OPTIONS) if "." in row[-1]}
-"""A name of theirs -> the dotted key here."""
+"""Their name -> the dotted key here."""
 
 OPTIONS = {name: f"--set {key}=..." for name, key in _rows(_KEYS)} | {
     name: option for name, option, *_ in _rows(_OPTIONS)
 }
-"""A name of theirs -> what is written on a command line here."""
+"""Their name -> what to write on the command line here."""

@@ -1,8 +1,8 @@
-"""Keys of MindRLHF's configuration that mean nothing here: accepted, and said to be ignored.
+"""Keys of MindRLHF's configuration that mean nothing here: accepted, and reported as ignored.
 
-Most of them lay out a model over an Ascend cluster, choose between ways of compiling, or belong
-to other algorithms (PPO's value function, its adaptive KL coefficient) or to vLLM. A section
-named here is ignored with everything below it.
+Most of them lay out a model over an Ascend cluster, choose a compilation mode, or belong to other
+algorithms (PPO's value function, its adaptive KL coefficient) or to vLLM. A section named here is
+ignored with everything below it.
 """
 
 _BY_SECTION: dict[str, str] = {

@@ -1,11 +1,11 @@
 """The configuration: MindRLHF's sections and keys, typed, documented, checked.
 
-A user brings the YAML they have. Keys that mean something here are the fields below; keys that
-MindRLHF has and that mean nothing here are named in `config.ignored` and accepted with one line of
-the log; any other key is an error that names the nearest known one. A key that is left out has
-its default. All problems of a file are reported together.
+Users bring the YAML they have. Keys that mean something here are the fields below; MindRLHF keys
+that mean nothing here are listed in `config.ignored` and accepted with one line in the log; any
+other key is an error that names the nearest known one. A key that is left out has its default. All
+problems in a file are reported together.
 
-Keys that are ours, since MindRLHF has none for them: `rl_config.max_steps`, `advantage_std`,
+Keys that are ours, since MindRLHF has no equivalent: `rl_config.max_steps`, `advantage_std`,
 `loss_aggregation`, `keep_ckpt_per_n_steps`, `keep_best_ckpt_num`, `best_ckpt_metric`,
 `save_ckpt_prove_unchanged`, `collective_timeout`, and `actor_config.optimizer.max_grad_norm`.
 
@@ -211,7 +211,7 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How completions are drawn. What is learnt heeds the temperature, and not top_k and top_p, as in TRL."""
+    """How completions are drawn. The loss uses the temperature, but not top_k and top_p, as in TRL."""
 
     max_tokens: int = key(512, "Longest completion, in tokens.", low=1)
     temperature: float = key(
@@ -250,7 +250,7 @@ class ContextConfig:
     engine: str = key(
         "mindspore",
         "What computes: the name of an installed engine (an entry point of `rollforward.engines`).",
-        # Another engine has other versions, which a resume and a replay compare.
+        # Another engine has other versions, and a resume and a replay compare those.
         affects_numbers=False,
     )
 
@@ -279,7 +279,7 @@ class Config:
 
     @property
     def samples_per_generation(self) -> int:
-        """Completions that are decoded together."""
+        """Completions decoded together."""
         return self.generate_config.infer_model_batch_size or self.samples_per_chunk
 
 

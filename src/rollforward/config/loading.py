@@ -1,7 +1,7 @@
-"""The configuration read: a YAML file, with what the command line says put over it, checked as a whole.
+"""Reading the configuration: a YAML file, overridden by the command line, checked as a whole.
 
-YAML is read as data: tags that would make Python objects are refused. A file is bounded before it is read.
-What nests too deep, is repeated by anchors or is a huge number ends in an error that names the place.
+YAML is read as data: tags that would create Python objects are refused. A file's size is bounded before it is
+read. Too deep nesting, anchors that repeat and huge numbers end in an error that names the place.
 """
 
 import copy
@@ -23,17 +23,17 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A configuration, and which of its keys were accepted although they mean nothing here."""
+    """A configuration, and which keys were accepted although they mean nothing here."""
 
     config: Config
     ignored: tuple[str, ...]
     carried_by: str = ""
-    """The file of a run's folder that it was taken from; "" when the user gave it."""
+    """The file in a run's folder that it was read from; "" when the user gave it."""
 
 
 @dataclass(frozen=True)
 class Carried:
-    """A configuration that a run's folder carries."""
+    """A configuration stored in a run's folder."""
 
     source: str
     """For messages."""
@@ -44,10 +44,10 @@ class Carried:
 def load(
     file: str | None, overrides: Sequence[tuple[str, Any]] = (), *, carried: Carried | None = None
 ) -> Loaded:
-    """Read a YAML file (None: all defaults) and put `overrides`, (dotted key, value), over it.
+    """Read a YAML file (None: all defaults) and apply `overrides`, (dotted key, value), to it.
 
-    `carried` stands for the file where none is given. Raises ConfigError with every problem found, of the
-    file and of the overrides.
+    `carried` is used when no file is given. Raises ConfigError with every problem found, in the file and
+    in the overrides.
     """
     source = file or "command line"
     tree: dict[str, Any] = {}
@@ -71,7 +71,7 @@ def load(
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`section.key=value`, the value read as YAML; ConfigError when it is not of that form."""
+    """`section.key=value`, the value parsed as YAML; ConfigError when it does not have that form."""
     path, equals, value = text.partition("=")
     if not equals or "." not in path:
         raise ConfigError(
@@ -147,14 +147,14 @@ def _read(file: str) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def _parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
-    """The value that YAML holds, and its nodes; ConfigError, naming `where`, when it holds none."""
+    """The value of YAML text, and its nodes; ConfigError, naming `where`, when it is not valid."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
     except RecursionError:
         raise ConfigError(f"{where}: it nests too deep", hint="sections nest three deep") from None
     except (yaml.YAMLError, ValueError, ArithmeticError, TypeError, AttributeError, LookupError) as error:
-        # PyYAML makes numbers and dates with Python's own functions and lets their errors through.
+        # PyYAML builds numbers and dates with Python's own functions and does not catch their errors.
         said = " ".join(str(error).split())[:300]
         hint = "a configuration is data: numbers, text, lists and sections"
         raise ConfigError(f"{where}: not valid YAML: {said}", hint=hint) from None
@@ -164,8 +164,8 @@ def _parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
 def _note_lines(
     node: yaml.Node | None, prefix: str, file: str, lines: dict[str, int], seen: set[int]
 ) -> None:
-    # What an anchor repeats is noted where it stands first: repeated within each other, anchors would make
-    # a few lines stand for billions, and one that repeats itself for no end.
+    # What an anchor repeats is recorded only where it first appears: nested anchors would make a few lines
+    # stand for billions, and an anchor that contains itself would never end.
     if not isinstance(node, yaml.MappingNode) or id(node) in seen:
         return
     seen.add(id(node))
@@ -173,7 +173,7 @@ def _note_lines(
         path = f"{prefix}{name.value}"
         line = name.start_mark.line + 1
         if path in lines:
-            # YAML would keep the last one and say nothing.
+            # YAML would silently keep the last one.
             raise ConfigError(f"{file}:{line}: {path}: given twice, first on line {lines[path]}")
         lines[path] = line
         _note_lines(value, f"{path}.", file, lines, seen)
@@ -190,7 +190,7 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys of a tree, as deep as they are keys of ours; an ignored section counts as one."""
+    """Dotted keys of a tree, as deep as our keys go; an ignored section counts as one."""
     found: list[str] = []
     for name, value in tree.items():
         path = f"{prefix}{name}"

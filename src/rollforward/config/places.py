@@ -4,8 +4,8 @@
     <root>/strategy     strategy_<rank>.ckpt                                    --save_strategy_dir
     <root>/log          the log of the run, and those of its workers
 
-`<root>` is `$LOCAL_DEFAULT_PATH`, or `./output` without it. Where `strategy` or `log` is another run's,
-the run takes `strategy.1`, `log.1` and so on (`run.output_folders`).
+`<root>` is `$LOCAL_DEFAULT_PATH`, or `./output` without it. If `strategy` or `log` belongs to another run,
+the run uses `strategy.1`, `log.1` and so on (`run.output_folders`).
 """
 
 import os
@@ -29,12 +29,12 @@ class Outputs:
     tensorboard: Path | None
     """None: no event files."""
     named: frozenset[str] = frozenset()
-    """Those of `strategy` and `tensorboard` that the user named. The others may be another run's already:
-    then the run takes one of its own beside it."""
+    """Which of `strategy` and `tensorboard` the user named. The others may already belong to another run:
+    then the run uses a folder of its own beside it."""
 
 
 def outputs(config: Config, environment: Mapping[str, str] = os.environ) -> Outputs:
-    """The folders that a run writes to. None of them need exist."""
+    """The folders that a run writes to. They need not exist."""
     root = Path(os.path.expanduser(environment.get(ROOT_VARIABLE) or "output"))  # noqa: PTH111 - no error
     if str(root).startswith("~"):
         raise ConfigError(f"${ROOT_VARIABLE} is {root}: no such home folder", hint="name the folder itself")

@@ -1,11 +1,11 @@
 """Nested mappings, as YAML gives them, into frozen dataclasses: typed, range-checked, all errors at once.
 
-The room knows nothing of what the keys mean. A dataclass declares each of its keys with `key`
-(default, what it means, what values it may have); `parse` walks a mapping beside the
-declarations and gathers every problem instead of stopping at the first, so that a file with
-five mistakes is mended in one go.
+This module knows nothing about what the keys mean. A dataclass declares each of its keys with `key`
+(default, what it means, what values it may have); `parse` walks a mapping alongside the
+declarations and collects every problem instead of stopping at the first, so that a file with five
+mistakes can be fixed in one go.
 
-Left out: references between keys, includes, environment variables. A configuration is data.
+Not supported: references between keys, includes, environment variables. A configuration is data.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from rollforward.errors import ConfigError
 Section = TypeVar("Section")
 
 _LARGEST = (1 << 63) - 1
-"""Of whole numbers: what the trainer's arrays can hold."""
+"""Largest whole number: what the trainer's arrays can hold."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Meaning:
     affects_numbers: bool = True
     """Whether two runs that differ here may end with different weights."""
     is_path: bool = False
-    """Whether it names a place on disk: `~` at its beginning is the home folder."""
+    """Whether it is a path: a leading `~` is the home folder."""
 
 
 def key(
@@ -57,7 +57,7 @@ def key(
 
 @dataclass
 class Problems:
-    """What is wrong with one source of keys, gathered while it is read."""
+    """The problems in one source of keys, collected while it is read."""
 
     source: str
     """The file, as the user named it."""
@@ -79,7 +79,7 @@ class Problems:
             self.hints.append(hint)
 
     def raise_any(self) -> None:
-        """ConfigError with everything gathered, if there is anything."""
+        """ConfigError with everything collected, if there is anything."""
         if not self.found:
             return
         if len(self.found) == 1:
@@ -98,7 +98,7 @@ def meaning_of(declared: "Field[Any]") -> Meaning:
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name most like `name`, or None when none is near."""
+    """The known name most like `name`, or None when none is close."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return close[0] if close else None
 
@@ -131,10 +131,10 @@ def parse(
     ignored: Callable[[str], bool] = lambda _: False,
     elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> Section:
-    """Build a section from a mapping; problems are gathered, and the defaults stand in for what is wrong.
+    """Build a section from a mapping; problems are collected, and defaults replace what is wrong.
 
-    `ignored` tells, of a dotted path, whether that key is accepted although it means nothing here.
-    `elsewhere`: names that other programs have for keys of this one -> the dotted key.
+    `ignored` says whether the key at a dotted path is accepted although it means nothing here.
+    `elsewhere`: other programs' names for keys of this one -> the dotted key.
     """
     if given is None:
         given = {}
@@ -197,7 +197,7 @@ def _range_complaint(meaning: Meaning, value: Any) -> str | None:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """The value as `kind`; TypeError when it is of another type."""
+    """The value as `kind`; TypeError when it has another type."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         options = [option for option in get_args(kind) if option is not type(None)]
@@ -228,7 +228,7 @@ def _boolean(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    # YAML 1.1 reads 5e-7 (without a point) as text: people mean the number.
+    # YAML 1.1 reads 5e-7 (without a point) as a string: users mean the number.
     if isinstance(value, str):
         try:
             value = float(value)
@@ -242,7 +242,7 @@ def _number(value: Any) -> float:
 
 
 def kind_name(kind: Any) -> str:
-    """What the type of a key is called to a person."""
+    """What a key's type is called in messages."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         options = [option for option in get_args(kind) if option is not type(None)]

@@ -1,6 +1,6 @@
 """Comparing two checkpoints, tensor by tensor.
 
-Equal digests are equal tensors, so only those that differ are read, each verified on the way.
+Equal digests mean equal tensors, so only those that differ are read, and each is verified as it is read.
 Nothing here trains, nothing needs a rank, and nothing on disk is changed.
 """
 
@@ -33,20 +33,20 @@ class TensorDifference:
     largest: float = 0.0
     """The largest absolute difference; NaN where a value is NaN on one side only."""
     relative: float = 0.0
-    """The L2 norm of the difference over that of A."""
+    """The L2 norm of the difference divided by that of A."""
 
 
 class CheckpointGone(CheckpointInvalid):
-    """The run removed a checkpoint, or saved its position again, while it was being read: no damage."""
+    """The run removed a checkpoint, or saved its position again, while it was being read: not damage."""
 
 
 def diff(
     storage_a: Storage, manifest_a: Manifest, storage_b: Storage, manifest_b: Manifest
 ) -> list[TensorDifference]:
-    """Every tensor in which two checkpoints differ, and by how much, whatever its dtype.
+    """Every tensor that differs between two checkpoints, and by how much, whatever its dtype.
 
-    CheckpointInvalid when one of the tensors to be compared does not prove intact; CheckpointGone when that
-    is because there is no such checkpoint any more.
+    CheckpointInvalid when one of the tensors to compare is not intact; CheckpointGone when that is because
+    the checkpoint no longer exists.
     """
     a, b = _by_name(manifest_a), _by_name(manifest_b)
     found = [TensorDifference(*key, "only in A") for key in a.keys() - b.keys()]
@@ -70,7 +70,7 @@ def _by_name(manifest: Manifest) -> Mapping[tuple[str, str], StoredTensor]:
 
 
 def _values(storage: Storage, manifest: Manifest, tensor: StoredTensor) -> NDArray[Any]:
-    """The tensor's elements in a row, in a dtype that NumPy computes with: integers, float64, complex128."""
+    """The tensor's elements, flat, in a dtype that NumPy computes with: integers, float64, complex128."""
     with _telling_what_is_gone(storage, manifest), telling_where(storage):
         for _, _, array in read_tensors(storage, manifest, only={(tensor.role, tensor.record.name)}):
             flat = array.reshape(-1)
@@ -96,13 +96,13 @@ def _telling_what_is_gone(storage: Storage, manifest: Manifest) -> Iterator[None
 def _compare(key: tuple[str, str], a: NDArray[Any], b: NDArray[Any]) -> TensorDifference:
     if a.dtype.kind in "iu":
         differ = a != b
-        # Modulo 2**64, which is exact: float64 does not tell all integers of 64 bits apart.
+        # Modulo 2**64, which is exact: float64 cannot distinguish all 64-bit integers.
         greater, less = np.maximum(a, b)[differ], np.minimum(a, b)[differ]
         distance = (greater.astype(np.uint64) - less.astype(np.uint64)).astype(np.float64)
         finite = np.abs(a.astype(np.float64))
     else:
         differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
-        # Infinities of equal sign are equal, and must not make a NaN here.
+        # Infinities of the same sign are equal, and must not give a NaN here.
         distance = np.abs(a[differ] - b[differ])
         finite = np.abs(a[np.isfinite(a)])
     norm = float(np.sqrt(np.sum(finite * finite)))

@@ -1,12 +1,12 @@
 """What can be wrong with a run before it is resumed, and what to do about each.
 
-Every check looks and says; none changes anything. The checks of folders are used by `train` too:
-when it finds nothing to resume, what is said about the folders here is the end of its message.
+Every check only looks and reports; none changes anything. `train` uses the folder checks too: when it
+finds nothing to resume, its message ends with what they found.
 
-    folders       rank folders, meta.json, files, steps: of a run of ours, and of MindRLHF's folders
-    names         do policy and reference have the parameters of one model
-    checkpoints   every byte, by the same judge as a resume; the journal; lists of files that must stay
-    evidence      of starts that a number that was not finite has ended
+    folders       rank folders, meta.json, files, steps: of our runs, and of MindRLHF's folders
+    names         do policy and reference have the same model's parameters
+    checkpoints   every byte, judged as in a resume; the journal; lists of files that must stay
+    evidence      of starts that a non-finite number ended
     environment   what the engine's framework needs (its package checks that), disk space
 """
 
@@ -39,7 +39,7 @@ from rollforward.wording import in_bytes
 
 _SHOWN = 8
 _LOOKS, _PAUSE = 4, 0.2
-"""At folders in which something seems to be wrong, after the first; seconds between them."""
+"""Further looks at folders in which something seems to be wrong; seconds between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,13 @@ class RankFolder:
     names: tuple[str, ...]
     meta: Meta | None
     problem: str
-    """Why `meta.json` says nothing; empty when it does."""
+    """Why `meta.json` is of no use; empty when it is fine."""
 
 
 def examine(source: CheckpointFolders) -> list[Finding]:
     """All checks of the folders that a resumed run would start from.
 
-    A run may save and prune meanwhile: only a problem of its folders that is found each time is one.
+    A run may save and prune meanwhile, so a problem with its folders counts only if every look finds it.
     """
     found = _examine_folders(source)
     problems = _problems(found)
@@ -74,7 +74,7 @@ def examine(source: CheckpointFolders) -> list[Finding]:
 
 
 def _may_be_training(run: Path) -> bool:
-    """Whether the lock's owner has not let go of it: it trains, or was killed."""
+    """Whether the lock's owner has not released it: it is training, or was killed."""
     owner = read_owner(LocalStorage(run))
     return owner is not None and owner.held
 
@@ -84,7 +84,7 @@ def _problems(found: Iterable[Finding]) -> set[str]:
 
 
 def _examine_folders(source: CheckpointFolders) -> list[Finding]:
-    """What lies in the folders of the roles, as MindRLHF and MindFormers would look at it."""
+    """What is in the role folders, as MindRLHF and MindFormers would see it."""
     folders = {"policy": source.policy, "optimizer": source.optimizer, "reference": source.reference}
     found: list[Finding] = []
     ranks: dict[str, list[RankFolder]] = {}
@@ -102,7 +102,7 @@ def _examine_folders(source: CheckpointFolders) -> list[Finding]:
 
 
 def _hold_moments(items: Sequence[RankFolder]) -> bool:
-    """Whether an optimizer's moments are in a policy's files."""
+    """Whether the policy's files hold an optimizer's moments."""
     try:
         return any(
             is_moment(name)
@@ -186,14 +186,14 @@ def _check_folder(role: str, folder: Path, ranks: Sequence[RankFolder]) -> Itera
 
 
 def _missing_ranks(there: Sequence[int]) -> str:
-    """The ranks below the greatest that have no folder, as in `1, 4 to 6`; `there` in order."""
+    """The ranks below the highest that have no folder, as in `1, 4 to 6`; `there` in order."""
     gaps = [(one + 1, other - 1) for one, other in itertools.pairwise([-1, *there]) if other > one + 1]
     told = [str(first) if first == last else f"{first} to {last}" for first, last in gaps]
     return ", ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more gaps" if len(told) > _SHOWN else "")
 
 
 def _check_steps(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
-    """Do all ranks of policy and optimizer stand at one position?"""
+    """Are all ranks of policy and optimizer at the same position?"""
     at: dict[Position, list[str]] = {}
     for role in ("policy", "optimizer"):
         for item in ranks.get(role, []):
@@ -223,7 +223,7 @@ def _check_steps(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]
 
 
 def _check_files(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
-    """Does the file that each `meta.json` names open?"""
+    """Can the file that each `meta.json` names be opened?"""
     opened = 0
     for role, items in ranks.items():
         for item in items:
@@ -267,7 +267,7 @@ def _all_names(items: Sequence[RankFolder]) -> set[str]:
         if item.meta is not None and not item.problem:
             try:
                 names = read_layout(item.path / item.meta.file)
-                # MindRLHF puts the names of different trainers before those of one model.
+                # MindRLHF prefixes the same model's names with the names of different trainers.
                 found.update(plain_name(n) for n in names if not is_bookkeeping(n) and not is_moment(n))
             except RollforwardError:
                 return set()
@@ -275,7 +275,7 @@ def _all_names(items: Sequence[RankFolder]) -> set[str]:
 
 
 def compare_names(one: str, names: Collection[str], other: str, other_names: Collection[str]) -> str:
-    """Which names are on one side only, each with the nearest of the other side; empty when none is."""
+    """Which names are on one side only, each with the nearest on the other side; empty when none are."""
     lines = []
     for side, mine, theirs in ((one, names, other_names), (other, other_names, names)):
         alone = sorted(set(mine) - set(theirs))
@@ -337,7 +337,7 @@ def _check_what_must_stay(storage: LocalStorage) -> Iterator[Finding]:
         )
     for line in without_successor(storage):
         if line.startswith(f"{JOURNAL}/"):
-            continue  # said of the journal, below
+            continue  # reported for the journal, below
         yield Finding(check="starts", level="problem", text=line, hint="move it away")
     for journal in check_journals(storage):
         for problem in journal.problems:
@@ -356,7 +356,7 @@ def _check_what_must_stay(storage: LocalStorage) -> Iterator[Finding]:
 
 
 def _look_for_evidence(run: Path) -> Iterator[Finding]:
-    """Did an earlier start stop because of a number that was not finite?"""
+    """Did an earlier start stop because of a non-finite number?"""
     for folder in _evidence_of(run):
         step, _, start = folder.name.partition("-")
         yield Finding(
@@ -368,7 +368,7 @@ def _look_for_evidence(run: Path) -> Iterator[Finding]:
 
 
 def _evidence_of(run: Path) -> list[Path]:
-    """The folders of evidence that a run's folder has, the oldest step first."""
+    """The evidence folders in a run's folder, oldest step first."""
     try:
         return sorted(path for path in (run / EVIDENCE).iterdir() if path.is_dir())
     except OSError:
@@ -378,7 +378,7 @@ def _evidence_of(run: Path) -> list[Path]:
 def examine_environment(
     save: Path, needed: int, engines: Iterable[EnginePackage], environment: Mapping[str, str]
 ) -> list[Finding]:
-    """What each engine checks of its own, and whether `needed` bytes fit where the next checkpoint goes."""
+    """Each engine's own checks, and whether `needed` bytes fit where the next checkpoint goes."""
     found = [finding for engine in engines for finding in engine.examine(environment)]
     return [*found, _check_disk(save, needed)]
 
@@ -398,7 +398,7 @@ def _check_disk(save: Path, needed: int) -> Finding:
 
 
 def next_checkpoint_bytes(run: Path) -> int:
-    """How much the next checkpoint of a run takes: as much as its newest; 0 when there is none."""
+    """How much space a run's next checkpoint takes: as much as its newest; 0 when there is none."""
     if not (run / COMMITS).is_dir():
         named = (
             item.path / item.meta.file

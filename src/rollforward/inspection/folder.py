@@ -1,4 +1,4 @@
-"""What a run's folder holds, for whoever looks at it from outside."""
+"""What a run's folder holds, for the verbs that look at it from outside."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from rollforward.store.layout import COMMITS
 
 
 def open_run(folder: Path) -> LocalStorage:
-    """The storage of a run's folder; NothingToResume when the folder is not that of a run."""
+    """The storage of a run's folder; NothingToResume when the folder is not a run's."""
     try:
         if folder.is_dir():
             refuse_lost_commits(name_checkpoint_folders("", "", folder))
@@ -46,7 +46,7 @@ def _where_a_run_may_be(folder: Path) -> str:
 
 
 def new_folder(folder: Path) -> LocalStorage:
-    """The storage of a folder in which nothing lies yet; ConfigError when something does."""
+    """The storage of a new or empty folder; ConfigError when something is there already."""
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder}: something is there already", hint="name a new folder")
@@ -57,7 +57,7 @@ def new_folder(folder: Path) -> LocalStorage:
 
 @contextmanager
 def telling_where(storage: Storage) -> Iterator[None]:
-    """A CheckpointInvalid from within names the run's folder too, and says what to try."""
+    """A CheckpointInvalid raised inside also names the run's folder, and says what to try."""
     try:
         yield
     except CheckpointInvalid as error:
@@ -68,18 +68,18 @@ def telling_where(storage: Storage) -> Iterator[None]:
 
 
 def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
-    """The checkpoints of a run, the oldest first; `deep` reads and digests every byte.
+    """The checkpoints of a run, oldest first; `deep` reads and digests every byte.
 
-    Raises NothingToResume when the folder is not that of a run.
+    Raises NothingToResume when the folder is not a run's.
     """
     return list_checkpoints(open_run(folder), deep=deep)[::-1]
 
 
 def checkpoint_at(storage: LocalStorage, position: Position | None) -> Found:
-    """The checkpoint at a position; or the newest valid one, and the newer ones that it is not.
+    """The checkpoint at a position; or the newest valid one, and the newer ones that are not valid.
 
-    Raises NothingToResume, naming those that there are, when there is none at the position, and
-    CheckpointInvalid when its manifest does not prove intact.
+    Raises NothingToResume, listing those that exist, when there is none at the position, and
+    CheckpointInvalid when its manifest is not intact.
     """
     if position is None:
         return find(storage)
@@ -94,7 +94,7 @@ def checkpoint_at(storage: LocalStorage, position: Position | None) -> Found:
 
 
 def as_json(info: CheckpointInfo) -> dict[str, Any]:
-    """A checkpoint as JSON can hold it, with the digest of each role where the manifest can be read."""
+    """A checkpoint as JSON, with the digest of each role if the manifest can be read."""
     about: dict[str, Any] = {
         "position": str(info.position),
         "created": info.created,
@@ -118,7 +118,7 @@ def as_json(info: CheckpointInfo) -> dict[str, Any]:
 
 
 def journal_as_json(storage: LocalStorage) -> dict[str, Any]:
-    """How much journal there is, and how far back it reaches, as JSON can hold it."""
+    """How much journal there is, and how far back it reaches, as JSON."""
     found = extent(storage)
     back = found.reaches_back_to
     return {

@@ -1,8 +1,8 @@
 """The past of a run as a timeline: starts, resumes, replays, checkpoints, and how each start ended.
 
-Derived from what the run's folder holds: the journal of the first rank, the manifests, the reports
-of recoveries, and the lock. Nothing is changed on disk. What was pruned is not told: checkpoints that
-are gone, and what a start did of which no journal segment is left.
+Derived from what the run's folder holds: the journal of the first rank, the manifests, the recovery
+reports, and the lock. Nothing is changed on disk. What was pruned is not shown: checkpoints that are
+gone, and what a start did if no journal segment of it is left.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,19 +31,19 @@ class Entry:
     """One line of the timeline."""
 
     time: str
-    """UTC; empty where it is not known."""
+    """UTC; empty when not known."""
     what: What
     start: int
-    """Which start of the run (incarnation) it belongs to; 0 where that is not known."""
+    """Which start of the run (incarnation) it belongs to; 0 when not known."""
     position: Position | None
     text: str
 
 
 def timeline(storage: LocalStorage) -> list[Entry]:
-    """Everything that is known, in the order of starts; entries of which the start is not known come last.
+    """Everything that is known, in the order of starts; entries whose start is not known come last.
 
-    Within a start: how it began, its checkpoints, how it ended, damage. Clocks are not asked: they may have
-    been turned back between two starts, or differ between two machines.
+    Within a start: how it began, its checkpoints, how it ended, damage. Clocks are not used: they may have
+    been set back between two starts, or differ between two machines.
     """
     by_rank = {rank: history(storage, rank) for rank in journal_ranks(storage)}
     starts = next(iter(by_rank.values()), [])
@@ -82,7 +82,7 @@ def _place_in_time(entry: Entry) -> tuple[bool, int, int, Position]:
 
 
 def _beginning(start: StartOfRun) -> Iterator[Entry]:
-    """As its journal has it, where there is no report of a recovery."""
+    """As its journal has it, when there is no recovery report."""
     header = start.header
     if header is None:
         return
@@ -121,7 +121,7 @@ def _recovered(report: RecoveryReport) -> Entry:
 
 
 def _failures(starts_by_rank: Iterable[Sequence[StartOfRun]]) -> dict[int, str]:
-    """The error that ended a start, of the rank that failed first: the others fail because of it."""
+    """The error that ended each start, from the rank that failed first: the others fail because of it."""
     found = [
         (record.time, start.incarnation, _detail(record))
         for starts in starts_by_rank

@@ -1,8 +1,8 @@
-"""The rollouts of one step as people read them: prompts, completions and rewards in words.
+"""The rollouts of one step in readable form: prompts, completions and rewards as text.
 
-The tokenizer is the one that the run keeps beside its checkpoints, so nothing but the run's folder
-is needed. Texts are what the verifiers were shown: special tokens are left out. The core is installed without
-a library that reads tokenizers: then token ids are shown in their place, and a problem says so.
+The tokenizer is the one that the run keeps beside its checkpoints, so only the run's folder is needed.
+The texts are those the verifiers saw: without special tokens. The core does not install a library that
+reads tokenizers: without one, token ids are shown instead, and a problem says so.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,34 +34,34 @@ class Sample:
     prompt: str
     completion: str
     reward: float
-    """Of all verifiers together, weighted as the run's configuration says."""
+    """From all verifiers together, weighted as the run's configuration says."""
     rewards: Mapping[str, float]
-    """Of each verifier, unweighted."""
+    """From each verifier, unweighted."""
     tokens: int
-    """Of the completion."""
+    """Tokens in the completion."""
     stopped: bool
-    """Whether it ended by itself; else it was cut at the greatest length."""
+    """Whether it ended by itself; otherwise it was cut at the maximum length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTexts:
-    """A step, readable."""
+    """A step in readable form."""
 
     position: Position
     samples: tuple[Sample, ...]
     """By rank, chunk and number."""
     outcomes: Mapping[int, RecordedOutcome]
-    """By iteration: what the updates gave."""
+    """By iteration: the results of the updates."""
     made: tuple[Made, ...]
-    """Of a loop of `open_run`, whose arrays mean what the loop says: no samples then."""
+    """From an `open_run` loop, where only the loop knows what its arrays mean: no samples then."""
     numbers: Mapping[int, Mapping[str, float]]
-    """Rank -> outcome, of such a loop."""
+    """Rank -> outcome, from such a loop."""
     problems: tuple[str, ...]
-    """What could not be read, a line each."""
+    """What could not be read, one line each."""
 
 
 def read_texts(storage: LocalStorage, position: Position) -> StepTexts:
-    """The rollouts of a step; NothingToResume, with what there is, when the journal has none."""
+    """The rollouts of a step; NothingToResume, listing what there is, when the journal has none."""
     step = read_step(storage, position)
     samples: tuple[Sample, ...] = ()
     missing: list[str] = []
@@ -82,12 +82,12 @@ def read_texts(storage: LocalStorage, position: Position) -> StepTexts:
 
 
 def worst(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Those with the lowest rewards, the lowest first."""
+    """Those with the lowest rewards, lowest first."""
     return sorted(samples, key=lambda sample: sample.reward)[:count]
 
 
 def _decoder(storage: LocalStorage, manifest: Manifest) -> tuple[Decode, list[str]]:
-    """Token ids to text, and what is missing for that, a line each."""
+    """A function from token ids to text, and what it lacks, one line each."""
     located = locate_attachments(storage, manifest)
     if CONFIG_FILE not in located.contents:
         line = f"token ids are shown, not text: checkpoint {manifest.position} carries no {CONFIG_FILE}"
@@ -107,7 +107,7 @@ def _as_numbers(ids: Sequence[int]) -> str:
 
 
 def _weights(chunk: JournaledChunk, manifest: Manifest) -> Sequence[float]:
-    """The configuration's, when the chunk was made with the configuration of the checkpoint; else 1 each."""
+    """The configuration's, if the chunk was made with the checkpoint's configuration; else 1 each."""
     count = chunk.rollouts.rewards.shape[1]
     facts: Any = manifest.state.get("facts")
     same = manifest.fingerprint == chunk.identity.fingerprint and isinstance(facts, dict)

@@ -1,7 +1,7 @@
-"""The rollouts and outcomes of one step, for people who look at a run: of GRPO, or of a loop of `open_run`.
+"""The rollouts and outcomes of one step, for inspecting a run: a GRPO run, or an `open_run` loop.
 
-Takes the newest history, every rank, and changes nothing on disk. What could not be read is said
-and left out. Left out too: texts; whoever has the run's tokenizer makes them.
+Reads the newest history of every rank, and changes nothing on disk. What could not be read is reported
+and left out. Texts are not made here: that takes the run's tokenizer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,44 +29,44 @@ class JournaledChunk:
     chunk: int
     rollouts: RolloutChunk
     identity: Identity
-    """Who wrote it; its `about` has what the run said of itself, such as the names of its verifiers."""
+    """Who wrote it; its `about` has what the run said about itself, such as the names of its verifiers."""
     time: str
     """UTC."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What `Run.once` recorded, in short."""
+    """A summary of what `Run.once` recorded."""
 
     rank: int
     chunk: int
-    """Which call of the step it was."""
+    """Which call in the step it was."""
     name: str
     arrays: Mapping[str, str]
     """Name -> dtype and shape."""
     info: Any
-    """The JSON value that was given with them; None without."""
+    """The JSON value that was given with them, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JournaledStep:
-    """What the journal has of a step."""
+    """What the journal has about a step."""
 
     position: Position
     chunks: tuple[JournaledChunk, ...]
-    """By rank and chunk; of a run of GRPO."""
+    """By rank and chunk; for a GRPO run."""
     outcomes: Mapping[int, RecordedOutcome]
-    """By iteration. They are of all ranks together, so one rank's are enough."""
+    """By iteration. They cover all ranks together, so one rank's are enough."""
     made: tuple[Made, ...]
-    """By rank and chunk; of a loop of `open_run`."""
+    """By rank and chunk; for an `open_run` loop."""
     numbers: Mapping[int, Mapping[str, float]]
     """Rank -> what the loop gave as the outcome of the step."""
     problems: tuple[str, ...]
-    """What could not be read, a line each."""
+    """What could not be read, one line each."""
 
 
 def read_step(storage: Storage, position: Position) -> JournaledStep:
-    """All chunks and outcomes of a step; NothingToResume says what there is when the journal has none."""
+    """All chunks and outcomes of a step; NothingToResume, listing what there is, if the journal has none."""
     chunks: list[JournaledChunk] = []
     outcomes: dict[int, RecordedOutcome] = {}
     made: list[Made] = []
@@ -139,7 +139,7 @@ def _made(rank: int, number: int, record: Record) -> Made:
 
 
 def _what_there_is(storage: Storage) -> list[str]:
-    """The steps that are in the journal, a line for each start of each rank."""
+    """The steps in the journal, one line for each start of each rank."""
     lines = []
     for rank in journal_ranks(storage):
         for start in history(storage, rank):

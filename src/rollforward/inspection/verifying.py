@@ -1,15 +1,15 @@
 """Whether what a run's folder holds is intact: its checkpoints, its journal, the list of guests.
 
-`verify_checkpoints` and `check_journals` read and digest every byte that a start could ever use, records of
-abandoned futures too; `check_checkpoints` looks at manifests, attachments, and at the presence and size of
-tensor files. What counts as valid is decided in `store.judging`, as for a resume. Nothing is changed on
-disk. A run that trains may be looked at: what it removes meanwhile is passed over.
+`verify_checkpoints` and `check_journals` read and digest every byte that a start could ever use, including
+records of abandoned futures; `check_checkpoints` checks manifests, attachments, and the presence and size of
+tensor files. `store.judging` decides what counts as valid, as for a resume. Nothing is changed on disk. The
+run may be training meanwhile: what it removes is skipped.
 
-A journal's newest segment that is gone leaves no gap. It is noticed by what else tells of it: a start that
-`metrics.jsonl`, `recoveries.jsonl` or a manifest names and of which there is no segment, or steps in
-`metrics.jsonl` beyond the last record. What was lost behind the last finished step leaves no trace.
+When a journal's newest segment is missing, there is no gap to notice. Other files give it away: a start that
+`metrics.jsonl`, `recoveries.jsonl` or a manifest names and that has no segment, or steps in `metrics.jsonl`
+beyond the last record. What was lost after the last finished step leaves no trace.
 
-Left out, since nothing reads it again or it is derived: `*.torn`, which a crash cut off; `meta.json`;
+Not checked, since nothing reads it again or it is derived: `*.torn`, which a crash cut off; `meta.json`;
 metrics, logs and evidence, which have no digests.
 """
 
@@ -32,7 +32,7 @@ from rollforward.store.lock import without_successor
 from rollforward.store.tensorfile import is_count
 
 Progress = Callable[[int], None]
-"""Is told how many bytes were read since it was last called."""
+"""Called with the number of bytes read since its last call."""
 
 _METRICS = "metrics.jsonl"
 _TAIL_BYTES = 1 << 16
@@ -40,7 +40,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Verdict:
-    """What verifying a checkpoint found."""
+    """The result of verifying a checkpoint."""
 
     position: Position
     bytes_read: int
@@ -50,42 +50,42 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class JournalVerdict:
-    """What reading the journal of one rank found."""
+    """The result of reading one rank's journal."""
 
     rank: int
     segments: int
     size: int
-    """Bytes of its segments, those of abandoned futures included."""
+    """Bytes in its segments, including those of abandoned futures."""
     problems: tuple[str, ...]
-    """Damage, a line each."""
+    """Damage, one line each."""
     torn: tuple[str, ...]
-    """Ends that a crash cut off, a line each: no damage, the next start of the run cuts them."""
+    """Ends that a crash cut off, one line each: not damage, the run's next start truncates them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileVerdict:
-    """A file besides checkpoints and journal that has something wrong with it."""
+    """Another file, neither checkpoint nor journal, that has something wrong with it."""
 
     file: str
     reason: str
 
 
 class Checkpoints:
-    """Looks at the checkpoints of a folder, newest first, and then tells what else was found."""
+    """Checks the checkpoints in a folder, newest first, and then reports what else was found."""
 
     def __init__(self, storage: Storage, *, deep: bool, progress: Progress = lambda _size: None) -> None:
         self._storage = storage
         self._judge = Judge(storage, deep=deep, progress=progress)
 
     def verdicts(self, *, only: Position | None = None) -> Iterator[Verdict]:
-        """One for each checkpoint that is still there when it is looked at."""
+        """One for each checkpoint that is still there when its turn comes."""
         for position in positions(self._storage):
             info = self._judge.judge(position) if only in (None, position) else None
             if info is not None:
                 yield Verdict(position, info.bytes_read, info.reason)
 
     def other_files(self) -> list[FileVerdict]:
-        """Attachments of which one of two copies is damaged, and a list of guests that cannot be used."""
+        """Attachments with one of two copies damaged, and a list of guests that cannot be used."""
         found = [
             FileVerdict(file=line.partition(" ")[0], reason=f"{line}; its other copy is whole")
             for line in self._judge.damaged_copies
@@ -94,7 +94,7 @@ class Checkpoints:
 
 
 def check_guests(storage: Storage) -> list[FileVerdict]:
-    """What is wrong with the list of another trainer's files, if there is one."""
+    """What is wrong with the list of another trainer's files, if it exists."""
     try:
         read_guests(storage)
     except StorageError as error:
@@ -103,7 +103,7 @@ def check_guests(storage: Storage) -> list[FileVerdict]:
 
 
 def bytes_to_verify(storage: Storage) -> int:
-    """How much `verify_checkpoints` has to read, files that checkpoints share counted each time."""
+    """How much `verify_checkpoints` has to read, counting shared files once per checkpoint."""
     total = 0
     for position in positions(storage):
         try:
@@ -114,25 +114,25 @@ def bytes_to_verify(storage: Storage) -> int:
 
 
 def bytes_to_check(storage: Storage) -> int:
-    """How much a look at every byte has to read, checkpoints and journals."""
+    """How much a check of every byte has to read, checkpoints and journals."""
     journals = (list_segments(storage, rank) for rank in journal_ranks(storage))
     return bytes_to_verify(storage) + sum(segment.size for found in journals for segment in found)
 
 
 def check_checkpoints(storage: Storage) -> Iterator[Verdict]:
-    """Newest first: whether the manifest proves intact and all files are there with their sizes."""
+    """Newest first: whether the manifest is intact and all files are there with the right sizes."""
     yield from Checkpoints(storage, deep=False).verdicts()
 
 
 def verify_checkpoints(
     storage: Storage, *, progress: Progress = lambda _size: None, only: Position | None = None
 ) -> Iterator[Verdict]:
-    """Read and digest every byte, newest checkpoint first; `progress` is told of bytes as they pass."""
+    """Read and digest every byte, newest checkpoint first; `progress` is called with bytes read."""
     yield from Checkpoints(storage, deep=True, progress=progress).verdicts(only=only)
 
 
 def check_journals(storage: Storage, progress: Progress = lambda _size: None) -> Iterator[JournalVerdict]:
-    """Read and digest every record of every start, rank by rank; `progress` is told of bytes."""
+    """Read and digest every record of every start, rank by rank; `progress` is called with bytes read."""
     told, numbers = _told_of_starts(storage), without_successor(storage)
     for rank in sorted({*journal_ranks(storage), *_expected_ranks(storage, told)}):
         checked = check_segments(storage, rank)
@@ -148,12 +148,12 @@ def check_journals(storage: Storage, progress: Progress = lambda _size: None) ->
 
 
 def _numbered(lines: Sequence[str], rank: int) -> Iterator[str]:
-    """Those of the lines that are about the journal of a rank."""
+    """The lines about one rank's journal."""
     return (line for line in lines if line.startswith(f"{journal_folder(rank)}/"))
 
 
 class _Told(NamedTuple):
-    """What tells of a start, or of a step, whose journal must be there."""
+    """Evidence of a start, or of a step, whose journal must be there."""
 
     by: str
     incarnation: int
@@ -176,7 +176,7 @@ def _told_of_starts(storage: Storage) -> list[_Told]:
 
 
 def _steps_per_epoch(storage: Storage) -> int | None:
-    """As the newest manifest that can be read says; None when none does."""
+    """From the newest readable manifest; None when there is none."""
     for position in positions(storage):
         try:
             steps = load_manifest(storage, position).state.get("steps_per_epoch")
@@ -187,7 +187,7 @@ def _steps_per_epoch(storage: Storage) -> int | None:
 
 
 def _last_figures(storage: Storage, steps_per_epoch: int | None) -> _Told | None:
-    """The start and the step of the last whole line of metrics.jsonl whose counts agree with each other."""
+    """The start and step in the last complete line of metrics.jsonl whose counts agree with each other."""
     entry = storage.stat(_METRICS)
     if entry is None or entry.kind != "file" or not entry.size:
         return None
@@ -208,7 +208,7 @@ def _last_figures(storage: Storage, steps_per_epoch: int | None) -> _Told | None
 
 
 def _expected_ranks(storage: Storage, told: Sequence[_Told]) -> range:
-    """The ranks that must have a journal: of the newest checkpoint, if a start is known to have had one."""
+    """The ranks that must have a journal: the newest checkpoint's, if a start is known to have had one."""
     for position in positions(storage) if told else ():
         try:
             return range(load_manifest(storage, position).world_size)
@@ -222,13 +222,13 @@ def _missing(checked: SegmentsChecked, told: Sequence[_Told], rank: int) -> Iter
     later = max(told, key=lambda item: item.incarnation, default=None)
     if later is not None and later.incarnation > newest:
         yield (
-            f"the journal of start {later.incarnation}, which {later.by} tells of, is missing (rank {rank}); "
+            f"the journal of start {later.incarnation}, which {later.by} mentions, is missing (rank {rank}); "
             + (f"the newest there is of start {newest}" if newest else "there is none")
         )
         return
     for item in told:
         if item.step is not None and (checked.last is None or checked.last < item.step):
             yield (
-                f"{item.by} tells of step {item.step}, and the last record is of "
+                f"{item.by} mentions step {item.step}, and the last record is of "
                 f"{checked.last or 'no step'}: the newest segment is missing on rank {rank}"
             )

@@ -1,6 +1,6 @@
 """`.ckpt` files, as MindSpore's `save_checkpoint` writes them: what is in them, and where.
 
-A message `Checkpoint` of MindSpore's checkpoint.proto, its values one behind the other:
+Each is a `Checkpoint` message of MindSpore's checkpoint.proto, its values one after another:
 
     1  value       1  tag       the parameter's name
                    2  tensor    1  dims         [0] for a scalar
@@ -8,10 +8,10 @@ A message `Checkpoint` of MindSpore's checkpoint.proto, its values one behind th
                                 3  content      little-endian, in C order
                    3  maptensor
 
-A large parameter is several values with one name, each with the dims of the whole and a piece of
-the content. With `crc_check`, `crc_num` and ten bytes follow: the CRC-32 of all before, big-endian.
+A large parameter is several values with the same name, each with the dims of the whole and a piece of
+the content. With `crc_check`, `crc_num` and ten bytes follow: the CRC-32 of everything before, big-endian.
 
-Left out: encrypted files and map parameters, which are refused.
+Not supported, and refused: encrypted files and map parameters.
 """
 
 import math
@@ -52,16 +52,16 @@ class ForeignTensor:
 
     name: str
     dtype: np.dtype[Any]
-    """Of the bits that are stored."""
+    """The dtype of the stored bits."""
     shape: tuple[int, ...]
     pieces: tuple[tuple[int, int], ...]
-    """Begin and end of its bytes, in order."""
+    """Start and end of each range of its bytes, in order."""
     bfloat16: bool = False
-    """Whether the bits are those of a type that NumPy has not."""
+    """Whether the bits are bfloat16, a type that NumPy lacks."""
 
 
 def read_ckpt_header(handle: ReadHandle, path: str) -> list[ForeignTensor]:
-    """Every parameter, without its bytes. CheckpointInvalid when it is not a whole `.ckpt` file."""
+    """Every parameter, without its bytes. CheckpointInvalid when it is not a complete `.ckpt` file."""
     wire = Wire(handle)
     found: dict[str, ForeignTensor] = {}
     pieces: dict[str, list[tuple[int, int]]] = {}
@@ -86,7 +86,7 @@ def read_ckpt_header(handle: ReadHandle, path: str) -> list[ForeignTensor]:
 
 
 def check_crc(handle: ReadHandle, path: str) -> None:
-    """CheckpointInvalid when the file does not have the CRC that it was saved with, if it was with one."""
+    """CheckpointInvalid when the file was saved with a CRC and no longer matches it."""
     end, expected = _trailer(Wire(handle))
     if expected is None:
         return
@@ -100,7 +100,7 @@ def check_crc(handle: ReadHandle, path: str) -> None:
 
 
 def _trailer(wire: Wire) -> tuple[int, int | None]:
-    """Where the message ends, and the CRC behind it."""
+    """Where the message ends, and the CRC after it."""
     begin = wire.size - len(_CRC_MARK) - _CRC_BYTES
     if begin < 0 or wire.content(begin, begin + len(_CRC_MARK)) != _CRC_MARK:
         return wire.size, None

@@ -1,15 +1,15 @@
-"""A checkpoint taken out of a run, in the folder layout of somebody else.
+"""A checkpoint exported from a run, in another program's folder layout.
 
-    huggingface    model.safetensors with config.json, tokenizer.json, ...: the policy, for whoever serves it
+    huggingface    model.safetensors with config.json, tokenizer.json, ...: the policy, for serving it
     mindrlhf       train/rank_0/policy_model_rank_0-0_20.safetensors, optimizer/..., ref/..., meta.json:
-                   what MindRLHF resumes from, under MindFormers' names behind its trainer's prefixes
+                   what MindRLHF resumes from, in MindFormers' names with its trainer's prefixes
 
-Every byte is verified on its way out, and durable in the new folder before the next file is begun;
-one role at a time is in memory. What makes the folder one that others open comes last: config.json, or
-meta.json, that of the policy after the others. So an export that was killed is not taken for a whole one.
-config.json names the element type of the file beside it, whatever the model came in. Tensors are whole and
-in float32 for MindRLHF: splitting them over ranks is for MindSpore's `ms.transform_checkpoints`. Nothing is
-changed in the run.
+Every byte is verified on its way out, and each file is durable in the new folder before the next is started;
+only one role is in memory at a time. The file that lets others open the folder is written last: config.json,
+or meta.json, the policy's after the others. So an export that was killed is not mistaken for a complete one.
+config.json names the element type of the file beside it, whatever type the model was loaded in. For MindRLHF,
+tensors are whole and in float32: use MindSpore's `ms.transform_checkpoints` to split them over ranks. The run
+itself is not changed.
 """
 
 import json
@@ -35,7 +35,7 @@ _PREFIXES = {
     "optimizer": "grpo_model_train.policy_model.model.",
     "ref": "model.",
 }
-"""What MindRLHF's trainer puts before the names of each role's parameters."""
+"""The prefix of MindRLHF's trainer for the parameter names of each role."""
 
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 
@@ -58,9 +58,9 @@ def export_huggingface(storage: Storage, manifest: Manifest, out: Storage) -> li
 
 
 def with_dtype(config: bytes, arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """A config.json that names the dtype of these tensors: of most of their bytes; else as it was.
+    """A config.json that names the dtype of most of these tensors' bytes; otherwise unchanged.
 
-    transformers 5 writes `dtype`, older ones `torch_dtype`; both read either.
+    transformers 5 writes `dtype`, older versions `torch_dtype`; both read either.
     """
     sizes: dict[str, int] = {}
     for array in arrays.values():
@@ -81,15 +81,15 @@ def with_dtype(config: bytes, arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def export_mindrlhf(storage: Storage, manifest: Manifest, out: Storage) -> list[str]:
     """Write all roles as MindRLHF does; returns the files.
 
-    StorageError, CheckpointInvalid; CheckpointMismatch for a tensor that has no name there.
+    StorageError, CheckpointInvalid; CheckpointMismatch for a tensor that MindRLHF has no name for.
     """
     position = manifest.position
     written = []
     for role, prefix in _PREFIXES.items():
         arrays = _role(storage, manifest, role)
         if role == "optimizer":
-            # Theirs holds what it trains. Without it MindSpore would look for the nearest names, and load
-            # moments into the weights.
+            # MindRLHF's file holds the trained parameters too. Without them MindSpore would look for the
+            # nearest names, and load moments into the weights.
             arrays |= _role(storage, manifest, "policy_model")
         mapped = to_theirs(arrays, prefix=prefix)
         if mapped.unmapped:

@@ -1,7 +1,7 @@
-"""Tensors of files that other trainers wrote, `.safetensors` or `.ckpt`: what is there, and the values.
+"""Tensors in files that other trainers wrote, `.safetensors` or `.ckpt`: what is there, and the values.
 
-Names are as they are in the files. BF16 is widened to float32, which loses nothing. There are no
-digests, so what is read is what the file has; a CRC that `.ckpt` was saved with is checked.
+Names are kept as they are in the files. BF16 is widened to float32, which loses nothing. There are no
+digests, so what the file has is taken as it is; a `.ckpt` file's CRC is checked if it was saved with one.
 """
 
 import os
@@ -28,23 +28,23 @@ def read_layout(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def read_arrays(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield name and array of each tensor. CheckpointInvalid when one cannot be read."""
+    """Yield the name and array of each tensor. CheckpointInvalid when one cannot be read."""
     tensors = tensors_of(path)
-    # Every byte is read for this, so the header, which says how many there should be, comes first.
+    # This reads every byte, so the header, which says how many there should be, is read first.
     check_file(path)
     for tensor in tensors:
         yield tensor.name, read_tensor(path, tensor)
 
 
 def check_file(path: Path) -> None:
-    """CheckpointInvalid when there is a CRC of the whole file and it does not have it."""
+    """CheckpointInvalid when the file has a CRC of the whole and does not match it."""
     if path.suffix == ".ckpt":
         with _opened(path) as handle:
             check_crc(handle, str(path))
 
 
 def tensors_of(path: Path) -> list[ForeignTensor]:
-    """What a file holds, by its header. CheckpointInvalid when it cannot be read."""
+    """The tensors in a file, from its header. CheckpointInvalid when it cannot be read."""
     with _opened(path) as handle:
         if path.suffix == ".ckpt":
             return read_ckpt_header(handle, str(path))
@@ -79,8 +79,8 @@ def hollow(tensor: ForeignTensor) -> NDArray[Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[ReadHandle]:
-    """An open file; what the storage says against it is CheckpointInvalid."""
-    # A user may have linked large files into place, and here no manifest says where they must lie.
+    """An open file; storage errors become CheckpointInvalid."""
+    # A user may have symlinked large files into place, and no manifest says here where they must be.
     path = Path(os.path.realpath(path))
     try:
         with LocalStorage(path.parent).open(path.name) as handle:

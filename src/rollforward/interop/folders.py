@@ -1,16 +1,16 @@
-"""Folders that MindRLHF or MindFormers wrote: no manifests, `.ckpt` or `.safetensors`, `meta.json` per rank.
+"""Folders that MindRLHF or MindFormers wrote: no manifests; `.ckpt` or `.safetensors`; `meta.json` per rank.
 
     <role folder>/rank_0/meta.json
     <role folder>/rank_0/<prefix>_rank_0-<epoch>_<step>.ckpt
 
-MindFormers starts a prefix anew when its trainer is started again in the same folder:
-`<prefix>_rank_0_1-<epoch>_<step>.ckpt`. Of two files of one position the later one counts.
+MindFormers takes a new prefix when its trainer is started again in the same folder:
+`<prefix>_rank_0_1-<epoch>_<step>.ckpt`. Of two files for the same position the later one counts.
 
-What can be promised here is less: there are no digests, so a file that was cut short at a
-multiple of its format's own framing looks whole. What is kept is MindFormers' rule: the newest
-position that is complete on every rank, where a file newer than what its `meta.json` names
-does not count (it is written in place, so it may be half a file). Policy and optimizer must
-stand at equal positions; the reference may be older.
+The guarantee is weaker here: there are no digests, so a file truncated at a multiple of its
+format's own framing looks complete. We follow MindFormers' rule: take the newest position that is
+complete on every rank. A file newer than the one its `meta.json` names does not count (it is
+written in place, so it may be half a file). Policy and optimizer must be at the same position;
+the reference may be older.
 """
 
 import re
@@ -39,17 +39,17 @@ class ForeignCheckpoint:
     files: Mapping[str, tuple[Path, ...]]
     """role -> the file of each rank."""
     warnings: tuple[str, ...]
-    """What a person should know; one line each."""
+    """What the user should know; one line each."""
 
 
 @dataclass
 class _RankFolder:
-    """What one rank's folder of one role holds."""
+    """What one rank's folder for one role holds."""
 
     path: Path
     meta: Meta | None = None
     problem: str = ""
-    """Why `meta.json` does not help."""
+    """Why `meta.json` is of no use."""
     files: dict[Position, Path] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -65,11 +65,11 @@ class _RankFolder:
 def find_foreign(
     folders: Mapping[str, str | Path], *, world_size: int, skip: Collection[Position] = ()
 ) -> ForeignCheckpoint:
-    """The newest position, of those not in `skip`, that is complete on every rank of every role.
+    """The newest position not in `skip` that is complete on every rank of every role.
 
     `folders` is role -> the folder that holds `rank_<n>`; every role given must be there, `ref`
-    at that position or, failing that, at its newest older one. Raises NothingToResume, which
-    lists what each rank has.
+    at that position or else at its newest older one. Raises NothingToResume, which lists what
+    each rank has.
     """
     found = {
         role: [_look(Path(folder) / f"rank_{rank}", rank) for rank in range(world_size)]
@@ -104,7 +104,7 @@ def find_foreign(
 
 
 def _gone(folder: str | Path, ranks: list[_RankFolder], position: Position) -> list[str]:
-    """What `meta.json` names beyond the position that is taken, and is not there."""
+    """The files newer than the chosen position that `meta.json` names and that are missing."""
     gone = {
         rank.meta.position: rank
         for rank in reversed(ranks)
@@ -134,7 +134,7 @@ def _look(folder: Path, rank: int) -> _RankFolder:
         if match is None or int(match["rank"]) != rank or not entry.is_file() or entry.stat().st_size == 0:
             continue
         if match["attempt"]:
-            continue  # a checkpoint of ours that was never committed, beside theirs
+            continue  # one of our checkpoints, never committed, next to theirs
         position = Position(int(match["epoch"]), int(match["step"]))
         held = found.files.get(position)
         if held is None or _preference(found, entry) > _preference(found, held):
@@ -143,7 +143,7 @@ def _look(folder: Path, rank: int) -> _RankFolder:
 
 
 def _preference(found: _RankFolder, path: Path) -> tuple[bool, int, bool]:
-    """`meta.json`'s own choice first, then the later start's, then safetensors."""
+    """`meta.json`'s choice first, then the file of the later start, then safetensors."""
     match = _FILE.fullmatch(path.name)
     again = int(match["again"] or 0) if match else 0
     return found.meta is not None and path.name == found.meta.file, again, path.suffix == ".safetensors"
@@ -184,7 +184,7 @@ def _complete(ranks: list[_RankFolder]) -> set[Position]:
 
 
 def _reference_position(complete: Mapping[str, set[Position]], position: Position) -> Position | None:
-    """Where to take the reference from: the position itself or the newest before it."""
+    """Which position to take the reference from: the same one, or the newest before it."""
     if "ref" not in complete:
         return position
     return max((found for found in complete["ref"] if found <= position), default=None)
@@ -211,7 +211,7 @@ def _nothing(
 
 
 def _lines_to_write(found: Mapping[str, list[_RankFolder]]) -> str:
-    """What to write into each `meta.json` that is gone or of no use, where all other folders say the same."""
+    """What to write into each missing or useless `meta.json`, where all other folders say the same."""
     ranks = [(role, rank) for role, folders in found.items() for rank in folders]
     told = {rank.meta.position for role, rank in ranks if rank.meta is not None and role != "ref"}
     told = told or {rank.meta.position for _, rank in ranks if rank.meta is not None}

@@ -1,10 +1,10 @@
-"""Tensors that a trainer split over the files of its ranks, put together as they are read.
+"""Tensors that a trainer split over the files of its ranks, reassembled as they are read.
 
-Pieces go straight to their places in the whole tensor: besides it, one piece is in memory. Of
-pieces that several ranks hold one copy is read; `choice` says which, so that workers who choose
-differently find out by their digests whether the copies differ.
+Each piece is copied straight to its place in the whole tensor, so only one piece is in memory besides
+it. When several ranks hold the same piece, one copy is read; `choice` says which, so that workers that
+choose differently can tell from their digests whether the copies differ.
 
-A tensor that the strategy files say nothing of is whole on every rank that has it.
+A tensor that the strategy files do not mention is whole on every rank that has it.
 """
 
 import math
@@ -22,21 +22,21 @@ from rollforward.interop.files import check_file, hollow, read_tensor, tensors_o
 from rollforward.interop.strategies import Layout, Strategy
 
 Held = dict[str, list[tuple[int, ForeignTensor]]]
-"""name -> the ranks that have something of it, and what."""
+"""name -> the ranks that have a part of it, and which part."""
 
 
 @dataclass(frozen=True)
 class _Assembly:
-    """How a tensor is put together."""
+    """How a tensor is reassembled."""
 
     shape: tuple[int, ...]
-    """Of the whole."""
+    """The shape of the whole tensor."""
     pieces: dict[tuple[int, ...], list[tuple[int, ForeignTensor]]]
     """Which piece along each axis -> the ranks that have it."""
 
 
 def is_split(paths: Sequence[Path], strategy: Strategy) -> bool:
-    """Whether these files, one of each rank, hold parts of tensors, or some tensors only on some ranks."""
+    """Whether these files, one per rank, hold parts of tensors, or some tensors only on some ranks."""
     for name, copies in _held(paths).items():
         layout = strategy.of(name, copies[0][0])
         if len(copies) < len(paths) or (layout is not None and math.prod(layout.splits) > 1):
@@ -45,7 +45,7 @@ def is_split(paths: Sequence[Path], strategy: Strategy) -> bool:
 
 
 def joined_layout(paths: Sequence[Path], strategy: Strategy) -> dict[str, NDArray[Any]]:
-    """`files.read_layout` of the tensors put together."""
+    """`files.read_layout` of the reassembled tensors."""
     found = {}
     for name, copies in _held(paths).items():
         assembly = _assembly(name, copies, strategy)
@@ -56,10 +56,10 @@ def joined_layout(paths: Sequence[Path], strategy: Strategy) -> dict[str, NDArra
 def read_joined(
     paths: Sequence[Path], strategy: Strategy, *, choice: int
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield name and array of each tensor of these files, one of each rank.
+    """Yield the name and array of each tensor in these files, one file per rank.
 
     CheckpointInvalid when a file cannot be read, CheckpointMismatch when pieces are missing or do not
-    make up a tensor.
+    form a whole tensor.
     """
     held = _held(paths)
     for path in paths:
@@ -86,7 +86,7 @@ def _held(paths: Sequence[Path]) -> Held:
 
 
 def _assembly(name: str, copies: Sequence[tuple[int, ForeignTensor]], strategy: Strategy) -> _Assembly:
-    """Where each piece goes; CheckpointMismatch when some are missing or do not make up one tensor."""
+    """Where each piece goes; CheckpointMismatch when some are missing or do not form one tensor."""
     shapes: set[tuple[int, ...]] = set()
     pieces: dict[tuple[int, ...], list[tuple[int, ForeignTensor]]] = {}
     count = 1

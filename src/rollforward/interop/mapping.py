@@ -1,8 +1,8 @@
-"""Another trainer's tensors held against a model: named as ours, every one accounted for.
+"""Another trainer's tensors matched with a model: under our names, every one accounted for.
 
-Each tensor of a file has its place in the model, or is left out on purpose (what a trainer counts
-and monitors, and the parameters that an optimizer's file repeats), or is a problem. Only headers
-are needed for that, so it can be found out before anything is read.
+Each tensor in a file has its place in the model, or is left out on purpose (a trainer's counters and
+monitored values, and the parameters that an optimizer's file repeats), or is a problem. This needs only
+the headers, so it can be decided before any tensor is read.
 """
 
 from collections.abc import Mapping
@@ -29,16 +29,16 @@ class MappedTensors:
     problems: tuple[str, ...] = ()
     """A line for each tensor that does not fit."""
     left_out: tuple[str, ...] = ()
-    """What is not needed: last parts of names."""
+    """What is not needed: the last parts of the names."""
     concatenated: bool = False
-    """Whether projections had to be taken apart."""
+    """Whether concatenated projections had to be split."""
 
 
 def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: int) -> MappedTensors:
-    """The tensors of a role's file under our names and in our dtypes; none when there are problems.
+    """The tensors in a role's file under our names and in our dtypes; none when there are problems.
 
     `wanted` is the layout of the model that they must fit, `groups` its number of key-value heads.
-    CheckpointInvalid when a tensor holds NaN or infinity, or a second moment what is below 0: the file is
+    CheckpointInvalid when a tensor holds NaN or infinity, or a second moment is negative: the file is
     damaged.
     """
     named = assign(role, arrays, wanted, groups)
@@ -49,13 +49,13 @@ def fit(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: i
 
 
 def assign(role: str, arrays: Mapping[str, NDArray[Any]], wanted: Layout, groups: int) -> MappedTensors:
-    """`fit` for dtypes and shapes alone: arrays as they are, whatever their values."""
+    """`fit` by dtype and shape alone: the arrays are returned as they are, whatever their values."""
     own = wanted[role]
     found = {name: array for name, array in arrays.items() if name in own}
     extra = [n for n, a in arrays.items() if n not in own and (is_bookkeeping(n) or a.dtype.kind == "U")]
     rest = {name: array for name, array in arrays.items() if name not in own and name not in extra}
     if "global_step" in found:
-        rest["global_step"] = found.pop("global_step")  # what it counts depends on whose it is
+        rest["global_step"] = found.pop("global_step")  # what it counts depends on whose optimizer wrote it
     try:
         mapped = to_ours(rest, _heads(wanted["policy_model"], groups))
     except ValueError as error:
@@ -80,7 +80,7 @@ def _left_over(
     wanted: Layout,
     origins: Mapping[str, str],
 ) -> list[str]:
-    """A line for each tensor that the model has no place for, but for those that say nothing new."""
+    """A line for each tensor that the model has no place for, except those that add nothing new."""
     problems = []
     for name, array in sorted(left.items()):
         if role == "optimizer" and name in {*wanted["policy_model"], _HEAD}:
@@ -112,13 +112,13 @@ def _converted(name: str, array: NDArray[Any], like: TensorSpec) -> NDArray[Any]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise CheckpointInvalid(f"{name} holds NaN or infinity")
     if name.startswith(_SECOND) and bool((array < 0).any()):
-        # A mean of squares: its root would make the weights NaN at the first update.
+        # It is a mean of squares: its square root would make the weights NaN at the first update.
         raise CheckpointInvalid(f"{name} holds negative values")
     return np.ascontiguousarray(array.reshape(like.shape), dtype=like.dtype)
 
 
 def _heads(policy: Mapping[str, TensorSpec], groups: int) -> Heads:
-    """How a concatenated projection lies, as the model has its parts."""
+    """How a concatenated projection is laid out, from the model's separate projections."""
 
     def rows(kind: str) -> int:
         return next((s.shape[0] for name, s in policy.items() if name.endswith(f".{kind}_proj.weight")), 0)

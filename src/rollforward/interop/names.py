@@ -12,19 +12,19 @@
     adam_m. | moment1. | exp_avg.                  adam_m.      before the name of a parameter
     adam_v. | moment2. | exp_avg_sq.               adam_v.
 
-Trainers put prefixes in front (`grpo_model_train.policy_model.model.` and the like): whatever
-stands before a known name is dropped, be the name MindFormers' or Hugging Face's own. Biases of
-the projections go as their weights do. What has no counterpart is returned, not dropped in silence.
+Trainers put prefixes in front (`grpo_model_train.policy_model.model.` and the like). Whatever comes
+before a known name is dropped, whether the name is MindFormers' or Hugging Face's. Biases of the
+projections map as their weights do. Names without a counterpart are returned, not silently dropped.
 
-A concatenated projection is what MindFormers' model computes with. With `qkv_concat` the rows of
-`w_qkv` are, for each key-value head, those of its query heads, then its key's, then its value's;
-the rows of `w_gate_hidden` are gate 0, up 0, gate 1, up 1, ... That is the layout of MindFormers
-1.5 and later. Until 1.4.0-beta1 they stood as whole blocks, which no file tells apart: those have
-to be split with the MindFormers that wrote them.
+MindFormers' model may compute with concatenated projections. With `qkv_concat` the rows of `w_qkv`
+are, for each key-value head, those of its query heads, then its key's, then its value's; the rows of
+`w_gate_hidden` are gate 0, up 0, gate 1, up 1, ... That is the layout of MindFormers 1.5 and later.
+Up to 1.4.0-beta1 they were whole blocks. Nothing in a file tells the two layouts apart, so older
+files must be split with the version of MindFormers that wrote them.
 
 The moments are those of MindFormers' AdamW and MindSpore's AdamWeightDecay (`adam_`), MindSpore's
-Adam (`moment`) and MindFormers' FusedAdamW (`exp_avg`). The last one's `global_step` begins at -1:
-it is one less than the updates that were made, which is what ours counts.
+Adam (`moment`) and MindFormers' FusedAdamW (`exp_avg`). FusedAdamW's `global_step` starts at -1, so
+it is one less than the number of updates made, which is what ours counts.
 """
 
 import re
@@ -66,7 +66,7 @@ _MOMENTS = {
     "exp_avg_sq.": "adam_v.",
 }
 _BOOKKEEPING = frozenset(
-    # What trainers append, what MindSpore's optimizers hold, and what loss scaling does.
+    # What trainers append, what MindSpore's optimizers hold, and what loss scaling adds.
     {"epoch_num", "step_num", "global_step", "global_batch_size"}
     | {"learning_rate", "weight_decay", "beta1_power", "beta2_power"}
     | {"loss_scale", "last_loss_scale", "scale_sense"}
@@ -78,7 +78,7 @@ _OTHER_STATES = frozenset(
     {"accu_grads", "accum", "exp_inf", "lamb_m", "lamb_v", "linear", "max_exp_avg_sq", "mean_grad"}
     | {"mean_square", "moment", "moments", "stat", "vhat"}
 )
-"""What MindSpore's optimizers and gradient accumulation put before a parameter's name, and AdamW has not."""
+"""Prefixes of MindSpore's optimizers and gradient accumulation for states that AdamW does not have."""
 _STEP, _BEHIND = "global_step", "exp_avg."
 _MOMENT = re.compile(rf"({'|'.join(map(re.escape, _MOMENTS))})?(.*)", re.DOTALL)
 _KNOWN = re.compile(
@@ -93,32 +93,32 @@ _GATE_WHOLE = "feed_forward.w_gate_hidden"
 
 @dataclass(frozen=True)
 class Heads:
-    """What taking a concatenated `w_qkv` apart needs."""
+    """What is needed to split a concatenated `w_qkv`."""
 
     query_rows: int
-    """Of all query heads."""
+    """Rows of all query heads."""
     key_rows: int
-    """Of all key heads; values have as many."""
+    """Rows of all key heads; the values have the same number."""
     groups: int
-    """Key-value heads."""
+    """Number of key-value heads."""
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """Tensors under other names, and the names that have no counterpart there."""
+    """Renamed tensors, and the names that have no counterpart."""
 
     tensors: Arrays
     unmapped: tuple[str, ...]
     origins: Mapping[str, str]
-    """Name in `tensors` -> the name that it had."""
+    """Name in `tensors` -> its original name."""
 
 
 def to_ours(tensors: Arrays, heads: Heads) -> Mapped:
-    """Tensors of a model or of its optimizer, as a trainer named them, under our names.
+    """A trainer's tensors, of a model or of its optimizer, under our names.
 
-    Concatenated projections are taken apart. A tensor that bears a name of ours, with or without a
-    prefix, keeps it. ValueError when a projection does not have the rows that `heads` says, or when
-    two names lead to the same one of ours.
+    Concatenated projections are split. A tensor that already has one of our names, with or without a
+    prefix, keeps it. ValueError when a projection does not have the rows that `heads` gives, or when
+    two names map to the same one of ours.
     """
     found: dict[str, NDArray[Any]] = {}
     origins: dict[str, str] = {}
@@ -138,7 +138,7 @@ def to_ours(tensors: Arrays, heads: Heads) -> Mapped:
 
 
 def to_theirs(tensors: Arrays, *, prefix: str = "") -> Mapped:
-    """Our tensors under MindFormers' names, projections apart; `prefix` goes before each parameter's name."""
+    """Our tensors under MindFormers' names, projections separate; `prefix` precedes each parameter's name."""
     origins: dict[str, str] = {}
     unmapped: list[str] = []
     for name in tensors:
@@ -153,9 +153,9 @@ def to_theirs(tensors: Arrays, *, prefix: str = "") -> Mapped:
 
 
 def concatenated(theirs: Arrays, heads: Heads) -> dict[str, NDArray[Any]]:
-    """MindFormers' tensors with the projections together, as its `qkv_concat` has them.
+    """MindFormers' tensors with the projections concatenated, as with its `qkv_concat`.
 
-    `theirs` has them apart, all of a kind or none. ValueError when their rows are not those of `heads`.
+    `theirs` has them separate, all of a kind or none. ValueError when their rows do not match `heads`.
     """
     found = dict(theirs)
     for name in theirs:
@@ -169,7 +169,7 @@ def concatenated(theirs: Arrays, heads: Heads) -> dict[str, NDArray[Any]]:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without a trainer's prefix, as it is where none is known."""
+    """A parameter's name without the trainer's prefix; unchanged when the name is not known."""
     place = _place(name)
     return name if place is None else "".join(place)
 
@@ -180,17 +180,17 @@ def is_concatenated(name: str) -> bool:
 
 
 def is_moment(name: str) -> bool:
-    """Whether a tensor is a moment of an optimizer that we know."""
+    """Whether a tensor is a moment of a known optimizer."""
     return name.startswith(tuple(_MOMENTS))
 
 
 def is_bookkeeping(name: str) -> bool:
-    """Whether a trainer saves this besides what is learnt: counters, rates, what it monitors."""
+    """Whether a trainer saves this besides what is learnt: counters, rates, monitored values."""
     return name.rpartition(".")[2] in _BOOKKEEPING
 
 
 def _place(name: str) -> tuple[str, str] | None:
-    """Our prefix of the moment, or nothing, and the parameter's name without any other prefix."""
+    """Our moment prefix, or "", and the parameter's name without any other prefix."""
     match = _MOMENT.fullmatch(name)
     assert match is not None  # everything in it is optional
     inner = _KNOWN.fullmatch(match[2])
@@ -201,7 +201,7 @@ def _place(name: str) -> tuple[str, str] | None:
 
 
 def _counterparts(name: str, array: NDArray[Any], heads: Heads) -> dict[str, NDArray[Any]]:
-    """Our tensors that one of theirs holds, by name; none when it is not one we know."""
+    """Our tensors that one of theirs holds, by name; empty when its name is not known."""
     place = _place(name)
     if place is None:
         return {}
@@ -231,7 +231,7 @@ def _counterparts(name: str, array: NDArray[Any], heads: Heads) -> dict[str, NDA
 
 
 def _apart(name: str, array: NDArray[Any], rows: list[int], groups: int) -> list[NDArray[Any]]:
-    """The parts of a concatenated projection: each group of rows holds its share of all of them."""
+    """The parts of a concatenated projection: each group of rows holds a share of every part."""
     whole = sum(rows)
     if array.ndim == 0 or array.shape[0] != whole or groups < 1 or any(count % groups for count in rows):
         raise ValueError(

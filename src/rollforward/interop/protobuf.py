@@ -1,12 +1,12 @@
-"""Protocol buffers, walked where they lie: the fields of a message and the places of their contents.
+"""Protocol buffers, walked in place: the fields of a message and where their contents are.
 
-For the two files of MindSpore that a run may have to read, `.ckpt` and strategy files, so that
-they can be looked at before a framework is loaded, however large their contents are. Nothing is
-believed: every length is checked against the message that it lies in, and a file has a bounded number of
-fields and numbers, since walking them takes time.
+For the two MindSpore formats that a run may have to read, `.ckpt` and strategy files, so that they can
+be inspected before a framework is loaded, however large their contents are. The input is not trusted:
+every length is checked against the enclosing message, and the number of fields and numbers in a file is
+bounded, since walking them takes time.
 
-The encoding: https://protobuf.dev/programming-guides/encoding. Left out: writing, and numbers of
-fixed width and groups, which those files do not have.
+The encoding: https://protobuf.dev/programming-guides/encoding. Not supported: writing, and fixed-width
+numbers and groups, which those files do not have.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from rollforward.storage import ReadHandle
 _PAGE = 4096
 _MAX_TEXT = 1 << 16
 _MOST_STEPS = 2_000_000
-"""Fields and numbers in a file: room for 100,000 tensors, walked in seconds."""
+"""Most fields and numbers in a file: room for 100,000 tensors, walked in seconds."""
 _VARINT, _LENGTH = 0, 2
 
 
@@ -27,9 +27,9 @@ class Field:
 
     number: int
     value: int | None
-    """Of an integer; None when the content is bytes, text or a message."""
+    """The integer; None when the content is bytes, text or a message."""
     begin: int
-    """Where the content lies in the file."""
+    """Where the content starts in the file."""
     end: int
 
 
@@ -44,7 +44,7 @@ class Wire:
         self._steps = 0
 
     def fields(self, begin: int, end: int) -> Iterator[Field]:
-        """The fields of the message that fills a range of the file. ValueError when it is none."""
+        """The fields of the message that fills a range of the file. ValueError when it is not a message."""
         while begin < end:
             key, begin = self._varint(begin, end)
             number, kind = key >> 3, key & 7
@@ -64,7 +64,7 @@ class Wire:
             begin = after
 
     def integers(self, field: Field, most: int) -> list[int]:
-        """The values of a repeated integer field, one or several packed; ValueError when more than `most`."""
+        """The values of a repeated integer field, packed or not; ValueError when more than `most`."""
         if field.value is not None:
             return [field.value]
         found, begin = [], field.begin
@@ -76,13 +76,13 @@ class Wire:
         return found
 
     def text(self, field: Field) -> str:
-        """A field's content as text; ValueError when it is none, or a very long one."""
+        """A field's content as text; ValueError when it is not text, or is very long."""
         if field.end - field.begin > _MAX_TEXT:
             raise ValueError(f"a text of {field.end - field.begin} bytes at byte {field.begin}")
         return self.content(field.begin, field.end).decode()
 
     def content(self, begin: int, end: int) -> bytes:
-        """The bytes of a range; StorageError when the file has become shorter."""
+        """The bytes of a range; StorageError when the file has shrunk."""
         page_end = self._page_begin + len(self._page)
         if not self._page_begin <= begin <= end <= page_end:
             size = max(end - begin, min(_PAGE, self.size - begin))
@@ -92,7 +92,7 @@ class Wire:
         return self._page[begin - self._page_begin : end - self._page_begin]
 
     def _varint(self, begin: int, end: int) -> tuple[int, int]:
-        """Seven bits a byte, the least significant first; and where the next field begins."""
+        """A number, seven bits a byte, least significant first; and where the next field begins."""
         self._steps += 1
         if self._steps > _MOST_STEPS:
             raise ValueError(f"more than {_MOST_STEPS} fields and numbers")

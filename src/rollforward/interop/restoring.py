@@ -1,8 +1,8 @@
-"""A worker's part of going on from another trainer's folder: read all, agree, and only then put in place.
+"""A worker's part in resuming from another trainer's folder: read everything, agree, and only then load.
 
-Every tensor is named as we do and held against the model before any is put into the engine, and
-that only when every worker could. Files cut short, or with values that are not finite, reject
-their position. One rank's tensors are in memory once besides the engine's.
+Every tensor is renamed and compared with the model before any is loaded into the engine, and then only
+if every worker succeeded. Truncated files, or files with non-finite values, reject their position. One
+rank's tensors are in memory once besides the engine's.
 """
 
 import time
@@ -29,26 +29,26 @@ from rollforward.tensors import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class RestoredForeign:
-    """What a worker put into its engine."""
+    """What a worker loaded into its engine."""
 
     position: Position
-    """As the files have it."""
+    """As the files say."""
     rejected: tuple[tuple[Position, str], ...]
     warnings: tuple[str, ...]
     left_out: tuple[str, ...]
-    """What the files hold besides, and nothing here needs: last parts of names."""
+    """What else the files hold and nothing here needs: the last parts of the names."""
     role_bytes: Mapping[str, int]
     seconds: float
 
 
 def restore_foreign(source: ForeignPlan, engine: Engine) -> RestoredForeign:
-    """Read, check and put in place the newest position that can be read. Collective."""
+    """Read, check and load the newest position that can be read. Collective."""
     rejected: dict[Position, str] = {}
     group = engine.group
     state: dict[str, MappedTensors] = {}
 
     def read() -> tuple[ForeignCheckpoint, dict[str, Any]]:
-        """Read what is newest of what is left; what came of it."""
+        """Read the newest position not yet rejected; returns the outcome too."""
         found = newest(source.folders, source.ranks, rejected)
         answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
         state.clear()
@@ -58,7 +58,7 @@ def restore_foreign(source: ForeignPlan, engine: Engine) -> RestoredForeign:
         except CheckpointInvalid as error:
             answer["damage"] = error.message
         except CheckpointMismatch as error:
-            # Not raised yet: damage on another rank comes first, since an older position may be whole.
+            # Not raised yet: damage on another rank comes first, since an older position may be intact.
             answer["mismatch"] = [error.message, error.hint]
         return found, answer
 
@@ -85,13 +85,16 @@ def _about_projections(state: Mapping[str, MappedTensors]) -> list[str]:
     if not any(file.concatenated for file in state.values()):
         return []
     return [
-        "w_qkv and w_gate_hidden are taken to lie as MindFormers 1.5 and later has them; if this was "
-        "written by 1.4.0-beta1 or older, take them apart with that version first"
+        "w_qkv and w_gate_hidden are read in the order of MindFormers 1.5 and later; if this was "
+        "written by 1.4.0-beta1 or older, split them with that version first"
     ]
 
 
 def _verdict(answers: list[dict[str, Any]]) -> str | None:
-    """None when all workers have the same whole state; why the position is rejected; CheckpointMismatch."""
+    """None when all workers have the same intact state; else why the position is rejected.
+
+    CheckpointMismatch when the files do not fit the model, or the workers' states differ.
+    """
     where = [f"rank {rank}: " if len(answers) > 1 else "" for rank in range(len(answers))]
     for rank, answer in enumerate(answers):
         if answer["damage"] is not None:
@@ -131,7 +134,7 @@ def _read(
 def _arrays(
     paths: tuple[Path, ...], strategy: Strategy | None, rank: int
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The whole tensors that a worker takes."""
+    """The whole tensors that a worker uses."""
     if strategy is None:
         return read_arrays(paths[rank % len(paths)])
     return read_joined(paths, strategy, choice=rank)

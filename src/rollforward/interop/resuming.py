@@ -1,15 +1,15 @@
-"""Going on from a folder that MindRLHF or MindFormers wrote: no manifests, other names, no digests.
+"""Resuming from a folder that MindRLHF or MindFormers wrote: no manifests, other names, no digests.
 
     the plan      here: which position, where do model and reference come from, do the headers fit
-    a worker      in `restoring`: reads every tensor, and only then puts any into the engine
+    a worker      in `restoring`: reads every tensor, and only then loads any into the engine
 
-Nothing is written. A damaged file rejects its position and the next older one is taken. A tensor
-that has no counterpart, is missing or has another shape is a CheckpointMismatch that lists all.
+Nothing is written. A damaged file rejects its position, and the next older one is tried. A tensor that
+has no counterpart, is missing or has another shape is a CheckpointMismatch; it lists all of them.
 
-Data-parallel training leaves every tensor whole in each rank's files: then there must be as many
-workers as ranks, and each takes its own. Tensors that were split over ranks are put together, on
-any number of workers, where the strategy files of their trainer are found: in `strategy/` in the
-folder or beside it, where MindRLHF and MindFormers leave them, or in --save_strategy_dir.
+After data-parallel training every rank's files hold whole tensors: then there must be as many workers
+as ranks, and each reads its own. Tensors that were split over ranks are reassembled, on any number of
+workers, if their trainer's strategy files are found: in `strategy/` in the folder or beside it, where
+MindRLHF and MindFormers leave them, or in --save_strategy_dir.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -45,13 +45,13 @@ from rollforward.tensors import Layout
 _T = TypeVar("_T")
 _LISTED = 20
 _MOST_CONFIG = 1 << 24
-"""Bytes of a config.json."""
+"""Largest config.json, in bytes."""
 _STRATEGY_FOLDERS = {
     "policy_model": "train_policy_strategy",
     "optimizer": "train_policy_strategy",
     "ref": "infer_ref_strategy",
 }
-"""Of MindRLHF, in its strategy folder."""
+"""MindRLHF's, in its strategy folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,32 +59,32 @@ class ForeignPlan:
     """A run resumed from folders without manifests."""
 
     run: Path
-    """The folder that holds them."""
+    """The folder that contains them."""
     folders: Mapping[str, Path]
     """role -> folder; without `ref` when the reference comes from a model. MindFormers' trainer saves the
     optimizer with the policy: then both are in one folder, and in one file."""
     ranks: int
-    """How many saved."""
+    """How many ranks saved."""
     strategies: Mapping[str, Strategy]
-    """role -> how its tensors were split over the ranks; without those whose tensors are whole."""
+    """role -> how its tensors were split over the ranks; roles whose tensors are whole are not in it."""
     reference_model: Path | None
-    """Hugging Face folder of the reference model, where no checkpoint of it was saved."""
+    """Hugging Face folder of the reference model, when no checkpoint of it was saved."""
     model: Path
     """The model's config.json."""
     key_value_heads: int
-    """Of the model: how MindFormers' concatenated projections lie depends on it."""
+    """The model's: the layout of MindFormers' concatenated projections depends on it."""
     position: Position
-    """The newest complete one, as the files have it."""
+    """The newest complete one, as the files say."""
     first_epoch: int
-    """What the files call the first epoch: 0 by MindRLHF, 1 by MindFormers' own trainer."""
+    """The number of the first epoch in the files: 0 for MindRLHF, 1 for MindFormers' own trainer."""
     warnings: tuple[str, ...]
 
 
 def is_foreign(source: CheckpointFolders) -> bool:
-    """Whether these are folders of MindRLHF or MindFormers: no manifest, but somebody's `meta.json`.
+    """Whether these are folders of MindRLHF or MindFormers: no manifest, but a `meta.json`.
 
-    One of policy, optimizer or reference will do: where another is missing, `look` says what to write. A run
-    of ours that lost its manifests looks like this too: `traces` tells it apart, and comes first.
+    One of policy, optimizer or reference is enough: if another is missing, `look` says what to write. One of
+    our runs that lost its manifests looks like this too: `traces` tells it apart, and is checked first.
     """
     if not source.policy.is_dir() or positions(LocalStorage(source.run)):
         return False
@@ -103,11 +103,11 @@ def look(
     clears_own: bool = True,
     world_size: int,
 ) -> ForeignPlan:
-    """Find out what to resume from. NothingToResume, CheckpointMismatch, ModelError or ConfigError.
+    """Decide what to resume from. NothingToResume, CheckpointMismatch, ModelError or ConfigError.
 
     `reference_named` is what the user gave as --ref_checkpoint_path; `reference_model` the Hugging
-    Face folder that the configuration names for the reference model, which serves when none is saved.
-    `model_folders`: where a config.json of the model may be, "" for none. `own_strategies`: the folder
+    Face folder that the configuration names for the reference model, used when none was saved.
+    `model_folders`: where the model's config.json may be, "" for none. `own_strategies`: the folder
     that this run writes its strategy files to.
     """
     ranks = sum(parse_rank(entry.name) is not None for entry in source.policy.iterdir())
@@ -151,12 +151,12 @@ def look(
 
 
 def _all_in_one_file(source: CheckpointFolders, ranks: int) -> str:
-    """What there is to know of a folder of MindFormers' trainer; NothingToResume when it is none."""
+    """What to know about a folder of MindFormers' trainer; NothingToResume when it is not one."""
     if not _of_newest({"policy_model": source.policy}, ranks, _holds_moments):
         raise NothingToResume(
-            f"{source.optimizer} does not exist: without the optimizer's moments, training cannot go on "
-            "where it was",
-            hint=f"MindRLHF writes it beside {source.policy.name}/: copy it there; to start anew from "
+            f"{source.optimizer} does not exist: without the optimizer's moments, training cannot "
+            "continue exactly",
+            hint=f"MindRLHF writes it beside {source.policy.name}/: copy it there; to start over from "
             "the policy alone, convert it to a Hugging Face folder and leave --resume_training out",
         )
     return (
@@ -166,7 +166,7 @@ def _all_in_one_file(source: CheckpointFolders, ranks: int) -> str:
 
 
 def newest(folders: Mapping[str, Path], ranks: int, rejected: Mapping[Position, str]) -> ForeignCheckpoint:
-    """`find_foreign` of what was not rejected; NothingToResume tells why the others were."""
+    """`find_foreign` among positions not rejected; NothingToResume says why the others were."""
     try:
         return find_foreign(folders, world_size=ranks, skip=rejected)
     except NothingToResume as error:
@@ -175,7 +175,7 @@ def newest(folders: Mapping[str, Path], ranks: int, rejected: Mapping[Position, 
 
 
 def _of_newest(folders: Mapping[str, Path], ranks: int, ask: Callable[[ForeignCheckpoint], _T]) -> _T:
-    """What the headers of the newest files answer that open."""
+    """What `ask` returns for the newest files that can be opened."""
     damaged: dict[Position, str] = {}
     while True:
         found = newest(folders, ranks, damaged)
@@ -186,7 +186,7 @@ def _of_newest(folders: Mapping[str, Path], ranks: int, ask: Callable[[ForeignCh
 
 
 def _holds_moments(found: ForeignCheckpoint) -> bool:
-    """Whether an optimizer's moments are in a policy's files."""
+    """Whether the policy's files hold an optimizer's moments."""
     return any(is_moment(name) for path in found.files["policy_model"] for name in read_layout(path))
 
 
@@ -233,11 +233,11 @@ def _about_joining(strategies: Mapping[str, Strategy], ranks: int, world_size: i
 
 
 def next_position(saved: Position, first_epoch: int, steps_per_epoch: int) -> Position:
-    """The next step to run, from what a file is named after; CheckpointMismatch when there is no such step.
+    """The next step to run, from the position in a file's name; CheckpointMismatch when it does not exist.
 
-    MindRLHF saves before the step that it names, as we do. Only its last checkpoint, made when all
-    epochs are over, is named after their number and the steps of one. MindFormers saves after the
-    step that it names, and counts epochs and steps from 1.
+    MindRLHF saves before the step that it names, as we do. Only its last checkpoint, made when all epochs
+    are done, is named after the number of epochs and the steps per epoch. MindFormers saves after the step
+    that it names, and counts epochs and steps from 1.
     """
     if saved.step > steps_per_epoch:
         raise CheckpointMismatch(
@@ -251,9 +251,9 @@ def next_position(saved: Position, first_epoch: int, steps_per_epoch: int) -> Po
 
 
 def check_headers(source: ForeignPlan, layout: Layout) -> None:
-    """CheckpointMismatch when the headers of the files say that they are of another model.
+    """CheckpointMismatch when the files' headers show that they belong to another model.
 
-    For the plan, before anything slow is loaded: a worker holds everything against its model anyway.
+    For the plan, before anything slow is loaded: a worker compares everything with its model anyway.
     Damaged files are left for the worker to reject.
     """
     found = find_foreign(source.folders, world_size=source.ranks)
@@ -283,7 +283,7 @@ def all_ranks(paths: Collection[Path]) -> str:
 
 
 def refuse_misfits(position: Position, files: Iterable[tuple[str, MappedTensors]]) -> None:
-    """CheckpointMismatch, with what is wrong in which file, unless nothing is."""
+    """CheckpointMismatch, listing what is wrong in which file, if anything is."""
     lines = [f"  {name}: {problem}" for name, file in files for problem in file.problems]
     if not lines:
         return
@@ -300,7 +300,7 @@ def refuse_misfits(position: Position, files: Iterable[tuple[str, MappedTensors]
 
 
 def _reference_model(folder: Path, named: str, configured: str) -> tuple[Path, str]:
-    """The Hugging Face folder that serves as reference where none was saved, and the warning that says so."""
+    """The Hugging Face folder used as reference when none was saved, and the warning that says so."""
     if named:
         if (Path(named) / CONFIG_FILE).is_file():
             return Path(named), f"the reference model is that of {named}, not one of the checkpoint's"
@@ -318,11 +318,11 @@ def _reference_model(folder: Path, named: str, configured: str) -> tuple[Path, s
 
 
 def _model_config(folders: Iterable[str], policy: Path) -> Path:
-    """The config.json of the model; ModelError when nothing names one."""
+    """The model's config.json; ModelError when nothing names one."""
     given = [Path(path) for path in folders if path]
     named = [path / CONFIG_FILE if path.is_dir() else path for path in given]
     for path in named:
-        # MindRLHF's own model_config is a YAML of MindFormers, which says it in other words.
+        # MindRLHF's own model_config is a MindFormers YAML file, which uses other keys.
         if path.suffix == ".json" and path.is_file():
             return path
     looked = ", ".join(map(str, named)) or "nothing is named"
@@ -333,7 +333,7 @@ def _model_config(folders: Iterable[str], policy: Path) -> Path:
 
 
 def _key_value_heads(model_config: Path) -> int:
-    """How many heads keys have, by the model's config.json; 1 where it speaks of no heads."""
+    """The number of key-value heads, from the model's config.json; 1 when it mentions no heads."""
     try:
         content = read_input(model_config, _MOST_CONFIG)
     except OSError as error:

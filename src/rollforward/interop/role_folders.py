@@ -1,6 +1,6 @@
 """The folders `train/`, `optimizer/` and `ref/` of a run, as the command line names them.
 
-MindRLHF's names, and ours: a resumed run starts from `train/` and `ref/` of an earlier one, whose parent
+MindRLHF's names, and ours: a resumed run starts from `train/` and `ref/` of an earlier run; their parent
 is the earlier run's folder.
 """
 
@@ -14,7 +14,7 @@ from rollforward.store.layout import COMMITS, ROLE_FOLDERS
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFolders:
-    """Where the roles of a run to resume lie."""
+    """The role folders of a run to resume."""
 
     policy: Path
     """`train/` of the earlier run."""
@@ -28,9 +28,9 @@ class CheckpointFolders:
 
 
 def name_checkpoint_folders(actor: str, reference: str, default_run: Path) -> CheckpointFolders:
-    """The folders to resume from; `train/` and `ref/` of `default_run` where they are not named.
+    """The folders to resume from; `train/` and `ref/` of `default_run` if they are not named.
 
-    A run's folder is taken for its `train/` and `ref/`. Whether they exist is not looked at.
+    A run's folder stands for its `train/` and `ref/`. Whether they exist is not checked.
     """
     if actor:
         policy = _role_folder(Path(actor), "policy_model")
@@ -60,7 +60,7 @@ def checkpoint_folders(actor: str, reference: str, default_run: Path) -> Checkpo
 
 
 def _role_folder(path: Path, role: str) -> Path:
-    """`path`, or the role's folder in it when `path` is a run's folder."""
+    """`path`, or the role's folder inside it when `path` is a run's folder."""
     inner = path / ROLE_FOLDERS[role]
     if path.name != ROLE_FOLDERS[role] and (inner.is_dir() or (path / COMMITS).is_dir()):
         return inner
@@ -68,7 +68,7 @@ def _role_folder(path: Path, role: str) -> Path:
 
 
 def what_is_near(folder: Path) -> str:
-    """The nearest folder above that exists, and what is in it: one line."""
+    """The nearest existing parent folder, and what is in it: one line."""
     near = next(part for part in (folder, *folder.absolute().parents) if part.is_dir())
     try:
         there = ", ".join(sorted(entry.name for entry in near.iterdir())[:10])

@@ -4,21 +4,21 @@
     strategy/infer_ref_strategy/strategy_<rank>.ckpt       MindRLHF, of the reference
     strategy/ckpt_strategy_rank_<rank>.ckpt                MindFormers
 
-Each is a message `ParallelStrategyMap` of MindSpore's node_strategy.proto. What is needed of it:
+Each is a `ParallelStrategyMap` message of MindSpore's node_strategy.proto. The parts used here:
 
-    2  strategy item     2  1  stage              of the pipeline, the same in all items
+    2  strategy item     2  1  stage              pipeline stage, the same in all items
     3  layout item       1     parameter's name   "<stage>-<name>" in a file merged from several
                          2  1  devices            the ranks of a stage as a grid
                             2  tensor map         for each axis of the tensor, the axis of the grid that
-                                                  splits it, counted from the last; -1: none. Where one is
+                                                  splits it, counted from the last; -1: none. If one is
                                                   split by several, there is a map for each axis
                             4  offsets            of pieces of unequal size
                             5  field              rows of an embedding that is split by fields
                             6  step, 7  size      optimizer parallelism: what the ranks that hold the
                                                   same piece split among them, along the first axis
 
-Left out, and refused when a tensor depends on it: unequal pieces and fields. Files of JSON are not
-looked at.
+Not supported, and refused when a tensor depends on them: unequal pieces and fields. JSON files are
+ignored.
 """
 
 import math
@@ -39,19 +39,19 @@ _NAME = re.compile(r"(?:ckpt_)?strategy(?:_rank)?_\d+\.ckpt", re.ASCII)
 
 @dataclass(frozen=True)
 class Layout:
-    """How one tensor lies on the ranks of a stage."""
+    """How one tensor is laid out over the ranks of a stage."""
 
     devices: tuple[int, ...]
     axes: tuple[tuple[int, ...], ...]
-    """For each axis of the tensor, the indices into `devices` that split it, the first one coarsest."""
+    """For each axis of the tensor, the indices into `devices` that split it, coarsest first."""
     shards: int = 1
     """Optimizer parallelism: into how many pieces each piece is split again, along the first axis."""
     problem: str = ""
-    """Why it cannot be put together; empty when it can."""
+    """Why it cannot be reassembled; empty when it can."""
 
     @property
     def ranks(self) -> int:
-        """In the stage."""
+        """The number of ranks in the stage."""
         return math.prod(self.devices)
 
     @property
@@ -64,14 +64,14 @@ class Layout:
         """Which piece a rank of the stage has: its index along each axis of the tensor."""
         place = [self._index(rank, axes) for axes in self.axes]
         if self.shards > 1:
-            # Ranks that hold the same piece are told apart by the axes of the grid that split nothing.
+            # Ranks that hold the same piece are distinguished by the axes of the grid that split nothing.
             used = {axis for axes in self.axes for axis in axes}
             same = self._index(rank, [axis for axis in range(len(self.devices)) if axis not in used])
             place[0] = place[0] * self.shards + same % self.shards
         return tuple(place)
 
     def _index(self, rank: int, axes: Iterable[int]) -> int:
-        """A rank's place along several axes of the grid, taken for one."""
+        """A rank's index along several axes of the grid, treated as one."""
         index = 0
         for axis in axes:
             behind = math.prod(self.devices[axis + 1 :])
@@ -85,10 +85,10 @@ class Strategy:
 
     folder: Path
     layouts: Mapping[str, Mapping[int, Layout]]
-    """name -> stage -> how it lies there."""
+    """name -> stage -> its layout there."""
 
     def of(self, name: str, rank: int) -> Layout | None:
-        """How a tensor of this rank's file lies; None when the files say nothing of it."""
+        """The layout of a tensor in this rank's file; None when the strategy files do not mention it."""
         stages = self.layouts.get(name)
         if stages is None:
             return None
@@ -166,7 +166,7 @@ def _parse_layout(wire: Wire, field: Field) -> Layout:
 
 
 def _messages(wire: Wire, field: Field) -> dict[int, list[Field]]:
-    """The fields of a message, by number; ValueError when it is none."""
+    """The fields of a message, by number; ValueError when it is not a message."""
     if field.value is not None:
         raise ValueError(f"no message at byte {field.begin}")
     found: dict[int, list[Field]] = {}
@@ -186,5 +186,5 @@ def _dims(wire: Wire, field: Field) -> tuple[int, ...]:
 
 
 def _signed(value: int) -> int:
-    """Negative numbers are written as 64 bits of two's complement."""
+    """Negative numbers are written in 64-bit two's complement."""
     return value - (1 << 64) if value >= 1 << 63 else value

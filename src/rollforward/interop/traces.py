@@ -1,14 +1,14 @@
 """Whether a folder without manifests is one of ours whose `commits/` is gone.
 
-MindRLHF's folders have no manifests, and ours look much like them without theirs. Taking one of ours for
-one of theirs would put bytes into training that nothing verified, and begin its history anew. So before a
-folder counts as foreign it is asked for traces of ours, and one that has them is refused: put `commits/`
+MindRLHF's folders have no manifests, and ours without manifests look much like them. Mistaking one of ours
+for one of theirs would train on unverified bytes and start its history over. So before a folder counts as
+foreign it is searched for traces of ours, and one that has them is refused: the user must put `commits/`
 back.
 
-What tells is the tensor file that `meta.json` names, since that is written after the commit: it is laid
-out as only we lay files out. Our own export for MindRLHF is laid out like that too; its tensors have the
-names of MindRLHF's trainer. What a start leaves that was killed before its first commit is named by no
-`meta.json`, and does not count.
+The evidence is the tensor file that `meta.json` names, since `meta.json` is written after the commit: only we
+lay files out this way. Our own export for MindRLHF has the same layout, but its tensors have the names of
+MindRLHF's trainer. Files left by a start that was killed before its first commit are not named by any
+`meta.json`, and do not count.
 """
 
 import json
@@ -37,13 +37,13 @@ _METRICS = "metrics.jsonl"
 _MAX_METRICS = 1 << 30
 _MAX_LINE = 1 << 18
 _FIELDS = {"epoch", "step", "global_step", "incarnation", "time"}
-"""What each line of our metrics has."""
+"""The fields that every line of our metrics has."""
 
 
 def lost_commits(source: CheckpointFolders) -> list[str]:
-    """What shows that checkpoints were committed here whose manifests are gone; empty when nothing does.
+    """Evidence that checkpoints were committed here and their manifests are gone; empty when there is none.
 
-    A line for each kind of trace, the most telling first. StorageError when it cannot be told.
+    A line for each kind of trace, the strongest first. StorageError when it cannot be determined.
     """
     storage = LocalStorage(source.run)
     if named_positions(storage):
@@ -53,7 +53,7 @@ def lost_commits(source: CheckpointFolders) -> list[str]:
 
 
 def finished_work(storage: Storage) -> list[str]:
-    """What a run of ours has left of steps that it did here, besides checkpoints; a line for each kind."""
+    """Traces, besides checkpoints, of steps that one of our runs did here; a line for each kind."""
     found = []
     count = _lines_of_metrics(storage)
     if count:
@@ -65,7 +65,7 @@ def finished_work(storage: Storage) -> list[str]:
 
 
 def refuse_lost_commits(source: CheckpointFolders) -> None:
-    """NothingToResume when the manifests of a run of ours are gone; nothing is changed."""
+    """NothingToResume when the manifests of one of our runs are gone; nothing is changed."""
     found = lost_commits(source)
     if found:
         lines = [
@@ -78,7 +78,7 @@ def refuse_lost_commits(source: CheckpointFolders) -> None:
 
 
 def what_to_try(source: CheckpointFolders) -> str:
-    """For somebody whose manifests are gone."""
+    """The hint for a user whose manifests are gone."""
     hint = f"put {COMMITS}/ back from a copy of this folder: small JSON files, and all that is missing"
     policy = [path for path in _committed_files(source) if path.parent.parent == source.policy]
     if len(policy) != 1:
@@ -91,7 +91,7 @@ def what_to_try(source: CheckpointFolders) -> str:
 
 
 def _committed_files(source: CheckpointFolders) -> Iterator[Path]:
-    """The files that each `meta.json` of policy and optimizer names, if they are laid out as ours are."""
+    """The files that each `meta.json` of policy and optimizer names, if they have our layout."""
     for folder in (source.policy, source.optimizer):
         try:
             named = [path for rank in sorted(folder.glob("rank_*")) if (path := _named_in(rank)) is not None]
@@ -151,7 +151,7 @@ def _is_record(line: bytes) -> bool:
 
 
 def _has_records(storage: Storage, rank: int) -> bool:
-    """Whether there is more than the first frame of a segment, which says who began it."""
+    """Whether there is more than a segment's first frame, which says who started it."""
     for segment in list_segments(storage, rank):
         with storage.open(segment.name.path) as handle:
             if sum(1 for _ in islice(read_frames(handle), 2)) > 1:

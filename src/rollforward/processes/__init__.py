@@ -1,1 +1,1 @@
-"""Processes of a run: launched, supervised, told to end, and noticed when they are late."""
+"""A run's processes: launching, supervising and stopping them, and noticing when they stall."""

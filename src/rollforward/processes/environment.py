@@ -1,4 +1,4 @@
-"""What this process knows of itself: how old it is, and whether a launcher of ours started it."""
+"""What this process knows about itself: how old it is, and whether our launcher started it."""
 
 import os
 import time
@@ -6,13 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 
 LAUNCHED = "ROLLFORWARD_WORKER_FILES"
-"""Set for workers that `launch` started: the folder where they report that they live, and how they ended."""
+"""Set for workers that `launch` started: the folder where they report being alive and how they ended."""
 ENGINE = "ROLLFORWARD_ENGINE"
-"""Set with it: the name of the engine, whose package knows which of the workers a process is."""
+"""Set with it: the name of the engine, whose package knows which worker a process is."""
 
 
 def age() -> float:
-    """Seconds since this process was started, imports included. Of computing only where there is no /proc."""
+    """Seconds since this process started, imports included. Without /proc, CPU seconds only."""
     started = start_time(os.getpid())
     if started is None:
         return time.process_time()
@@ -20,9 +20,9 @@ def age() -> float:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process was started, in clock ticks since the machine was; None when that cannot be told.
+    """When a process was started, in clock ticks since boot; None when that cannot be determined.
 
-    With its number it names a process for good: numbers are used again.
+    Together with the pid it identifies a process for good: pids are reused.
     """
     fields = _stat(pid)
     # Field 22 of proc(5); the first one here is field 3.
@@ -30,9 +30,9 @@ def start_time(pid: int) -> int | None:
 
 
 def is_alive(pid: int, started: int | None = None) -> bool:
-    """Whether a process runs; one that ended and was not yet waited for does not.
+    """Whether a process is running; a zombie is not.
 
-    `started`: its `start_time`; another process that was given the number later does not count.
+    `started`: its `start_time`; another process that got the same pid later does not count.
     """
     try:
         fields = _stat(pid, missing_ok=False)
@@ -46,7 +46,7 @@ def is_alive(pid: int, started: int | None = None) -> bool:
 
 
 def _stat(pid: int, *, missing_ok: bool = True) -> list[bytes]:
-    """The fields of /proc/<pid>/stat from the third on; empty when they cannot be read."""
+    """The fields of /proc/<pid>/stat, starting with the third; empty when they cannot be read."""
     expected = (OSError,) if missing_ok else (PermissionError,)
     with suppress(*expected):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

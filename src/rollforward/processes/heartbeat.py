@@ -1,11 +1,11 @@
-"""What each worker is doing at this moment, for people, the supervisor, the other workers and the demo.
+"""What each worker is doing right now, for users, the supervisor, the other workers and the demo.
 
 `heartbeat/rank_N.json` in the run's folder holds one JSON object: phase, position, incarnation,
-pid, the time of the last change of phase, and how many collectives the worker has come to. It is
-overwritten in place, one write of a fixed size, never synced: it describes a living process and is
-worth nothing after a power cut. A reader that comes in the middle of a write sees text that is not
-JSON, and looks again. A link or a pipe in its place is replaced, never written through. One of several
-workers writes it again every few seconds, whatever it is at: the file's own time says when it last lived.
+pid, the time of the last change of phase, and how many collectives the worker has reached. It is
+overwritten in place with one write of a fixed size and never synced: it describes a live process and
+is worth nothing after a power cut. A reader that arrives during a write sees text that is not JSON,
+and looks again. A link or a pipe in its place is replaced, never written through. With several workers,
+each rewrites its file every few seconds, whatever it is doing: the mtime says when it was last alive.
 """
 
 import json
@@ -25,9 +25,9 @@ from rollforward.storage import LocalStorage, read_small
 from rollforward.storage.inplace import open_in_place
 
 _SIZE = 256
-"""Bytes of a heartbeat, blanks at its end."""
+"""Size of a heartbeat in bytes, padded with spaces."""
 _LARGEST = 4096
-"""Bytes that are read of one: the file may be from anybody."""
+"""Most bytes read from one: anyone may have written the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Pulse:
     time: float
     """When the phase began: seconds since 1970, UTC."""
     meetings: int = 0
-    """Collectives come to since the start."""
+    """Collectives reached since the start."""
 
 
 def file_of(run_folder: Path, rank: int) -> Path:
@@ -54,7 +54,7 @@ def _name_of(rank: int) -> str:
 
 
 class Heartbeat:
-    """Writes one rank's heartbeat; an `Observer`. Disk errors are not worth stopping for and are dropped."""
+    """Writes one rank's heartbeat; an `Observer`. Disk errors are not worth stopping for and are ignored."""
 
     def __init__(self, run_folder: Path, *, rank: int, incarnation: int, start: Position) -> None:
         self._pulse = Pulse(
@@ -64,27 +64,27 @@ class Heartbeat:
             pid=os.getpid(),
             time=round(time.time(), 3),
         )
-        # Reentrant: the process may be told to end, and close this, in the middle of a write.
+        # Reentrant: a signal may stop the process, and close this, in the middle of a write.
         self._lock = threading.RLock()
         run_folder.mkdir(parents=True, exist_ok=True)
         self._descriptor: int | None = open_in_place(str(run_folder), _name_of(rank), replace=True)
         self.beat()
 
     def phase(self, position: Position, name: str) -> None:
-        """Note the phase that begins."""
+        """Note that a phase begins."""
         now = round(time.time(), 3)
         with self._lock:
             self._pulse = replace(self._pulse, phase=name, position=str(position), time=now)
             self.beat()
 
     def meeting(self) -> None:
-        """Note that a collective is come to."""
+        """Note that a collective has been reached."""
         with self._lock:
             self._pulse = replace(self._pulse, meetings=self._pulse.meetings + 1)
             self.beat()
 
     def beat(self) -> None:
-        """Show that this process lives. From any thread."""
+        """Show that this process is alive. From any thread."""
         with self._lock:
             if self._descriptor is None:
                 return
@@ -93,10 +93,10 @@ class Heartbeat:
                 os.pwrite(self._descriptor, line.encode("ascii"), 0)
 
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:
-        """Nothing: phases say it."""
+        """Does nothing: the phases already say it."""
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the file."""
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -108,7 +108,7 @@ def read(run_folder: Path, rank: int) -> Pulse | None:
     try:
         pulse = Pulse(**parse_json(read_small(LocalStorage(run_folder), _name_of(rank), limit=_LARGEST)))
         Position.parse(pulse.position)
-        # What a clock of people can show, or ValueError.
+        # ValueError for a time that no calendar can show.
         datetime.fromtimestamp(pulse.time, UTC)
     except (StorageError, ValueError, TypeError, AttributeError, OverflowError, OSError):
         return None
@@ -117,7 +117,7 @@ def read(run_folder: Path, rank: int) -> Pulse | None:
 
 
 def last_sign(run_folder: Path, rank: int) -> float | None:
-    """When a rank's heartbeat was written last, by the clock of the file system; None when there is none."""
+    """When a rank's heartbeat was last written, by the file system's clock; None when there is none."""
     try:
         return file_of(run_folder, rank).stat().st_mtime
     except OSError:

@@ -1,17 +1,16 @@
 """Workers on this machine: started, watched, and ended together.
 
-One worker is a child process of its own. Several are started through the engine's launcher
+A single worker is a child process. Several are started through the engine's launcher
 (`engines.base.Launch`), which sets the variables by which they find each other. A launcher may be slow to
 notice a death (a worker killed during a collective leaves the others waiting, for 25 s with `msrun`), so
-workers are watched from here: each reports in a file that it lives and, when it can, how it ended. The
-first that fails, or is gone without a report, ends all: within two seconds, by SIGKILL, which a run
-survives by design.
+workers are watched from here: each reports in a file that it is alive and, if it can, how it ended. When one
+fails, or is gone without a report, all are ended: within two seconds, by SIGKILL, which a run survives by
+design.
 
-Nothing but these workers is ever signalled. A process number is used again after its process was waited
-for, so the one that was started is waited for last, and a worker is known by its number and the time
-of its start.
+Only these workers are ever signalled. A pid can be reused once its process has been waited for, so the
+process that was started is waited for last, and a worker is identified by its pid and start time.
 
-Left out: several machines. There the user's own launcher starts `examples/grpo/main.py`.
+Not handled: several machines. There the user's own launcher starts `examples/grpo/main.py`.
 """
 
 import os
@@ -37,15 +36,15 @@ from rollforward.wording import plain_lines
 _LOOK_EVERY = 0.2
 """Seconds between two looks at the workers."""
 _ENDING = 10.0
-"""Seconds that the launcher has to end after the last worker has."""
+"""Seconds that the launcher has to end after the last worker did."""
 _PATIENCE = stopping.GRACE + 1.0
-"""Seconds that workers have to end by themselves after SIGTERM."""
+"""Seconds that workers have to exit by themselves after SIGTERM."""
 _ENDING_ALL = _PATIENCE + 1.0
 """Seconds that this process has, after a signal, to end all others and itself."""
 _SHOWN_LINES = 15
 _SHOWN_BYTES = 1 << 16
 _RELAYED_BYTES = 1 << 22
-"""Of a log at once."""
+"""Most bytes read from a log at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +52,20 @@ class Ending:
     """How launched workers ended."""
 
     code: int
-    """0 when all is done, the worker's own where it could say, else 1."""
+    """0 when all is done, the worker's own if it could report it, else 1."""
     error: str = ""
     """What was wrong."""
     hint: str | None = None
     kind: str | None = None
-    """The class of the worker's own error; None when it had no chance to say."""
+    """The class of the worker's own error; None when it had no chance to report it."""
     shown: bool = False
-    """Whether the worker has told the user already."""
+    """Whether the worker has already told the user."""
     position: Position | None = None
-    """The step that the worker was at; None before its first."""
+    """The step that the worker was at; None before its first step."""
 
 
 def exit_code(ending: Ending) -> int:
-    """The exit code for all; a worker's own error is shown. WorkerFailed for one that had no chance to."""
+    """The exit code for all; shows a worker's own error. WorkerFailed if it had no chance to report one."""
     if ending.code and ending.kind is None:
         raise WorkerFailed(ending.error, hint=ending.hint)
     if ending.code and not ending.shown:
@@ -86,9 +85,9 @@ def launch(
 ) -> Ending:
     """Run a script as `workers` workers until all are done or one fails, and none is left.
 
-    `package` is that of the engine named `engine`. One worker writes to this process's output; of several
-    the first one's output is shown there, and each has a log in `log_folder`. Whatever ends this process
-    ends the workers.
+    `package` is that of the engine named `engine`. A single worker writes to this process's output; with
+    several, the first one's output is shown there, and each has a log in `log_folder`. Whatever ends this
+    process ends the workers.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     stopping.allow(_ENDING_ALL)
@@ -128,37 +127,37 @@ def _start(
 
 
 def _start_several(command: Sequence[str], how: Launch, log_folder: Path) -> "subprocess.Popen[bytes]":
-    # A log of an earlier run would be shown as if it were of this one.
+    # A log of an earlier run would be shown as if it belonged to this one.
     for stale in log_folder.glob(how.worker_log.format(rank="*")):
         stale.unlink()
-    # Whatever has the name: a named pipe would wait for a reader.
+    # Whatever has that name: opening a named pipe would wait for a reader.
     (log_folder / how.own_log).unlink(missing_ok=True)
     with (log_folder / how.own_log).open("xb") as output:
         return _start(command, how.environment, output.fileno())
 
 
 class _Output:
-    """Where one worker's words go: to this process's own output, by themselves."""
+    """Where a single worker's output goes: directly to this process's own output."""
 
     shown = True
-    """Whether an error has been seen by the user when the worker has reported it."""
+    """Whether the user has already seen an error that the worker has reported."""
     starter = "the worker"
-    """Who was started, for people."""
+    """What was started, for messages."""
 
     def show(self) -> None:
-        """Nothing is to be relayed."""
+        """Nothing to relay."""
 
     def tail(self, _rank: int | None) -> str:
-        """The last lines of a worker; of the launcher for None."""
+        """The last lines of a worker; None: of the launcher."""
         return ""
 
     def where(self, _rank: int | None) -> str:
-        """Where to read on, for people."""
+        """Where to read more, for messages."""
         return ""
 
 
 class _Logs(_Output):
-    """Where the words of several workers go: to a log each, of which the first one's is shown."""
+    """Where the output of several workers goes: to one log each; the first worker's is shown."""
 
     shown = False
 
@@ -169,7 +168,7 @@ class _Logs(_Output):
         self._shown = 0
 
     def show(self) -> None:
-        """Relay what the first worker has written since the last time, whole lines only."""
+        """Relay what the first worker has written since the last call, whole lines only."""
         while text := self._unshown():
             self._shown += len(text)
             lines = text.decode(errors="replace").splitlines(keepends=True)
@@ -178,7 +177,7 @@ class _Logs(_Output):
             sys.stdout.flush()
 
     def _unshown(self) -> bytes:
-        """Whole lines of the first worker, or a piece of one that is longer than all that is read at once."""
+        """Whole lines from the first worker, or a piece of a line too long to be read at once."""
         text = b""
         with suppress(OSError), open_input(self._log(0)) as log:
             log.seek(self._shown)
@@ -208,7 +207,7 @@ class _Logs(_Output):
 
 
 class _Watch:
-    """Looks after a process, the only worker or a launcher, and its workers until they end."""
+    """Watches a process, the only worker or a launcher, and its workers until they end."""
 
     def __init__(
         self,
@@ -226,12 +225,12 @@ class _Watch:
         self._reports = {0: Report(pid=started.pid)} if workers == 1 else {}
 
     def until_the_end(self) -> Ending:
-        """Look until all workers ended well, or one failed."""
+        """Watch until all workers have succeeded, or one has failed."""
         while True:
             self._read_reports()
             self._output.show()
-            # Who was started is asked before the workers are: if it is gone and a worker has not
-            # reported how it ended, it is not going to.
+            # The started process is checked before the workers: if it is gone and a worker has not
+            # reported how it ended, that worker never will.
             gone = self._starter_code() is not None
             self._read_reports()
             ending = self._bad_ending(gone)
@@ -246,7 +245,7 @@ class _Watch:
             time.sleep(_LOOK_EVERY)
 
     def _bad_ending(self, starter_gone: bool) -> Ending | None:
-        """What became of workers that failed, once all have been ended; None while none has."""
+        """How workers failed, once all have been ended; None while none has failed."""
         failed, gone = self._failed(), self._gone()
         if failed is None and not gone and (not starter_gone or self._all_have_ended()):
             return None
@@ -263,7 +262,7 @@ class _Watch:
         )
 
     def ask_to_end(self) -> None:
-        """SIGTERM to the workers, and a moment for them to end in good order."""
+        """SIGTERM to the workers, and a moment for them to exit cleanly."""
         for known in self._reports.values():
             if known.code is None and known.lives:
                 with suppress(ProcessLookupError):
@@ -276,21 +275,21 @@ class _Watch:
     def end_all(self) -> None:
         """SIGKILL to whatever still runs: workers (each leads a group), and the launcher with its own.
 
-        When it returns they are gone, so the run's folder is free. Doing it twice does nothing.
+        When it returns they are gone, so the run's folder is free. A second call does nothing.
         """
         self._read_reports()
         for known in self._reports.values():
             if known.lives:
                 _kill_group(known.pid, signal.SIGKILL)
         if self._started.returncode is None:
-            # Not waited for yet, so the number of its group is still its own, whether it runs or not.
+            # Not waited for yet, so its process group id is still its own, whether it runs or not.
             _kill_group(self._started.pid, signal.SIGKILL)
             self._started.wait()
         while self._some_live():
             time.sleep(_LOOK_EVERY)
 
     def _starter_code(self) -> int | None:
-        """How who was started ended, negative for a signal; None while it runs. It is not waited for."""
+        """The started process's exit code, negative for a signal; None while it runs. Does not reap it."""
         if self._started.returncode is not None:
             return self._started.returncode
         ended = os.waitid(os.P_PID, self._started.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -313,17 +312,17 @@ class _Watch:
                 self._reports[rank] = found
 
     def _failed(self) -> int | None:
-        """A worker that said that it failed."""
+        """A worker that reported that it failed."""
         return next((rank for rank, known in self._reports.items() if known.code), None)
 
     def _gone(self) -> list[int]:
-        """Workers that ended without a word. More than one where the others did not survive the first."""
+        """Workers that ended without a report. More than one if the others did not survive the first."""
         gone = [rank for rank, known in self._reports.items() if known.code is None and not known.lives]
         self._read_reports()
         return [rank for rank in gone if self._reports[rank].code is None]
 
     def _failure(self, rank: int) -> Ending:
-        """By a worker's own words."""
+        """From the worker's own report."""
         known = self._reports[rank]
         who = f"worker {rank} (process {known.pid})"
         error = known.error or f"{who} {self._how(known)}"
@@ -338,7 +337,7 @@ class _Watch:
         )
 
     def _death(self, gone: Sequence[int]) -> Ending:
-        """By what is seen from outside."""
+        """From what can be seen from outside."""
         told = []
         for rank in gone:
             known, pulse = self._reports[rank], self._pulse(rank)
@@ -348,13 +347,13 @@ class _Watch:
         return Ending(
             code=1,
             error=", ".join(told) + others + self._output.tail(gone[-1]),
-            hint="resume with --resume_training; where nobody killed it, the kernel may have, for want of "
+            hint="resume with --resume_training; if nobody killed it, the kernel may have, for lack of "
             "memory (dmesg)" + self._output.where(gone[-1]),
             position=_position(self._pulse(gone[0])),
         )
 
     def _pulse(self, rank: int) -> heartbeat.Pulse | None:
-        """A worker's heartbeat; None when it has given none since it was started."""
+        """A worker's heartbeat; None when it has written none since it was started."""
         pulse = heartbeat.read(self._run_folder, rank)
         return pulse if pulse is not None and pulse.pid == self._reports[rank].pid else None
 
@@ -374,7 +373,7 @@ def _position(pulse: heartbeat.Pulse | None) -> Position | None:
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # one of those without a name
+    except ValueError:  # a signal without a name
         return f"signal {number}"
 
 

@@ -1,8 +1,8 @@
 """What a worker and the process that launched it tell each other.
 
-The launcher makes a folder and names it in `$ROLLFORWARD_WORKER_FILES`. There it leaves its own
-process number, and each worker reports in `rank_N.json` that it lives and, when it can, how it ended.
-A worker whose launcher is gone ends: the kernel kills it, however the launcher went.
+The launcher makes a folder and names it in `$ROLLFORWARD_WORKER_FILES`. It writes its own pid there, and
+each worker reports in `rank_N.json` that it is alive and, if it can, how it ended. When the launcher is
+gone, the kernel kills its workers, however the launcher ended.
 """
 
 import ctypes
@@ -24,12 +24,12 @@ from rollforward.wording import plain_lines
 _LAUNCHER = "launcher"
 _PR_SET_PDEATHSIG = 1
 _MOST_BYTES = 1 << 24
-"""Of a report: an error may be long."""
+"""Largest report, in bytes: an error may be long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a worker reports of itself."""
+    """What a worker reports about itself."""
 
     pid: int
     started: int | None = None
@@ -43,31 +43,31 @@ class Report:
 
     @property
     def lives(self) -> bool:
-        """Whether this very process runs."""
+        """Whether exactly this process is running."""
         return is_alive(self.pid, self.started)
 
 
 def prepare(folder: Path) -> None:
-    """As the launcher: leave our process number in the folder."""
+    """As the launcher: write our pid into the folder."""
     (folder / _LAUNCHER).write_text(str(os.getpid()))
 
 
 _own_rank: int | None = None
-"""Of this process, once it has joined as a worker."""
+"""This process's rank, once it has joined as a worker."""
 
 
 def join() -> None:
-    """As a process that was launched: end when the launcher does; as a worker, report that we live."""
+    """In a launched process: end when the launcher does; in a worker, also report that it is alive."""
     global _own_rank
     folder = os.environ.get(LAUNCHED)
     if not folder:
         return
-    # Imported here: it imports NumPy, and signals have to be taken before.
+    # Imported here because it imports NumPy, and the signal handlers must be set up before that.
     from rollforward.engines.base import find_engine
 
     die_with_parent()
     if not is_alive(int((Path(folder) / _LAUNCHER).read_text())):
-        # It went before the kernel knew that this process is to follow.
+        # It ended before the kernel knew that this process must end with it.
         os.kill(os.getpid(), signal.SIGKILL)
     process = find_engine(os.environ[ENGINE]).this_process(os.environ)
     if process.role != "scheduler":
@@ -76,9 +76,9 @@ def join() -> None:
 
 
 def tell_ending(code: int, *, error: str | None = None, kind: str | None = None) -> None:
-    """As a worker that was launched, report how it ends; nothing in any other process.
+    """In a launched worker, report how it ends; does nothing in any other process.
 
-    When the disk does not take it, standard error has it.
+    If the report cannot be written, it goes to standard error.
     """
     folder = os.environ.get(LAUNCHED)
     if folder and _own_rank is not None:
@@ -92,14 +92,14 @@ def tell_ending(code: int, *, error: str | None = None, kind: str | None = None)
 def report(
     folder: Path, rank: int, *, code: int | None = None, error: str | None = None, kind: str | None = None
 ) -> None:
-    """Say, as worker `rank`, that this process lives or how it ends."""
+    """Report, as worker `rank`, that this process is alive or how it ends."""
     pid = os.getpid()
     value = {"pid": pid, "started": start_time(pid), "code": code, "error": error, "kind": kind}
     LocalStorage(folder).write(f"rank_{rank}.json", [json.dumps(value).encode()])
 
 
 def read(folder: Path, rank: int) -> Report | None:
-    """What a worker has said; None when it has said nothing yet."""
+    """A worker's report; None when there is none yet."""
     try:
         return Report(**parse_json(read_input(folder / f"rank_{rank}.json", _MOST_BYTES)))
     except (OSError, ValueError, TypeError):
@@ -107,15 +107,15 @@ def read(folder: Path, rank: int) -> Report | None:
 
 
 def die_with_parent() -> None:
-    """Let the kernel kill this process when its parent is gone, however it went. Linux only."""
+    """Have the kernel kill this process when its parent ends, however it ends. Linux only."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def as_ours(error: Exception) -> Exception:
-    """The system's error with a file as a StorageError, which says what to try; anything else as it is.
+    """An OSError that names a file as a StorageError, which says what to try; anything else unchanged.
 
-    For what no room expected: a folder that cannot be made, a log that cannot be written.
+    For errors that no caller expected: a folder that cannot be created, a log that cannot be written.
     """
     if isinstance(error, OSError) and error.errno and isinstance(error.filename, str):
         return storage_error("using", error.filename, error)
@@ -123,5 +123,5 @@ def as_ours(error: Exception) -> Exception:
 
 
 def error_text(error: BaseException) -> str:
-    """What is said of an error: ours as they are, others by their class."""
+    """The text shown for an error: ours as they are, others with their class."""
     return str(error) if isinstance(error, RollforwardError) else f"{type(error).__name__}: {error}"

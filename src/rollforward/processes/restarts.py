@@ -1,13 +1,13 @@
-"""Whether a run that failed is started again, and when. Pure: failures in, a decision out.
+"""Whether a failed run is restarted, and when. Pure: failures in, a decision out.
 
-    the user's input, or the numbers, are wrong     give up: it would come again
-    the same step failed three times running        give up, and show the three
+    the user's input, or the numbers, are wrong     give up: it would happen again
+    the same step failed three times in a row       give up, and show all three
     all restarts are used up                        give up
     anything else                                   again, after 1, 2, 4, ... seconds, at most LONGEST_WAIT
 
-A failure at a later step than any before it is progress, and the waiting begins anew. Replay
-repeats the bits of what it replays, so where a run fails again after a restart it has come as far
-as before, and a restart that dies earlier has not got on.
+A failure at a later step than any before it is progress, and the wait starts over at 1 s. Replay is
+bit-exact, so a run that fails at the same step after a restart has come only as far as before, and a
+restart that dies earlier has made no progress.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from rollforward.position import Position
 
 SAME_STEP = 3
-"""Failures of one step, one after the other, after which there is no point in going on."""
+"""Consecutive failures of one step after which there is no point in continuing."""
 LONGEST_WAIT = 60.0
 """Seconds."""
 INPUT_ERROR = 2
-"""The exit code of errors that only the user can mend."""
+"""The exit code of errors that only the user can fix."""
 FINAL = frozenset({"RunLocked", "ReplayDiverged", "NonFinite", "DeviceUnavailable"})
-"""Errors that come again: another trainer is at work; the numbers, or the devices, are what they are."""
+"""Errors that a restart would repeat: another trainer is running; the numbers, or devices, stay the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class Failure:
     code: int
     """The exit code."""
     kind: str | None
-    """The class of the worker's error; None when it had no chance to say, as when it was killed."""
+    """The class of the worker's error; None when it could not report it, as when it was killed."""
     error: str
-    """For people."""
+    """The message, for the user."""
     position: Position | None
-    """The step that it was at; None before its first."""
+    """The step that it was at; None before its first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +46,20 @@ class Restart:
     number: int
     """Which restart this is, from 1."""
     seconds: float
-    """To wait before."""
+    """How long to wait first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GiveUp:
-    """Do not."""
+    """Do not start again."""
 
     reason: str
     failures: tuple[Failure, ...]
-    """Those that tell why."""
+    """Those that explain why."""
 
 
 def decide(failures: Sequence[Failure], *, max_restarts: int) -> Restart | GiveUp:
-    """What to do after the last of `failures`, which are all of this run so far, in order."""
+    """What to do after the last of `failures`, which are all the run's failures so far, in order."""
     last, same = failures[-1], failures[-SAME_STEP:]
     if last.code == INPUT_ERROR or last.kind in FINAL:
         return GiveUp(reason="a restart would not fix it", failures=(last,))
@@ -73,7 +73,7 @@ def decide(failures: Sequence[Failure], *, max_restarts: int) -> Restart | GiveU
 
 
 def _without_progress(failures: Sequence[Failure]) -> int:
-    """How many failures there were since the run last got further than ever, that one included."""
+    """How many failures there were since the run last got further than before, that one included."""
     count = 0
     furthest: Position | None = None
     for failure in failures:

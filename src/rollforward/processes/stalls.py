@@ -1,21 +1,21 @@
-"""A worker that waits for the others in a collective for too long ends, and says who is late.
+"""A worker that waits too long for the others in a collective ends, and says who is late.
 
-A collective blocks inside the framework until all workers have come to it. When one is stopped,
-swaps, or hangs in its device, the others would wait for ever, and nobody would know for whom. Here
-a thread in each worker looks how long it has waited. After the time-out it reads the heartbeats
-of all workers, tells of those that are late which phase they are in and since when, and ends
-the process. The launcher, or `msrun`, then ends the rest, and a supervisor starts the run again.
+A collective blocks inside the framework until all workers have reached it. If one is stopped, swaps,
+or hangs in its device, the others would wait forever without knowing for whom. So a thread in each
+worker watches how long it has waited. After the timeout it reads all workers' heartbeats, reports
+which workers are late, in which phase and since when, and ends the process. The launcher, or `msrun`,
+then ends the rest, and a supervisor restarts the run.
 
-    absent      no heartbeat of this start: the worker is still starting, or never did
-    behind      it has come to fewer collectives than we have
-    silent      its heartbeat stands still: it is stopped, or its machine is gone
+    absent      no heartbeat from this start: the worker is still starting, or never did
+    behind      it has reached fewer collectives than we have
+    silent      its heartbeat has stopped: it is stopped, or its machine is gone
 
 The mechanism is the same under `rollforward train --workers` and the user's own `msrun`, over any
-number of machines that share the run's folder, whose clock alone is asked. Time during which this
+number of machines that share the run's folder; only the folder's clock is used. Time during which this
 process itself was stopped does not count.
 
-Left out: the framework's own start, in which the workers find each other. It has time-outs of its
-own, and keeps the interpreter lock, so that no thread can look.
+Not covered: the framework's own start, in which the workers find each other. It has timeouts of its
+own, and holds the GIL, so no thread can watch it.
 """
 
 import threading
@@ -31,23 +31,23 @@ from rollforward.processes import heartbeat
 from rollforward.processes.heartbeat import Heartbeat, Pulse
 
 _BEAT = 5.0
-"""Seconds between two signs of life, unless the time-out is short."""
+"""Seconds between two heartbeats, unless the timeout is short."""
 _SILENT_BEATS = 3
-"""A worker is silent when so many have not come."""
+"""A worker is silent when it has missed this many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A worker's heartbeat in this start."""
+    """A worker's heartbeat from this start."""
 
     pulse: Pulse
     silent_for: float
-    """Seconds by which its last sign of life is older than ours."""
+    """Seconds by which its last heartbeat is older than ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Company:
-    """Who this worker is, and where the heartbeats of all are."""
+    """Who this worker is, and where all workers' heartbeats are."""
 
     heart: Heartbeat
     folder: Path
@@ -56,7 +56,7 @@ class _Company:
     incarnation: int
 
     def look(self) -> list[Seen | None]:
-        """The heartbeats of all ranks; None for a rank that has given none in this start."""
+        """The heartbeats of all ranks; None for a rank that has written none in this start."""
         self.heart.beat()
         now = heartbeat.last_sign(self.folder, self.rank) or 0.0
         found: list[Seen | None] = []
@@ -70,7 +70,7 @@ class _Company:
 
 
 class Patience:
-    """How long one collective has lasted, looked at from time to time."""
+    """How long one collective has lasted, checked from time to time."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -78,7 +78,7 @@ class Patience:
         self._waited = 0.0
 
     def over(self, meeting: int, passed: float) -> bool:
-        """Whether the time is up. `meeting`: the one under way, 0 for none; `passed`: since the last look."""
+        """Whether time is up. `meeting`: the one in progress, 0 for none; `passed`: since the last check."""
         self._waited = self._waited + passed if meeting and meeting == self._meeting else 0.0
         self._meeting = meeting
         return self._waited >= self._timeout
@@ -88,27 +88,27 @@ class CollectiveWatch:
     """Watches the collectives of this worker. `timeout` in seconds; 0 watches nothing."""
 
     def __init__(self, timeout: float, *, end: Callable[[CollectiveTimeout], None]) -> None:
-        """`end` is called, on a thread, when the time is up; it is to end the process."""
+        """`end` is called, on a thread, when time is up; it must end the process."""
         self._timeout = timeout
         self._end = end
         self._every = min(_BEAT, timeout / 4)
         self._count = 0
         self._waiting = 0
-        """The number of the collective that is under way; 0 between two."""
+        """The number of the collective in progress; 0 when there is none."""
         self._since = 0.0
         self._company: _Company | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def follow(self, heart: Heartbeat, folder: Path, *, rank: int, world_size: int, incarnation: int) -> None:
-        """From now on heartbeats say who is late; `folder` is the run's."""
+        """From now on use heartbeats to say who is late; `folder` is the run's."""
         self._company = _Company(
             heart=heart, folder=folder, rank=rank, world_size=world_size, incarnation=incarnation
         )
 
     @contextmanager
     def meeting(self) -> Iterator[None]:
-        """Around each collective, on all workers alike."""
+        """Wrap each collective in this, the same on all workers."""
         self._count += 1
         if self._company is not None:
             self._company.heart.meeting()
@@ -122,7 +122,7 @@ class CollectiveWatch:
             self._waiting = 0
 
     def lost(self) -> CollectiveTimeout | None:
-        """What to say when the framework gave the others up, before our time was up; None at the start."""
+        """The error when the framework gave up on the others first; None before the first collective."""
         if not self._count:
             return None
         return CollectiveTimeout(
@@ -132,7 +132,7 @@ class CollectiveWatch:
         )
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._closed.set()
 
     def _watch(self) -> None:
@@ -141,7 +141,7 @@ class CollectiveWatch:
             if self._company is not None:
                 self._company.heart.beat()
             now, waiting = time.monotonic(), self._waiting
-            # After a longer pause than it should be, this process was stopped too.
+            # If the pause was longer than it should be, this process was stopped too.
             over = patience.over(waiting, min(now - before, 2 * self._every))
             before = now
             if over and not self._closed.is_set():
@@ -165,10 +165,10 @@ class CollectiveWatch:
 
 
 def late_workers(seen: Sequence[Seen | None], *, rank: int, silent: float) -> list[str]:
-    """What is said of the workers that are late, and of this one, `rank`. None: no heartbeat.
+    """What to report about the late workers, and about this one, `rank`. None: no heartbeat.
 
-    `silent`: seconds without a sign of life after which a worker is late wherever it is. When none is
-    late it is the collective itself that hangs, and that is said.
+    `silent`: seconds without a heartbeat after which a worker is late wherever it is. If none is late,
+    the collective itself hangs, and the report says so.
     """
     own = seen[rank]
     told = []

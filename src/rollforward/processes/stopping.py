@@ -1,27 +1,27 @@
-"""Ctrl-C and SIGTERM: both end the command in good order and in time, with an exit code of their own.
+"""Ctrl-C and SIGTERM: both end the command cleanly and in time, each with its own exit code.
 
-    a signal comes      most commands      Stopped is raised in the main thread and unwinds
-                        a trainer          what it holds is let go of, and the process ends there (`ending`)
+    a signal arrives    most commands      Stopped is raised in the main thread and unwinds
+                        a trainer          it releases what it holds, and the process ends there (`ending`)
                         within `finishing` either waits until the block is done
     GRACE later         whatever still hangs in a long call is cut off: the process ends
     a second signal     the same, at once
 
-A trainer is not unwound: an exception that passes through a framework while it compiles may leave litter
-and be taken for an error of the model, and a process that runs into Python's own exit after that may be
-aborted (an engine's package says what was seen of its framework). Being cut off is safe: a run survives
-SIGKILL at any instant.
+A trainer is not unwound: an exception that passes through a framework while it compiles may leave a mess
+and be mistaken for an error in the model, and after that Python's own exit may abort the process (an
+engine's package says what was observed with its framework). Being cut off is safe: a run survives SIGKILL
+at any moment.
 
-Python runs a signal's handler in the main thread, between two of its bytecodes, so never during a
-call into the framework. A thread therefore watches the time; it hears of a signal through
-`signal.set_wakeup_fd`, which is written to where the signal arrives.
+Python runs a signal handler in the main thread, between two bytecodes, so never during a call into the
+framework. A thread therefore watches the time; it learns of a signal through `signal.set_wakeup_fd`, which
+is written to when the signal arrives.
 
-A framework that gives its group up may send this process SIGTERM too. Then `ending` is given the error that
-is behind it.
+A framework that gives up its group may send this process SIGTERM too. `ending` can then name the error
+behind it.
 
-Left out: a call that keeps the interpreter lock for longer than GRACE, as a framework may while the
-workers find each other (seconds) and, in pieces, while it compiles (up to 2.5 s at a time for 12
-layers of 512 columns). Nothing in the process runs then. A supervisor or launcher ends its
-workers from outside in any case.
+Not covered: a call that holds the GIL for longer than GRACE, as a framework may while the workers find
+each other (seconds) and, in pieces, while it compiles (up to 2.5 s at a time for 12 layers of 512
+columns). Nothing else in the process runs then. A supervisor or launcher ends its workers from outside in
+any case.
 """
 
 import os
@@ -46,7 +46,7 @@ _ADVICE = "resume with --resume_training"
 
 
 class Stopped(BaseException):
-    """A signal came. Not an Exception, so that nothing on the way takes it for an error to handle."""
+    """A signal arrived. Not an Exception, so that no code on the way handles it as an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -58,14 +58,14 @@ class Stopped(BaseException):
 
 
 class _State:
-    """What the handler, which is one for the whole process, has to know."""
+    """State for the signal handler; there is one for the whole process."""
 
     def __init__(self) -> None:
         self.interrupted = threading.Event()
         """Ctrl-C, not SIGTERM."""
         self.came = False
         self.waits = False
-        """It came within `finishing`, and is still to be acted upon."""
+        """It arrived within `finishing`, and has not been acted on yet."""
         self.finishing = 0
         self.grace = GRACE
         self.end: Callable[[], None] | None = None
@@ -80,26 +80,26 @@ class _State:
 
 
 def _nobody_else() -> None:
-    """A signal is from outside."""
+    """The default cause, None: the signal came from outside."""
 
 
 _state = _State()
 
 
 def take_signals() -> None:
-    """From now on SIGTERM and SIGINT stop this process. To be called before NumPy is imported.
+    """From now on SIGTERM and SIGINT stop this process. Must be called before NumPy is imported.
 
-    A framework may take SIGINT over while it compiles or runs a graph, and turn it into
-    SIGTERM, so Ctrl-C could not be told from a termination. Here the signal is blocked in every
-    thread but one, which waits for it; libraries that start threads of their own must therefore
-    be imported later. A process that ignores SIGINT (under nohup) goes on to.
+    A framework may take over SIGINT while it compiles or runs a graph, and turn it into SIGTERM, so
+    Ctrl-C would look like a termination. So the signal is blocked in every thread but one, which
+    waits for it; libraries that start their own threads must therefore be imported later. A process
+    that ignores SIGINT (under nohup) still does.
     """
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, _handle)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # First of all: a thread inherits what is blocked.
+        # First of all: threads inherit the signal mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         threading.Thread(target=_wait_for_interrupt, name="interrupts", daemon=True).start()
     threading.Thread(target=_watch_the_time, args=(heard,), name="stopping", daemon=True).start()
@@ -107,9 +107,9 @@ def take_signals() -> None:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """What is begun within it is brought to its end before a stop takes effect. For the main thread.
+    """The block finishes before a stop takes effect. For the main thread.
 
-    For moments: the process is cut off after GRACE all the same.
+    Keep it short: the process is still cut off after GRACE.
     """
     _state.finishing += 1
     try:
@@ -127,7 +127,7 @@ def ending(
 ) -> Iterator[None]:
     """Within it a stop unwinds nothing: `end` is called wherever the program is, and the process ends.
 
-    `cause` says what is behind a signal that is not from outside; it may be called on a thread.
+    `cause` returns the error behind a signal that is not from outside; it may be called on a thread.
     """
     before, _state.end, _state.cause = (_state.end, _state.cause), end, cause
     try:
@@ -137,13 +137,13 @@ def ending(
 
 
 def allow(seconds: float) -> None:
-    """Let this process have so long to end after a signal, instead of GRACE: it has others to end first."""
+    """Give this process this long to end after a signal, instead of GRACE: it has others to end first."""
     _state.grace = seconds
 
 
 def end_at_once(reason: Stopped | RollforwardError) -> NoReturn:
-    """From any thread: say why, to the user and to the launcher if there is one, and end this process."""
-    # Straight to the descriptor: the program may be in the middle of a write of its own.
+    """From any thread: tell the user, and the launcher if there is one, why, and end this process."""
+    # Straight to the file descriptor: the program may be in the middle of its own write.
     with suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"{plain_lines(str(reason))}\n".encode())
     with suppress(Exception):
@@ -161,7 +161,7 @@ def leave(code: int) -> NoReturn:
 
 def _handle(_number: int, _frame: FrameType | None) -> None:
     if _state.came:
-        return  # the thread that watches sees to it
+        return  # the watching thread takes care of it
     _state.came = True
     if _state.finishing:
         _state.waits = True
@@ -195,7 +195,7 @@ def _watch_the_time(heard: int) -> None:
 
 
 def _hear(heard: int, seconds: float | None = None) -> None:
-    """Come back when SIGTERM, or what Ctrl-C became, arrives; or after so many seconds."""
+    """Return when SIGTERM, or what Ctrl-C became, arrives; or after this many seconds."""
     deadline = None if seconds is None else time.monotonic() + seconds
     while deadline is None or time.monotonic() < deadline:
         left = None if deadline is None else max(deadline - time.monotonic(), 0)

@@ -1,10 +1,10 @@
-"""Standard output and standard error that may go away: what is shown is never a reason to stop.
+"""Standard output and standard error that may go away: failing to show something never stops the program.
 
 The reader of a pipe leaves (`| head`, a `tee` that was killed), the disk behind `> log` fills up, a
-terminal's encoding lacks a character, the shell has closed a descriptor. Whoever writes here continues. What
-the stream's encoding does not have is shown escaped. After any other failure nothing more is shown: the
-descriptor leads to /dev/null from then on, so that Python's own flush at exit does not fail either, and the
-failure is kept in `lost`, for whoever has to report it.
+terminal's encoding lacks a character, the shell has closed a descriptor. Writing here continues anyway.
+Characters that the stream's encoding lacks are escaped. After any other failure nothing more is shown: from
+then on the descriptor points to /dev/null, so that Python's own flush at exit does not fail either, and the
+failure is kept in `lost` so that it can be reported.
 """
 
 import io
@@ -16,9 +16,9 @@ from typing import Any, TextIO
 
 
 def guard_descriptors() -> None:
-    """Give descriptors 0, 1 and 2 back to a process that was started without them. First of all.
+    """Open descriptors 0, 1 and 2 in a process that was started without them. Call this first.
 
-    The next file that is opened would get the number, and what is printed would go into that file.
+    Otherwise the next file opened would get that number, and printed output would go into that file.
     """
     for number in (0, 1, 2):
         try:
@@ -31,12 +31,12 @@ def guard_descriptors() -> None:
 
 
 class _Nowhere(io.TextIOBase):
-    """A stream that takes everything and keeps nothing."""
+    """A stream that discards everything."""
 
     encoding = "utf-8"
 
     def write(self, text: str) -> int:
-        """Take it."""
+        """Discard it."""
         return len(text)
 
     def writable(self) -> bool:
@@ -48,7 +48,7 @@ class Forgiving(io.TextIOBase):
     """A stream whose writes succeed; everything else is the stream's own."""
 
     def __init__(self, stream: TextIO | None, told: Callable[[OSError | ValueError], None]) -> None:
-        """`told` is called once, with what made the stream useless."""
+        """`told` is called once, with the error that made the stream useless."""
         self._stream: TextIO | _Nowhere = stream if stream is not None else _Nowhere()
         self._told = told
         self._fileno = -1
@@ -70,7 +70,7 @@ class Forgiving(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written, while there is somebody to hand it to."""
+        """Pass on what was written, while the stream still works."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -82,21 +82,21 @@ class Forgiving(io.TextIOBase):
         self.lost = error
         if self._fileno >= 0:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            # Inherited by what is started from here, as the stream itself would have been.
+            # Child processes inherit it, as they would have inherited the stream.
             os.dup2(nowhere, self._fileno)
             os.close(nowhere)
         self._stream = _Nowhere()
         self._told(error)
 
     def isatty(self) -> bool:
-        """Whether a person is looking."""
+        """Whether the stream is a terminal."""
         return self.lost is None and self._stream.isatty()
 
     def fileno(self) -> int:
         """The stream's own."""
         if self._fileno < 0:
             raise io.UnsupportedOperation("fileno")
-        # What a lost stream had is open still, and leads nowhere.
+        # A lost stream's descriptor is still open, and leads nowhere.
         return self._fileno
 
     def writable(self) -> bool:
@@ -115,7 +115,7 @@ class Forgiving(io.TextIOBase):
 
     @property
     def buffer(self) -> Any:
-        """The stream's own; what is written there directly is not forgiven."""
+        """The stream's own; errors of direct writes to it are not caught."""
         return io.BytesIO() if isinstance(self._stream, _Nowhere) else self._stream.buffer
 
 
@@ -145,7 +145,7 @@ class Forgiven:
             sys.stderr = errors
 
     def tell_loss(self, tell: Callable[[str], None] | None) -> None:
-        """From now on `tell` is told, in words, when standard output is lost, or now if it is already."""
+        """Call `tell` with a message when standard output is lost, or right away if it already is."""
         self._tell = tell
         if self.output.lost is not None:
             self._output_lost(self.output.lost)
@@ -163,7 +163,7 @@ _current: Forgiven | None = None
 
 @contextmanager
 def telling_loss(tell: Callable[[str], None]) -> Iterator[None]:
-    """Within it `tell` is told when standard output is lost, and standard error is."""
+    """Within it, the loss of standard output is reported to `tell` and on standard error."""
     streams = _current
     if streams is not None:
         streams.tell_loss(tell)

@@ -1,15 +1,14 @@
-"""A run that is started again when it fails: `rollforward train --max_restarts N`.
+"""A run that is restarted when it fails: `rollforward train --max_restarts N`.
 
-The supervisor is a process of its own, small and idle, so that whatever ends a worker (an error, a
-SIGKILL, the kernel for want of memory) leaves it alive. `launch` starts and watches the workers,
-`restarts` decides, and here it is said and done.
+The supervisor is a process of its own, small and idle, so it survives whatever ends a worker (an error,
+a SIGKILL, the OOM killer). `launch` starts and watches the workers, `restarts` decides, and this module
+reports the decision and carries it out.
 
-A restart is the command that was given, with the run's own folder to resume from, once that
-folder has a checkpoint; until then the command is simply given again, which takes it from the model, or
-from the run that it was to go on from. Nobody has to do anything by hand, and what the journal
-has is not done again.
+A restart runs the given command again, resuming from the run's own folder once that has a checkpoint.
+Until then the command is simply repeated, which starts from the model, or from the run that it was told to
+resume. Nothing has to be done by hand, and work that is in the journal is not redone.
 
-The other way round too: a supervisor that is gone, however it went, leaves no worker behind.
+Conversely, when the supervisor ends, however it ends, it leaves no worker behind.
 """
 
 import sys
@@ -37,10 +36,10 @@ def supervise(
     say: Callable[[str], None],
     wait: Callable[[float], None] = time.sleep,
 ) -> Ending:
-    """Start the run until it is done, and return how it ended.
+    """Start the run, again if need be, until it is done, and return how it ended.
 
     `arguments` are those of the first start; `run` is the folder that it writes to. Raises
-    WorkerFailed, with the errors, when starting again has not helped.
+    WorkerFailed, with the errors, when restarting has not helped.
     """
     failures: list[Failure] = []
     given = unsupervised(arguments)
@@ -61,7 +60,7 @@ def supervise(
 
 
 def next_start(arguments: Sequence[str], run: Path) -> tuple[list[str], str]:
-    """The arguments of a restart, and where it goes on from, in words.
+    """The arguments of a restart, and a description of where it resumes from.
 
     `arguments` are those of the first start.
     """
@@ -69,7 +68,7 @@ def next_start(arguments: Sequence[str], run: Path) -> tuple[list[str], str]:
     if not checkpoints:
         return unsupervised(arguments), "as at first, since there is no checkpoint yet"
     found = next((info for info in checkpoints if info.valid), checkpoints[0])
-    # A branch was taken when its folder's first checkpoint was made.
+    # The run has already branched off once its folder has a checkpoint.
     given = _without(unsupervised(arguments), "resume_position")
     given += ["--resume_training", "--actor_checkpoint_path", str(run / ROLE_FOLDERS["policy_model"])]
     given += ["--ref_checkpoint_path", str(run / ROLE_FOLDERS["ref"])]
@@ -77,12 +76,12 @@ def next_start(arguments: Sequence[str], run: Path) -> tuple[list[str], str]:
 
 
 def unsupervised(arguments: Sequence[str]) -> list[str]:
-    """The arguments, for a process that is to be supervised and not to supervise."""
+    """The arguments for a process that is supervised and does not supervise."""
     return _without(arguments, "max_restarts")
 
 
 def _without(arguments: Sequence[str], option: str) -> list[str]:
-    """The arguments without an option, which has one value, in either of its spellings."""
+    """The arguments without an option (which takes one value), in either spelling."""
     kept: list[str] = []
     skip = False
     for argument in arguments:
@@ -106,7 +105,7 @@ def _told(decision: Restart, max_restarts: int, ending: Ending, source: str) -> 
 
 
 def _give_up(decision: GiveUp, ending: Ending, say: Callable[[str], None]) -> Ending:
-    """Say why; an error that comes again is returned as it is."""
+    """Say why; an error that a restart would repeat is returned as it is."""
     say(f"not restarted: {decision.reason}")
     if ending.kind is not None and len(decision.failures) == 1:
         return ending
@@ -116,7 +115,7 @@ def _give_up(decision: GiveUp, ending: Ending, say: Callable[[str], None]) -> En
 
 
 def _restore_terminal() -> None:
-    """Show the cursor, which a display that was killed had hidden."""
+    """Show the cursor, which a killed display had hidden."""
     if sys.stdout.isatty():
         sys.stdout.write("\x1b[?25h\n")
         sys.stdout.flush()

@@ -210,8 +210,8 @@ def _check_timeout(name: str, recommended: int, value: str | None) -> Finding:
         return Finding(
             check="timeouts",
             level="problem",
-            text=f"{name} is {value} s, less than the recommended {recommended} s: a worker that needs "
-            "longer to load or compile breaks the others' collectives",
+            text=f"{name} is {value} s, less than the recommended {recommended} s: when a "
+            "worker needs longer to load or compile, the others' collectives fail",
             hint=hint,
         )
     return Finding(check="timeouts", level="ok", text=f"{name} is {value} s")
