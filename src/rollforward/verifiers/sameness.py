@@ -90,8 +90,8 @@ class SameRewards:
     def _report(self, verifier: _Verifier, position: Position) -> str:
         lines = [
             f"warning: verifier {verifier.name} gave every sample of {verifier.steps} steps in a row the "
-            f"same reward, {verifier.reward:g} ({verifier.since} to {position}), so nothing is learned from it. "
-            "Can it read what the model writes? Samples of the last step:"
+            f"same reward, {verifier.reward:g} ({verifier.since} to {position}), so nothing is learned "
+            "from it. Can it read what the model writes? Samples of the last step:"
         ]
         lines += [
             f"prompt {prompt.index}: {shown(prompt.text, tail=True)} -> {shown(text, tail=True)}, "
