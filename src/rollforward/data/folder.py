@@ -220,7 +220,7 @@ def _flagged(value: Mapping[str, Any]) -> AddedToken:
 def _cleans_up(fast: FastTokenizer, config: Mapping[str, Any]) -> bool:
     if config.get("clean_up_tokenization_spaces") is not True:
         return False
-    # transformers does not do it where it would remove spaces that are really in the text.
+    # transformers does not do so for BPE, where it would remove spaces that are really in the text.
     forced = config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output") is True
     return forced or type(fast.model).__name__ != "BPE"
 
