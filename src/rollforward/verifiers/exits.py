@@ -56,7 +56,7 @@ def kept_alive() -> Iterator[Watch]:
     real = {name: getattr(os, name) for name in _WAYS_OUT}
     for name, function in real.items():
         setattr(os, name, _raising(name, function, pid))
-    # In a trainer SIGINT is blocked, and a thread waits for it; elsewhere Ctrl-C is told from a
+    # In a trainer SIGINT is blocked, and a thread waits for it; elsewhere Ctrl-C is distinguished from a
     # KeyboardInterrupt that the verifier raises itself by the signal that brings it.
     main = threading.current_thread() is threading.main_thread()
     heard = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -37,7 +37,7 @@ _BEGUN = re.compile(r"(?:<think>|<answer>|\\boxed\{)\s*\Z")
 _UNIT_LIKE = r"(?:st|nd|rd|th|cm|mm|km|kg|mg|ml|mL|mph|m|g|s|h)\b"
 _DIGITS = r"(?:\d{1,3}(?:(?:,\\!|\{,\}|\\,|[,'’\u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FRACTION = r"\\[dt]?frac\s*(?:\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d\d)"
-# A sign counts as one only where nothing stands before it that it could be subtracted from.
+# A sign counts only if nothing before it could be what it is subtracted from.
 _SIGN = r"(?:(?<![\w.)\]}^_{])[+\-−–]\s?(?:\\?\$)?)?"
 _POWER = r"\s*(?:\\times|\\cdot|[×*xX])\s*10\s*\^\s*(?:\{\s*[+-]?\d{1,3}\s*\}|[+-]?\d{1,3})"
 _IN_TEXT = re.compile(

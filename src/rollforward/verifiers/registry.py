@@ -40,7 +40,7 @@ _USERS = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCI
 
 @dataclass
 class NamedFunction:
-    """A reward function under the name by which the configuration asked for it."""
+    """A reward function under the name that the configuration uses for it."""
 
     name: str
     function: RewardFunction

@@ -3,7 +3,7 @@
     Viewed     the host sees the parameters' own memory: `Parameter.asnumpy()` is a view, its address
                stays the same from step to step, and what is written through it is what the next step
                computes with (MindSpore 2.10 on the CPU)
-    Copied     devices with a memory of their own: reading copies to the host, writing hands the
+    Copied     devices with a memory of their own: reading copies to the host, writing gives the
                framework a new value, and nothing is computed on the host's side of a step
 
 `memory_of` chooses by the device, here and nowhere else. `Copied` has been tested on the CPU only,
@@ -85,7 +85,7 @@ class Copied:
     views = False
 
     def tensors(self, slots: Slots) -> Tensors:
-        """Mappings whose arrays are copied to the host each time they are asked for, one by one."""
+        """Mappings whose arrays are copied to the host at each access, one by one."""
         return {role: _Copies(named, self.read) for role, named in slots.items()}
 
     def read(self, slot: Slot) -> NDArray[Any]:

@@ -29,9 +29,9 @@ from rollforward.models.shapes import tensor_layout
 from rollforward.tensors import Layout
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
-"""Environment variable -> seconds that are recommended."""
+"""Environment variable -> recommended seconds."""
 SCHEDULER_PORT = 8118
-"""Where `msrun` puts its scheduler unless it is told otherwise."""
+"""Where `msrun` puts its scheduler by default."""
 
 ARITHMETIC = (
     "DNNL_MAX_CPU_ISA",
