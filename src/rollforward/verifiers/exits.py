@@ -4,7 +4,7 @@ Reward functions run third-party code, and sometimes code that a model wrote. `e
 not look like the end of the run, least of all with exit code 0.
 
     exit(), sys.exit(), KeyboardInterrupt ...   an exception; `score` catches it as it does any other
-    os._exit, os.execv and its variants          raise `Exited` while a verifier runs
+    os._exit, os.execv and its variants         raise `Exited` while a verifier runs
     Ctrl-C of the user                          is not the verifier's: it passes through
 
 The process's own code (a stop by SIGTERM, the forced end after it) and child processes that a
@@ -40,8 +40,7 @@ class Watch:
         """The user pressed Ctrl-C."""
 
     def passes(self, error: BaseException) -> bool:
-        """Whether the exception does not come from the verifier: the user's Ctrl-C, or a stop of the
-        process."""
+        """Whether the exception is not from the verifier: the user's Ctrl-C, or a stop of the process."""
         if isinstance(error, Exception | Exited):
             return False
         if isinstance(error, KeyboardInterrupt):
