@@ -1,1 +1,1 @@
-"""Data sets and tokenizers: from files to prompts as token ids."""
+"""Datasets and tokenizers: from files to prompts as token ids."""

@@ -3,18 +3,18 @@
 A chat template is a program in Jinja. It runs in Jinja's sandbox, with what transformers gives it: the
 messages, `tools` and `documents` (None here), `add_generation_prompt`, the special tokens by name,
 `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, `break` and `continue`, and blocks
-marked as `generation`. The sandbox bounds neither time nor memory: `rendering.py` does, in a process of
-its own, and is the only one that uses this.
+marked as `generation`. The sandbox limits neither time nor memory: `rendering.py` does, in a process of
+its own, and is the only user of this module.
 
 A chat that ends with the assistant's turn is continued: the text ends with that turn's words, and no turn
 is opened after it. Any other chat ends where the assistant's turn begins. Keys of a message whose value is
-null are left out, and reasoning is found under each of its names, both as transformers does.
+null are left out, and reasoning is available under each of its names, both as in transformers.
 
 Two things differ from `apply_chat_template`. The date is the run's, so that a prompt stays the same on
-another day, and its time is midnight. Content in parts of text is joined with blanks for a template that
-reads text only (transformers does so when it serves a model, and otherwise prints the list's brackets).
+another day, and its time is midnight. Content in parts of text is joined with spaces for a template that
+reads only text (transformers does so when it serves a model, and otherwise prints the list's brackets).
 
-Left out: tools and documents, pictures, and templates by another name than `default`.
+Left out: tools and documents, images, and templates not named `default`.
 """
 
 import datetime
@@ -37,18 +37,18 @@ class Chats:
     """Renders chats with one template."""
 
     def __init__(self, template: str, variables: Mapping[str, Any], today: datetime.date) -> None:
-        """Jinja's TemplateError when it is not a template. `variables` are the special tokens by name."""
+        """Raises Jinja's TemplateError for a bad template. `variables` are the special tokens by name."""
         self._source = template
         self._variables = dict(variables)
         self._now = datetime.datetime.combine(today, datetime.time())
         self.dated = False
-        """Whether a chat that was rendered so far asked for the date."""
+        """Whether any chat rendered so far asked for the date."""
         environment = self._environment()
         self._reads_parts = _reads_parts(environment.parse(template))
         self._template = environment.from_string(template)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The text; ValueError when the chat does not fit, and whatever the template raises."""
+        """The text. Raises ValueError when the chat does not fit, and whatever the template raises."""
         chat = [self._prepared(message) for message in messages]
         if not chat:
             raise ValueError("the chat has no messages")
@@ -63,7 +63,7 @@ class Chats:
             )
         end = text.rindex(_TAG.strip())
         kept = text[:end]
-        # A template that strips the message has stripped the tag's blank: then the words end without theirs.
+        # A template that strips the message has stripped the tag's space: strip the text's end too.
         return kept if text.startswith(_TAG, end) else kept.rstrip()
 
     def _render(self, chat: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
@@ -87,7 +87,7 @@ class Chats:
         return found
 
     def _mark_end(self, message: dict[str, Any]) -> str:
-        """Put the tag behind the message's words, and answer with those."""
+        """Append the tag to the message's text, and return that text."""
         content = message.get("content")
         if content is None or "content" not in self._source:
             raise ValueError("the chat ends with a turn of the assistant that has no content to continue")
@@ -122,9 +122,9 @@ class Chats:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks the model's own words for training; here it is plain.
+    """`{% generation %}...{% endgeneration %}` marks the model's words for training; here it does nothing.
 
-    It is a call all the same, as in transformers: what is set in the block is not seen behind it.
+    It is still a call, as in transformers: what is set in the block is not visible after it.
     """
 
     tags = {"generation"}  # noqa: RUF012  # jinja2 declares it so
@@ -140,7 +140,7 @@ class _GenerationBlock(Extension):
 
 
 class _Dict:
-    """`dict` without its methods but `fromkeys`."""
+    """`dict` with no methods but `fromkeys`."""
 
     def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
         return dict(*args, **values)
@@ -170,7 +170,7 @@ def _refuse_private(name: Any) -> None:
 
 
 def _reads_parts(template: nodes.Template) -> bool:
-    """Whether a template knows content in parts: then it names the `text` of a part somewhere."""
+    """Whether a template can read content in parts: if so, it names the `text` of a part somewhere."""
     return any(constant.value == "text" for constant in template.find_all(nodes.Const)) or any(
         attribute.attr == "text" for attribute in template.find_all(nodes.Getattr)
     )

@@ -4,8 +4,8 @@
     reasoning_gym:chain_sum?size=500&seed=1&min_terms=2    a dataset's name and its parameters
 
 A row has a `prompt`, which is text or a list of chat messages, and an `answer`, which is text
-or a number and never empty; all else is columns, handed to verifiers by name. A problem's index is its place
-among the problems, from 0: what the order of an epoch permutes. Everything is in memory.
+or a number and never empty; all other columns are passed to verifiers by name. A problem's index is its
+position in the dataset, from 0; the order of an epoch permutes these. Everything is in memory.
 
 Left out: MindRecord files, remote datasets, and datasets larger than memory.
 """
@@ -29,9 +29,9 @@ from rollforward.grpo.types import Prompt
 GYM_PREFIX = "reasoning_gym:"
 
 _SHOWN = 5
-# reasoning-gym draws a seed of its own where it gets none, and a resumed run would see other problems.
+# Without a seed reasoning-gym draws its own, and a resumed run would see other problems.
 _GYM_DEFAULTS = {"size": 500, "seed": 0}
-# What verifiers are handed under these names is something else.
+# Verifiers get something else under these names.
 _RESERVED = ("prompts", "completions")
 
 
@@ -50,8 +50,9 @@ def load_dataset(
     """All problems of a dataset, tokenized, in order; `source` as in the configuration's `dataset_file`.
 
     Raises DataError for a file that is missing or malformed (naming `file:line`), an empty
-    dataset, prompts longer than `max_prompt_length` tokens, and a missing or unknown gym. An empty answer
-    too, unless `answers_judge` is false: verifiers that judge by other columns have no use for answers.
+    dataset, prompts longer than `max_prompt_length` tokens, and a missing or unknown gym. Also for an
+    empty answer, unless `answers_judge` is false: verifiers that judge by other columns do not need
+    answers.
     """
     if source.startswith(GYM_PREFIX):
         problems = _gym_problems(source, chat=tokenizer.has_chat_template)
@@ -163,7 +164,7 @@ def _gym_problems(source: str, *, chat: bool) -> list[_Problem]:
 
 
 def _texts(problems: Sequence[_Problem], tokenizer: Tokenizer) -> list[str]:
-    """What the model is shown, problem by problem; all chats are rendered at once."""
+    """The text that the model sees, for each problem; all chats are rendered at once."""
     chats = [(problem.where, problem.prompt) for problem in problems if not isinstance(problem.prompt, str)]
     try:
         rendered = iter(tokenizer.render_all([chat for _, chat in chats]) if chats else [])

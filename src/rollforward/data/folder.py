@@ -1,17 +1,17 @@
 """The files of a tokenizer's folder, read as transformers 5 reads them.
 
-`tokenizer.json` holds the tokenizer; what it says of truncation and padding is for those who want batches,
-and is set aside. `tokenizer_config.json` names the special tokens and may add tokens or change their flags
-(`added_tokens_decoder`). Without that key, `special_tokens_map.json` is read too, and its names win. A
-named special token becomes one that decoding leaves out, whatever `tokenizer.json` says. `add_bos_token` and
-`add_eos_token` mean nothing beside a `tokenizer.json`: its post-processor counts.
+`tokenizer.json` holds the tokenizer; its truncation and padding are meant for batches, and are ignored.
+`tokenizer_config.json` names the special tokens and may add tokens or change their flags
+(`added_tokens_decoder`). Without that key, `special_tokens_map.json` is read too, and its names win.
+Decoding leaves out every named special token, whatever `tokenizer.json` says. `add_bos_token` and
+`add_eos_token` have no effect when there is a `tokenizer.json`: its post-processor decides.
 
-Templates come from `chat_template.jinja` (called `default`) and `additional_chat_templates/*.jinja`; only
-where there are none of these, from `chat_template` in `tokenizer_config.json`, which may be a text or several
-by name.
+Templates come from `chat_template.jinja` (called `default`) and `additional_chat_templates/*.jinja`; only if
+there are none of these, from `chat_template` in `tokenizer_config.json`, which may be one text or several by
+name.
 
 Left out: `added_tokens.json`, which repeats `tokenizer.json` where that exists, and what model classes of
-transformers build anew (`LlamaTokenizer`, `Qwen2Tokenizer`): like its `PreTrainedTokenizerFast`, this takes
+transformers rebuild (`LlamaTokenizer`, `Qwen2Tokenizer`): like its `PreTrainedTokenizerFast`, this takes
 the file as it is.
 """
 
@@ -44,9 +44,9 @@ class TokenizerFolder:
 
     fast: FastTokenizer
     tokens: Mapping[str, str]
-    """Special tokens by name, `bos_token` and the like, those of the model's own (`image_token`) included."""
+    """Special tokens by name (`bos_token` etc.), including the model's own (`image_token`)."""
     cleans_up: bool
-    """Whether decoding takes out blanks before punctuation (`clean_up_tokenization_spaces`)."""
+    """Whether decoding removes spaces before punctuation (`clean_up_tokenization_spaces`)."""
     templates: Mapping[str, str]
     """Chat templates by name."""
     generation: Mapping[str, Any] | None
@@ -55,7 +55,7 @@ class TokenizerFolder:
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of a folder by name: on disk, or as a run carries them."""
+    """The files of a folder by name: from disk, or as a run carries them."""
 
     folder: Path
     carried: Mapping[str, bytes] | None
@@ -64,7 +64,7 @@ class _Files:
         return is_there(self.folder / name) if self.carried is None else name in self.carried
 
     def read(self, name: str, most: int) -> bytes:
-        """The content, of at most so many bytes; DataError otherwise."""
+        """The content, up to a maximum number of bytes; DataError otherwise."""
         path = self.folder / name
         try:
             content = read_input(path, most) if self.carried is None else self.carried[name]
@@ -82,7 +82,7 @@ class _Files:
 def read_folder(folder: Path, carried: Mapping[str, bytes] | None = None) -> TokenizerFolder:
     """Read all of it; DataError names the file that is missing, damaged or something else.
 
-    `carried`: the files of the folder, name -> content, as a run has them; then the folder is not looked at.
+    `carried`: the files of the folder, name -> content, as a run has them; the folder is then not read.
     """
     files = _Files(folder, carried)
     fast = _read_fast(files)
@@ -220,7 +220,7 @@ def _flagged(value: Mapping[str, Any]) -> AddedToken:
 def _cleans_up(fast: FastTokenizer, config: Mapping[str, Any]) -> bool:
     if config.get("clean_up_tokenization_spaces") is not True:
         return False
-    # transformers keeps from it where it would take out blanks that the text really has.
+    # transformers does not do so for BPE, where it would remove spaces that are really in the text.
     forced = config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output") is True
     return forced or type(fast.model).__name__ != "BPE"
 

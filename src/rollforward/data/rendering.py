@@ -1,10 +1,10 @@
 """Chats rendered in a process of its own, with bounds on time and memory.
 
 A chat template comes with a model and is a program. Jinja's sandbox keeps it from files and from Python's
-insides, but not from looping for ever or from making a text of a terabyte, by mistake or not. So the
-kernel bounds it: `CPU_SECONDS` of processor time for each chat, `MEMORY_BYTES` of address space, and at most
-`TEXT_LIMIT` characters of text. A child process reads the template and the chats, a line of JSON each, and
-answers with a line of JSON for each chat; it ends with the first that fails.
+insides, but not from looping forever or making a text of a terabyte, by mistake or not. So the kernel limits
+it: `CPU_SECONDS` of CPU time for each chat, `MEMORY_BYTES` of address space, and at most `TEXT_LIMIT`
+characters of text. A child process reads the template and the chats, a line of JSON each, and answers with a
+line of JSON for each chat; it ends at the first failure.
 """
 
 import datetime
@@ -33,7 +33,7 @@ class ChatFailed(Exception):
 
 @dataclass(frozen=True)
 class Rendered:
-    """What came of some chats."""
+    """The result of rendering some chats."""
 
     texts: list[str]
     dated: bool
@@ -89,14 +89,14 @@ _TOO_MUCH = f"it needs more than {MEMORY_BYTES >> 30} GiB of memory for one chat
 
 
 def _bound() -> None:
-    """Have the kernel end this process when it takes too much."""
+    """Have the kernel end this process when it uses too much."""
     try:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (ImportError, ValueError, OSError):
-        pass  # a lower limit stands already, or the system has none
+        pass  # a lower limit is already set, or the system has none
 
 
 def _restart_clock(seconds: float) -> None:
@@ -130,7 +130,7 @@ def _serve() -> None:
             answer = {"failed": error.message or type(error).__name__}
         except RecursionError:
             answer = {"failed": "it nests too deep"}
-        except Exception as error:  # a template may raise whatever Python has
+        except Exception as error:  # a template may raise anything
             answer = {"failed": str(error) or type(error).__name__}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()

@@ -2,13 +2,14 @@
 
     {"prompt": "1+2=", "answer": "3"}       one object a line, in UTF-8
 
-What the file is, is told from its first bytes, never from its name. Something else is named, with what to do:
-one JSON array, UTF-16, a pointer of Git LFS, an archive, a web page. Lines are read one by one, so what is
-no dataset is refused before it fills the memory. Parquet needs the extra `parquet` (pyarrow).
+The format is detected from the first bytes, never from the name. For anything else (one JSON array, UTF-16,
+a Git LFS pointer, an archive, a web page) the error says what it is and what to do. Lines are read one by
+one, so a file that is not a dataset is refused before it fills the memory. Parquet needs the extra `parquet`
+(pyarrow).
 
 A row holds what JSON can hold: text, numbers, true and false, null, lists and objects. Dates and decimals of
-Parquet become text. Half a surrogate pair is not text and is refused wherever it stands, and so is an object
-that has a key twice.
+Parquet become text. Half a surrogate pair is not text and is refused anywhere, and so is an object with a
+duplicate key.
 """
 
 import datetime
@@ -54,7 +55,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and where it stands."""
+    """One row, and where it is."""
 
     where: str
     """For messages: `file:line`, or `file row N`."""
@@ -62,7 +63,7 @@ class Row:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows in order; DataError names the place of what cannot be read."""
+    """The rows in order; DataError names the place that cannot be read."""
     try:
         file = open_input(path)
     except OSError as error:
@@ -155,7 +156,7 @@ def _parse_line(where: str, line: bytes) -> dict[str, Any]:
 
 def _refuse_half_characters(where: str, row: Mapping[str, Any]) -> None:
     for name, value in row.items():
-        # A stack of our own: JSON may nest as deep as its reader can, which is about as deep as we could.
+        # An explicit stack: JSON may nest about as deep as Python can recurse, so recursion could fail.
         waiting: list[Any] = [name, value]
         while waiting:
             item = waiting.pop()

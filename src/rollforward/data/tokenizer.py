@@ -1,15 +1,16 @@
 """A model's tokenizer, read from a Hugging Face folder without `transformers`.
 
-Text becomes the ids that transformers and TRL give it. Plain text gets what the tokenizer puts around it
-(a first token, perhaps), once: a text that begins or ends with that token already gets no second one. A chat
-is rendered by its template (`chats.py`), which writes all special tokens itself, so nothing is put around it.
+Text becomes the ids that transformers and TRL give it. Plain text gets the tokens that the tokenizer adds
+around it (such as a first token), once: a text that already begins or ends with that token gets no second
+one. A chat is rendered by its template (`chats.py`), which writes all special tokens itself, so nothing is
+added.
 
 What ends a completion: `eos_token` and the ids in `generation_config.json`, or in the model's `config.json`
-where there is no such file.
+if there is no such file.
 
-Trusted: a model's folder, like a program that one runs. A template runs in a sandbox with bounds on time and
+Trusted: a model's folder, like a program that you run. A template runs in a sandbox with limits on time and
 memory (`rendering.py`); `tokenizer.json` is read by the package tokenizers, and its regular expressions run
-unbounded. Left out: tokenizers that have no `tokenizer.json` (SentencePiece models alone, Python code).
+without limits. Left out: tokenizers that have no `tokenizer.json` (SentencePiece models alone, Python code).
 """
 
 import datetime
@@ -31,7 +32,7 @@ _MIXED_HINT = "the files of the folder belong to different tokenizers; take them
 
 
 class ChatError(DataError):
-    """A chat that cannot be rendered; `index` is its number among those that were given."""
+    """A chat that cannot be rendered; `index` is its index among the given chats."""
 
     def __init__(self, message: str, *, hint: str, index: int = 0) -> None:
         super().__init__(message, hint=hint)
@@ -51,9 +52,9 @@ class Tokenizer:
     ) -> None:
         """Read the folder; DataError when a file is missing or cannot be read.
 
-        `carried` are its files as a run has them, name -> content: whatever else lies there is not read.
-        `model_config` is the model's `config.json`. `today` is the date that chat templates are told; a
-        resumed run gives the date of its first start, so that its prompts stay the same.
+        `carried` are its files as a run has them, name -> content: nothing else in the folder is read.
+        `model_config` is the model's `config.json`. `today` is the date that chat templates see; a
+        resumed run passes the date of its first start, so that its prompts stay the same.
         """
         self.folder = folder
         read = read_folder(folder, carried)
@@ -66,11 +67,11 @@ class Tokenizer:
         source = "config.json" if read.generation is None else "generation_config.json"
         self.today = today or datetime.date.today()
         self.dated = False
-        """Whether a chat that was rendered so far asked for the date: then it belongs to the run's facts."""
+        """Whether any chat rendered so far asked for the date: then it belongs to the run's facts."""
         self.eos_token_ids: tuple[int, ...] = self._find_eos(ids_from, source)
         """What ends a completion, ascending."""
         self.pad_token_id: int = self._find_pad(ids_from, source)
-        """Fills up rows; the end token where the folder names no pad token."""
+        """Fills up rows; the end token if the folder names no pad token."""
 
     @property
     def vocab_size(self) -> int:
@@ -83,20 +84,20 @@ class Tokenizer:
         return bool(self._templates)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text, with what the tokenizer puts around it unless that is there already."""
+        """The ids of plain text, with what the tokenizer adds around it unless it is already there."""
         whole, plain = self._encoding(text, special=True), self.encode_rendered(text)
         begin = next(
             (place for place, put in enumerate(whole.special_tokens_mask) if not put), len(whole.ids)
         )
         before, after = whole.ids[:begin], whole.ids[begin + len(plain) :]
         if whole.ids != [*before, *plain, *after]:
-            return whole.ids  # a post-processor that does more than to add
+            return whole.ids  # a post-processor that does more than add
         doubled_first = before == plain[: len(before)]
         doubled_last = after == plain[len(plain) - len(after) :]
         return [*([] if doubled_first else before), *plain, *([] if doubled_last else after)]
 
     def encode_rendered(self, text: str) -> list[int]:
-        """The ids of text that `render` made: the template has put in all special tokens already."""
+        """The ids of text that `render` made: the template has already written all special tokens."""
         return self._encoding(text, special=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -105,13 +106,13 @@ class Tokenizer:
         return _cleaned_up(text) if self._cleans_up else text
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A chat as the text that the model is shown; see `render_all`."""
+        """A chat as the text that the model sees; see `render_all`."""
         return self.render_all([messages])[0]
 
     def render_all(self, chats: Sequence[Sequence[Message]]) -> list[str]:
         """The text of each chat, ending where the model's own words begin.
 
-        ChatError when the folder has no template for them, or the template refuses one.
+        Raises ChatError when the folder has no template for them, or the template refuses one.
         """
         template = self._default_template()
         try:
@@ -208,7 +209,7 @@ def _token_ids(path: Path, config: Mapping[str, Any], key: str) -> set[int]:
 
 
 def _cleaned_up(text: str) -> str:
-    """Without the blanks that tokenizers of words leave before punctuation; transformers' list, in order."""
+    """Without the spaces that word tokenizers leave before punctuation; transformers' list, in order."""
     for ending in (".", "?", "!", ","):
         text = text.replace(f" {ending}", ending)
     text = text.replace(" ' ", "'")

@@ -1,4 +1,4 @@
-"""What computes. `base` is the door: what a run asks of an engine, and how one is found by its name.
+"""What computes. `base` is the interface: what a run needs from an engine, and how one is found by name.
 
-Each folder beside it is an engine, and the only room that knows its framework.
+Each folder beside it is an engine, and the only place that knows its framework.
 """

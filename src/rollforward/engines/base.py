@@ -1,4 +1,4 @@
-"""The door between a run and a framework: what an engine's package offers, and how it is found.
+"""The interface between a run and a framework: what an engine's package offers, and how it is found.
 
 A package is an entry point of the group `rollforward.engines`, so engines can be installed beside this
 program. In the `pyproject.toml` of one:
@@ -6,9 +6,9 @@ program. In the `pyproject.toml` of one:
     [project.entry-points."rollforward.engines"]
     mine = "my_engine.package:MyPackage"
 
-`context.engine: mine` in a run's configuration then chooses it. The class is called without arguments.
-What computes is `grpo.ports.Engine`; here is everything else that differs between frameworks. Importing a
-package loads no framework: only `connect`, `create` and `serve_scheduler` may.
+`context.engine: mine` in a run's configuration then selects it. The class is called without arguments.
+The computing is behind `grpo.ports.Engine`; this is everything else that differs between frameworks.
+Importing a package loads no framework: only `connect`, `create` and `serve_scheduler` may.
 """
 
 import difflib
@@ -40,7 +40,7 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How several workers are started on this machine, by a launcher that is a process of its own.
+    """How several workers are started on this machine, by a launcher in a process of its own.
 
     The launcher writes a log for each worker into the log folder that `EnginePackage.launch` was given.
     """
@@ -58,7 +58,7 @@ class Launch:
     see_also: str = ""
     """Another log of the launcher that may say why it ended."""
     noise: re.Pattern[str] | None = None
-    """Matches the beginning of lines that the framework logs of itself: not shown, kept in the logs."""
+    """Matches the beginning of the framework's own log lines: not shown, but kept in the logs."""
 
     def log_of(self, folder: Path, rank: int | None) -> Path:
         """Where a worker's output is; the launcher's own for None."""
@@ -71,22 +71,22 @@ class Finding:
 
     check: str
     level: Literal["ok", "note", "problem"]
-    """A note is worth knowing and fails nothing."""
+    """A note is worth knowing but is not a failure."""
     text: str
     hint: str = ""
 
 
 class EnginePackage(Protocol):
-    """What a run needs of a framework besides the engine itself."""
+    """What a run needs from a framework besides the engine itself."""
 
     def missing(self) -> str | None:
-        """What to install before this engine can compute here, as pip would be told; None: it can."""
+        """What to install before this engine can compute here, as an argument for pip; None: nothing."""
         ...
 
-    # Of a model, before anything slow is loaded.
+    # About a model, before anything slow is loaded.
 
     def vocab_size(self, model_config: Mapping[str, Any]) -> int:
-        """Ids that the model has; ModelError when the engine cannot be this model."""
+        """Ids that the model has; ModelError when the engine does not support this model."""
         ...
 
     def tensor_layout(self, model_config: Mapping[str, Any]) -> Layout:
@@ -98,32 +98,32 @@ class EnginePackage(Protocol):
         ...
 
     def sources(self) -> Sequence[Path]:
-        """The engine's own source files: changed code is another version, whatever its number says."""
+        """The engine's own source files: changed code is another version, even under the same number."""
         ...
 
     def arithmetic_variables(self) -> Sequence[str]:
-        """Environment variables that change bits of what is computed; a resume names those that changed."""
+        """Environment variables that change bits of the results; a resume names those that changed."""
         ...
 
-    # Of the processes of a run.
+    # About the processes of a run.
 
     def this_process(self, environment: Mapping[str, str]) -> Process:
-        """What the launcher's variables say of this process; alone when no launcher started it."""
+        """What the launcher's variables say about this process; alone when no launcher started it."""
         ...
 
     def launched(self, environment: Mapping[str, str]) -> str:
-        """The name of the launcher that started this process, be it one worker or many; "" for none."""
+        """The name of the launcher that started this process, for one worker or many; "" for none."""
         ...
 
     def launch(self, workers: int, log_folder: Path, environment: Mapping[str, str]) -> Launch:
-        """How to start so many workers on this machine."""
+        """How to start this many workers on this machine."""
         ...
 
     def prepare(self, environment: MutableMapping[str, str], *, patience: float) -> None:
-        """Set what the framework reads when it is imported.
+        """Set the variables that the framework reads on import.
 
-        `patience`: seconds after which a run gives up a collective by itself, naming who is late; the
-        framework has to wait longer. 0: for ever.
+        `patience`: seconds after which a run gives up on a collective by itself, naming the late
+        workers; the framework must wait longer. 0: forever.
         """
         ...
 
@@ -131,14 +131,14 @@ class EnginePackage(Protocol):
         """The checks that `rollforward doctor` makes of this framework's environment."""
         ...
 
-    # Of computing: these load the framework.
+    # Computing: these load the framework.
 
     def connect(self, device_target: str, meeting: Meeting) -> Group:
         """The workers that this process belongs to. Collective; so is all within `meeting`."""
         ...
 
     def lost_contact(self) -> bool:
-        """Whether the framework has given the group up, as it may when a worker does not answer."""
+        """Whether the framework has given up the group, as it may when a worker does not answer."""
         ...
 
     def create(self, settings: EngineSettings, group: Group) -> Engine:
@@ -160,7 +160,7 @@ def names() -> list[str]:
 
 
 def find_engine(name: str) -> EnginePackage:
-    """The package of an engine; ConfigError, naming the nearest, when there is none of that name."""
+    """The package of an engine; ConfigError, naming the nearest, when there is none with that name."""
     for entry in entry_points(group=GROUP, name=name):
         package: EnginePackage = entry.load()()
         return package
@@ -173,7 +173,7 @@ def find_engine(name: str) -> EnginePackage:
 
 
 def require(package: EnginePackage) -> EnginePackage:
-    """The package, when it can compute here; else ConfigError, which says what to install."""
+    """The package, if it can compute here; otherwise ConfigError, which says what to install."""
     missing = package.missing()
     if missing is not None:
         raise ConfigError(f"training needs more than is installed: {missing}")

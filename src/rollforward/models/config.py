@@ -2,12 +2,12 @@
 
 Three families are known: Llama, Qwen2 and Qwen3. They share one skeleton (RMS norms before
 attention and MLP, rotary positions, grouped-query attention, a gated SiLU MLP) and differ in
-where biases stand and in whether queries and keys are normalised. `ModelConfig` states those
-differences as fields, so that the model has no family in it.
+where biases are and in whether queries and keys are normalised. `ModelConfig` states those
+differences as fields, so that the model need not know its family.
 
-Loads no framework: a configuration can be refused before anything slow is imported. What is
-not supported is refused by name and never ignored: sliding windows in use, other activations,
-quantised weights, partial rotation, mixtures of experts (other families).
+Loads no framework: a configuration can be refused before anything slow is imported. Unsupported
+features are refused by name and never ignored: sliding windows in use, other activations, quantised
+weights, partial rotation, mixtures of experts (other families).
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from rollforward.models.values import flag, number, shown, whole
 CONFIG_FILE = "config.json"
 FAMILIES = ("llama", "qwen2", "qwen3")
 
-# Far beyond what there is, and small enough that shapes and loops made of them stay harmless.
+# Far beyond any real model, but small enough that shapes and loops made from them stay harmless.
 _MOST_LAYERS = 4096
 _MOST_HEADS = 1 << 16
 
@@ -141,7 +141,7 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
 
 def _window_reaches_a_layer(config: Mapping[str, Any]) -> bool:
     if config.get("layer_types"):
-        return False  # they have just been found to be full attention, and they take precedence
+        return False  # they were just checked to be full attention, and they take precedence
     if config.get("sliding_window", 4096) is None:
         return False
     first = config.get("max_window_layers", 28)
@@ -158,7 +158,7 @@ def _head_dim(config: Mapping[str, Any], family: str, hidden: int, heads: int) -
             f"config.json: hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads})",
             hint="give head_dim where it is not hidden_size / num_attention_heads",
         )
-    # Without the key, transformers takes 128 for Qwen3 and the quotient for the others.
+    # Without the key, transformers uses 128 for Qwen3 and the quotient for the others.
     head_dim = whole(
         config, "head_dim", most=_MOST_HEADS, default=128 if family == "qwen3" else hidden // heads
     )

@@ -10,9 +10,9 @@ change the frequencies so that a model reaches past the length it was trained on
     llama3    long waves divided by `factor`, short ones kept, a ramp between (Llama 3.1)
     yarn      the same idea by turns per context, and attention scaled (Peng et al., 2023)
 
-Both spellings of `config.json` are read: `rope_theta` with `rope_scaling`, and the
-`rope_parameters` of transformers 5. Loads no framework. Left out: `longrope` and partial
-rotation, which none of the supported families use.
+Both forms of `config.json` are read: `rope_theta` with `rope_scaling`, and the `rope_parameters` of
+transformers 5. Loads no framework. Left out: `longrope` and partial rotation, which none of the
+supported families use.
 """
 
 import math
@@ -47,7 +47,7 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
-    """What cosines and sines are multiplied with (`yarn`)."""
+    """The factor for cosines and sines (`yarn`)."""
     truncate: bool = True
     """Whether `yarn` rounds the ends of its ramp to whole dimensions."""
 
@@ -90,7 +90,7 @@ class RopeConfig:
 
 
 def _check_ramp(rope: RopeConfig) -> None:
-    """ModelError where the ramp between kept and stretched waves has no width to divide by."""
+    """ModelError if the ramp between kept and stretched waves has no width to divide by."""
     if rope.kind == "llama3" and rope.low_freq_factor >= rope.high_freq_factor:
         raise ModelError(
             f"config.json: low_freq_factor ({rope.low_freq_factor:g}) is not below high_freq_factor "
@@ -125,7 +125,7 @@ def _llama3(rope: RopeConfig, plain: NDArray[np.float64]) -> NDArray[np.float64]
 
 def _yarn(rope: RopeConfig, plain: NDArray[np.float64], head_dim: int) -> NDArray[np.float64]:
     def dimension_with(turns: float) -> float:
-        """The pair, as a real number, that makes so many turns in the original context."""
+        """The pair, as a real number, that makes this many turns in the original context."""
         wave = rope.original_max_positions / (turns * 2 * math.pi)
         return head_dim * math.log(wave) / (2 * math.log(rope.theta))
 
@@ -140,7 +140,7 @@ def _yarn(rope: RopeConfig, plain: NDArray[np.float64], head_dim: int) -> NDArra
 
 
 def _yarn_attention_factor(values: Mapping[str, Any]) -> float:
-    """Section 3.4 of the YaRN paper: `0.1 ln(factor) + 1`; DeepSeek's two weights on it where given."""
+    """Section 3.4 of the YaRN paper: `0.1 ln(factor) + 1`; with DeepSeek's two weights on it if given."""
     given = values.get("attention_factor")
     if given is not None:
         return _number(values, "attention_factor", "yarn")
@@ -156,7 +156,7 @@ def _yarn_attention_factor(values: Mapping[str, Any]) -> float:
 
 
 def _merged(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Both spellings as one: the keys of `rope_parameters` or `rope_scaling`, and `rope_theta`."""
+    """Both forms as one: the keys of `rope_parameters` or `rope_scaling`, and `rope_theta`."""
     values: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):
         part = config.get(key) or {}

@@ -1,7 +1,7 @@
 """Names and shapes of all tensors of an engine, from its configuration alone: no framework, no memory.
 
-So a checkpoint can be compared with a model before anything slow is loaded. A test keeps this
-equal to what the decoder and the learner really have.
+So a checkpoint can be compared with a model before anything slow is loaded. A test keeps this equal
+to what the decoder and the learner actually have.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Single values of a `config.json`, checked: of the right type, and of a size that a model can have.
 
-What a file says becomes a loop's length, an array's shape or a divisor. A number that no model has is refused
-before any of that, and a value of another type is named instead of raising wherever it is used.
+These values become a loop's length, an array's shape or a divisor. A number that no model has is refused
+before that, and a value of the wrong type is reported here instead of raising wherever it is used.
 """
 
 import math
@@ -18,7 +18,7 @@ _SMALLEST, _LARGEST = 1e-30, 1e30
 def whole(
     config: Mapping[str, Any], key: str, *, default: int | None = None, most: int = LARGEST_SIZE
 ) -> int:
-    """A whole number from 1 to `most`; ModelError when it is another, or missing without a default."""
+    """A whole number from 1 to `most`; ModelError for anything else, or if missing without a default."""
     value = config.get(key)
     if value is None:
         value = default

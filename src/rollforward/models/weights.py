@@ -1,9 +1,9 @@
 """Weights of a Hugging Face folder, read into a model's own arrays as fp32.
 
 Understands `model.safetensors`, and several shards with `model.safetensors.index.json`; F32, F16
-and BF16. Everything is checked before the first value is put in place: headers are bounded by
-their file's size before memory is taken, shards stay inside the folder, and the names and shapes
-must be those of the model. What does not fit is listed, with the nearest names.
+and BF16. Everything is checked before the first value is stored: headers are compared with their
+file's size before memory is allocated, shards stay inside the folder, and the names and shapes must
+be those of the model. Mismatches are listed, with the nearest names.
 
 The format: https://github.com/huggingface/safetensors#format. Loads no framework. Left out:
 pickled weights (`pytorch_model.bin`), which could run code, and quantised ones.
@@ -46,7 +46,7 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor lies."""
+    """Where one tensor is."""
 
     file: Path
     dtype: str
@@ -61,11 +61,11 @@ def load_weights(
     """Fill `parameters` (Hugging Face name -> float32 array) from a folder.
 
     ModelError, with nothing changed, when files are missing or damaged or tensors do not fit the
-    model; with some values in place already when a value is not finite or a read fails.
+    model; with some values already in place when a value is not finite or a read fails.
     """
     found = _entries(Path(folder))
     head = found.pop(HEAD, None) if config.tied else None
-    # Written by old versions of transformers; computed from the configuration, never learnt.
+    # Written by old versions of transformers; computed from the configuration, never learned.
     found = {name: entry for name, entry in found.items() if not name.endswith("rotary_emb.inv_freq")}
     _check_fit(Path(folder), config, found, parameters)
     for name, entry in found.items():
@@ -167,7 +167,7 @@ def _entry(path: Path, name: str, value: Any, data: int, size: int) -> _Entry:
 def _check_fit(
     folder: Path, config: ModelConfig, found: Mapping[str, _Entry], parameters: Mapping[str, NDArray[Any]]
 ) -> None:
-    """Every parameter is there, in its shape, and nothing else is."""
+    """Check that every parameter is there, with its shape, and nothing else."""
     missing = [name for name in parameters if name not in found]
     unexpected = [name for name in found if name not in parameters]
     wrong = [

@@ -1,11 +1,11 @@
-"""What completions are worth: reward functions, one a file, and the registry that names them.
+"""What completions are worth: reward functions, one per file, and the registry that names them.
 
 A reward function is called with keyword arguments: `prompts`, `completions` and `answer`, lists
 of B strings, and every other column of the dataset as a list of length B. It returns B numbers.
-One that does not need all of them may take fewer, or swallow the rest in `**columns`.
+A function that does not need all of them may take fewer, or collect the rest in `**columns`.
 
 `resolve` turns the names of a configuration into verifiers, `score` calls them and checks what
-they return, and `describe` tells what their rewards depend on. Weights are applied by the trainer; the
+they return, and `describe` says what their rewards depend on. Weights are applied by the trainer; the
 journal keeps the unweighted rewards.
 What counts as an answer, and when two are equal, is in `extraction`, `notation` and `accuracy`, and
 with examples in docs/reference/rewards.md. A verifier can neither end the process (`exits`) nor, by what a

@@ -1,15 +1,15 @@
 r"""`accuracy_reward`: 1 for the right answer, 0 for any other.
 
-The answer is found as `verifiers.extraction` says, in the completion and in what is expected alike,
-and both are brought into one way of writing (`verifiers.notation`). They are equal, by the first
-of these that applies:
+The answer is found as `verifiers.extraction` says, both in the completion and in the expected
+answer, and both are normalised (`verifiers.notation`). They are equal, by the first of these that
+applies:
 
-1. the same text or formula, but for spaces, and for capitals in words;
+1. the same text or formula, except for spaces, and for capitals in words;
 2. two numbers, exactly, as fractions: `\frac{3}{4}` is `0.75`, but `0.33` is not `\frac{1}{3}`. Units
    may be missing on one side; known ones must agree. `50%` is `50` and `0.5`;
 3. lists, sets, tuples, intervals: the same brackets and equal parts, in any order in sets and lists;
-4. an equation `x = 5` where the other side is no equation: its right side;
-5. anything else: what math-verify says of both (`verifiers.mathematics`, in bounded time).
+4. an equation `x = 5` where the other side is not an equation: its right side;
+5. anything else: math-verify decides (`verifiers.mathematics`, in bounded time).
 
 Where nothing is marked and a number is expected, the last number of the text must be it.
 docs/reference/rewards.md has an example of each.
@@ -29,7 +29,7 @@ from rollforward.verifiers.quantities import Quantity, agree, quantity, without_
 
 _QUESTIONS = 20
 _WORD = re.compile(r"[^\W\d_]{2}")
-# More answers than one (`17 or 18`, `between 17 and 18`), or the opposite of one (`not 18`).
+# More than one answer (`17 or 18`, `between 17 and 18`), or the opposite of one (`not 18`).
 _UNDECIDED = re.compile(r"\b(?:or|oder|either|between)\b|或|^\D*(?:\bnot\b|n't\b|不是)", re.IGNORECASE)
 _RELATION = re.compile(r"[<>≠]|\\(?:[lg]eq?|neq?|[lg]t)(?![A-Za-z])|\d_\{?\d")
 _OPERATOR = re.compile(r"\s*(?:[-+*/^=×÷,]|\\(?:times|cdot|div|sqrt|pi|frac))")
@@ -57,23 +57,23 @@ def is_correct(completion: str, expected: str, prompt: str = "") -> bool:
             return compare.prose(found.text, target)
         if compare.same(plain(found.text), target):
             return True
-        # What stands in a box is the answer alone; elsewhere it may be a sentence.
+        # A box holds the answer alone; elsewhere it may be a sentence.
         return found.kind != "box" and _is_prose(found.text) and compare.prose(found.text, target, led=True)
     except (TooLarge, GaveUp):
         return False
 
 
 class Comparison:
-    """Compares one answer with one; math-verify is asked so many times at most in all.
+    """Compares one answer with another; math-verify is called a limited number of times in all.
 
-    Raises TooLarge or GaveUp where no verdict was reached within the bounds.
+    Raises TooLarge or GaveUp when no verdict was reached within the limits.
     """
 
     def __init__(self) -> None:
         self._asked = 0
 
     def same(self, given: str, expected: str) -> bool:
-        """Whether two answers, both written plainly, are equal."""
+        """Whether two answers, both normalised, are equal."""
         given, expected = only_member(given), only_member(expected)
         if not given or not expected:
             return False
@@ -100,9 +100,9 @@ class Comparison:
         return self._mathematics(given, expected)
 
     def prose(self, text: str, target: str, *, led: bool = False) -> bool:
-        """Whether running text answers so: by its last number, or its last formula.
+        """Whether running text gives this answer: by its last number, or its last formula.
 
-        Text that is `led`, as what follows `Answer:` is, may begin with the answer and explain it then.
+        Text that is `led`, as what follows `Answer:` is, may begin with the answer and then explain it.
         """
         wanted, numbers = quantity(target), numbers_in(text)
         if wanted is not None and numbers:
@@ -117,7 +117,7 @@ class Comparison:
         )
 
     def _mathematics(self, given: str, expected: str) -> bool:
-        """By math-verify, where both are formulas: words are equal as text or not at all."""
+        """By math-verify, if both are formulas: words are equal as text or not at all."""
         (given, unit), (expected, other) = without_unit(given), without_unit(expected)
         if unit and other and unit != other:
             return False

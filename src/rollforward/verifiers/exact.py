@@ -2,8 +2,8 @@ r"""Numbers and arithmetic, exactly: as fractions, never as floats, and in bound
 
 `parse_number` reads one number: `1,234`, `0.50`, `-3/4`, `+7.`, `$12`, `1e3`, `3\frac{1}{2}`, `3 1/2`.
 `evaluate` reads what is made of numbers by `+ - * / ^ !`, fractions and parentheses, as `2^{10}`,
-`1.2 \times 10^{5}` and the expressions of Countdown are. Left out: roots and everything else
-that is no fraction, and number words.
+`1.2 \times 10^{5}` and the expressions of Countdown are. Left out: roots and everything else that
+is not a fraction, and number words.
 """
 
 import math
@@ -22,18 +22,18 @@ _TOKEN = re.compile(
     r"|(?P<over>\\div)|(?P<power>\*\*)|(?P<frac>\\frac)|(?P<sign>[-+*/^!(){}\[\]]))",
     re.ASCII,
 )
-# A longer number is no answer, and reading one takes time that grows with the square of its length.
+# A longer number is not an answer, and reading one takes time quadratic in its length.
 _LONGEST = 1000
 _BITS = 20_000
 _DEPTH = 40
 
 
 class TooLarge(Exception):
-    """Arithmetic that no answer needs: a number of more than thousands of digits, or nested too deep."""
+    """Arithmetic that no answer needs: a number of more than thousands of digits, or nested too deeply."""
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The number that the whole text is, exactly; None when it is anything else."""
+    """The number that the whole text is, exactly; None if it is anything else."""
     text = text.strip()
     if len(text) > _LONGEST:
         return None
@@ -64,7 +64,7 @@ def _ratio(over: str, under: str) -> Fraction | None:
 
 
 def evaluate(text: str) -> Fraction | None:
-    """What an arithmetic expression comes to; None when it is not one. Raises TooLarge."""
+    """The value of an arithmetic expression; None if it is not one. Raises TooLarge."""
     number = parse_number(text)
     if number is not None:
         return number
@@ -104,7 +104,7 @@ class _NotArithmetic(Exception):
 
 
 class _Arithmetic:
-    """A parser by recursive descent: sum > product > sign > power > atom."""
+    """A recursive-descent parser: sum > product > sign > power > atom."""
 
     def __init__(self, tokens: list[str]) -> None:
         self._tokens = tokens

@@ -1,13 +1,13 @@
-"""A verifier cannot end the process: what would do so becomes an exception that its caller names.
+"""A verifier cannot end the process: what would do so becomes an exception that the caller reports.
 
-Reward functions run code of anybody's, and sometimes code that a model wrote. `exit()` there must
+Reward functions run third-party code, and sometimes code that a model wrote. `exit()` there must
 not look like the end of the run, least of all with exit code 0.
 
     exit(), sys.exit(), KeyboardInterrupt ...   an exception; `score` catches it as it does any other
-    os._exit, os.execv and its relatives        raise `Exited` while a verifier runs
+    os._exit, os.execv and its variants         raise `Exited` while a verifier runs
     Ctrl-C of the user                          is not the verifier's: it passes through
 
-The process's own code (a stop by SIGTERM, the cutting off after it) and child processes that a
+The process's own code (a stop by SIGTERM, the forced end after it) and child processes that a
 verifier has forked keep the real functions.
 
 Left out, since nothing inside a process can stop them: signals that a verifier sends to its own
@@ -29,7 +29,7 @@ _WAYS_OUT = ("_exit", "execv", "execve")  # the others of the exec family call t
 
 
 class Exited(BaseException):
-    """A verifier called what would have ended the process. No Exception, so that few handlers swallow it."""
+    """A verifier tried to end the process. Not an Exception, so that few handlers swallow it."""
 
 
 class Watch:
@@ -40,7 +40,7 @@ class Watch:
         """The user pressed Ctrl-C."""
 
     def passes(self, error: BaseException) -> bool:
-        """Whether the exception is not the verifier's: the user's Ctrl-C, or a stop of the process."""
+        """Whether the exception is not from the verifier: the user's Ctrl-C, or a stop of the process."""
         if isinstance(error, Exception | Exited):
             return False
         if isinstance(error, KeyboardInterrupt):
@@ -50,12 +50,12 @@ class Watch:
 
 @contextmanager
 def kept_alive() -> Iterator[Watch]:
-    """Within it nobody but the process's own code ends the process through `os`."""
+    """Within it, only the process's own code can end the process through `os`."""
     watch, pid = Watch(), os.getpid()
     real = {name: getattr(os, name) for name in _WAYS_OUT}
     for name, function in real.items():
         setattr(os, name, _raising(name, function, pid))
-    # In a trainer SIGINT is blocked, and a thread waits for it; elsewhere Ctrl-C is told from a
+    # In a trainer SIGINT is blocked, and a thread waits for it; elsewhere Ctrl-C is distinguished from a
     # KeyboardInterrupt that the verifier raises itself by the signal that brings it.
     main = threading.current_thread() is threading.main_thread()
     heard = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -75,7 +75,7 @@ def described(error: BaseException) -> str:
     kind = "SystemExit" if isinstance(error, SystemExit) else type(error).__name__
     try:
         said = "" if error.args in ((), (None,)) else str(error)
-    except Exception:  # __str__ is anybody's code too
+    except Exception:  # __str__ is third-party code too
         said = "(its message cannot be shown)"
     if isinstance(error, Exited):
         return f"called {said}, which would have ended the process"

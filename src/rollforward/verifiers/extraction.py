@@ -1,7 +1,7 @@
-r"""Where the answer stands in a completion. docs/reference/rewards.md says the same with examples.
+r"""Where the answer is in a completion. docs/reference/rewards.md says the same with examples.
 
-Thoughts are no answer: only what follows the last `</think>` is looked at. What is left is taken apart
-by the first of these that it has:
+Thoughts are not an answer: only the text after the last `</think>` counts. The answer in it is the
+first of these that it has:
 
 1. the last `\boxed{...}`, braces balanced (`\fbox{...}` and `\boxed 7` are boxes too);
 2. the last `<answer>...</answer>`;
@@ -9,14 +9,14 @@ by the first of these that it has:
 4. what follows the last `Answer:`, `the answer is` or `答案：`, up to the end of its line;
 5. nothing of the kind: the whole text. Where a number is expected, it is the last number in it.
 
-What is found may be marked again (`<answer>\boxed{18}</answer>`), and is then taken apart again. An
-expected answer is taken apart in the same way, up to 4.
+What is found may be marked again (`<answer>\boxed{18}</answer>`), and is then extracted again. An
+expected answer is extracted in the same way, up to 4.
 
 **Unfinished is not answered.** A `<think>`, an `<answer>` or a box that was opened last and never closed
-was cut off by the limit of tokens, and nothing before it counts instead. What the prompt ends
-with (`<think>`, `<answer>`, `\boxed{`) belongs to the completion, which continues it.
+was cut off by the token limit, and nothing before it counts instead. What the prompt ends with
+(`<think>`, `<answer>`, `\boxed{`) belongs to the completion, which continues it.
 
-Left out: in running text a number that was cut off in its middle looks like a whole one. Ask for a box.
+Left out: in running text, a number that was cut off in the middle looks like a whole one. Ask for a box.
 """
 
 import re
@@ -29,7 +29,7 @@ from rollforward.verifiers.notation import LONGEST, plain, without_text_commands
 __all__ = ["Answer", "find_answer", "last_number", "marked_answer", "numbers_in", "parse_number"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
-_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character like others
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is an ordinary character
 _SENTENCE = re.compile(
     r"(?:\banswer\b[*_\s]*(?:\bis\b\s*[:：]?|[:：=])|答案\s*(?:[:：]|是|为)+)[*_]*[ \t]*", re.IGNORECASE
 )
@@ -37,7 +37,7 @@ _BEGUN = re.compile(r"(?:<think>|<answer>|\\boxed\{)\s*\Z")
 _UNIT_LIKE = r"(?:st|nd|rd|th|cm|mm|km|kg|mg|ml|mL|mph|m|g|s|h)\b"
 _DIGITS = r"(?:\d{1,3}(?:(?:,\\!|\{,\}|\\,|[,'’\u00a0\u2009\u202f])\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FRACTION = r"\\[dt]?frac\s*(?:\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d\d)"
-# A sign counts as one only where nothing stands before it that it could be subtracted from.
+# A sign counts only if nothing before it could be what it is subtracted from.
 _SIGN = r"(?:(?<![\w.)\]}^_{])[+\-−–]\s?(?:\\?\$)?)?"
 _POWER = r"\s*(?:\\times|\\cdot|[×*xX])\s*10\s*\^\s*(?:\{\s*[+-]?\d{1,3}\s*\}|[+-]?\d{1,3})"
 _IN_TEXT = re.compile(
@@ -46,7 +46,7 @@ _IN_TEXT = re.compile(
     rf"(?!(?!{_UNIT_LIKE})\w|[.,]\d|\^(?!\s*\{{?\\circ)|\s*\\(?:sqrt|pi)\b)(?:\s?\\?%)?",
     re.ASCII,
 )
-# What stands in a formula that is no plain number: the number before it is not the last of the text.
+# Part of a formula that is not a plain number: the number before it is not the last of the text.
 _FORMULA = re.compile(r"\\sqrt|\\pi\b|√|π|\^(?!\s*\{?\\circ)")
 _HEADINGS = 50
 _ROUNDS = 4
@@ -54,7 +54,7 @@ _ROUNDS = 4
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found. Nothing was answered where `text` is empty."""
+    """What was found. If `text` is empty, nothing was answered."""
 
     text: str
     kind: str
@@ -84,13 +84,13 @@ def marked_answer(text: str) -> str | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number in running text; None when there is none, or it is part of a formula."""
+    """The last number in running text; None if there is none, or it is part of a formula."""
     found = numbers_in(text)
     return parse_number(plain(found[-1])) if found else None
 
 
 def numbers_in(text: str) -> list[str]:
-    """The numbers of running text as they are written; none where it ends in a formula."""
+    """The numbers in running text as they are written; none if it ends in a formula."""
     text = without_text_commands(text)
     matches = list(_IN_TEXT.finditer(text))
     if not matches or _FORMULA.search(text, matches[-1].end()):
@@ -117,7 +117,7 @@ def _last_box(text: str) -> Answer | None:
         return None
     last = len(boxes) - 1
     while last > 0 and text[boxes[last - 1].end() : boxes[last].start()].strip(" $") == "{":
-        last -= 1  # a box right within a box: the outer one must be closed too
+        last -= 1  # a box directly inside a box: the outer one must be closed too
     start = boxes[last].end()
     if text[start : start + 1] != "{":
         token = re.match(r"[^\s{}$<\\]+", text[start:])
@@ -146,7 +146,7 @@ def _line(text: str) -> Answer | None:
 
 
 def _is_value(line: str) -> bool:
-    """Whether a line begins with a number and goes on with words only: `18 apples`, not `2. Second step`."""
+    """Whether a line begins with a number followed by words only: `18 apples`, not `2. Second step`."""
     return re.fullmatch(r"[^\w.]{0,3}\d[\d,./]*(?<!\.)(?:\s+[^\W\d]+){0,3}[.!]?", line) is not None
 
 

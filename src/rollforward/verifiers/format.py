@@ -1,9 +1,9 @@
-"""`format_reward`: 1 for a completion that thinks first and then answers, in the tags asked for.
+"""`format_reward`: 1 for a completion that thinks first and then answers, in the required tags.
 
 The templates of many reasoning models write the beginning of the answer themselves: those of
 DeepSeek-R1's distillations and of thinking Qwen3 end the prompt with `<think>`, and Qwen3's, told
-not to think, with `<think></think>`. What the prompt ends with is part of what is judged then, since
-no completion can have it.
+not to think, with `<think></think>`. The end of the prompt is then judged as well, since no
+completion can contain it.
 """
 
 import re
@@ -20,7 +20,7 @@ def format_reward(
 ) -> list[float]:
     """1.0 where the completion is `<think>...</think><answer>...</answer>`, each tag once, else 0.0.
 
-    Whitespace may stand around and between the two parts, and nothing else. The prompt may end with
+    Only whitespace is allowed around and between the two parts. The prompt may end with
     the first of the tags, or the first two; the completion then has the rest.
     """
     del answer, columns  # the form is not a matter of the right answer
@@ -28,7 +28,7 @@ def format_reward(
 
 
 def begun_by(prompt: str) -> str:
-    """The `<think>`, or `<think></think>`, that the prompt ends with, for the completion to go on from."""
+    """The `<think>`, or `<think></think>`, that the prompt ends with, for the completion to continue."""
     begun = _BEGUN.search(prompt[-200:])
     return begun.group() if begun else ""
 

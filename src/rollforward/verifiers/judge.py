@@ -1,9 +1,9 @@
-"""The program that asks math-verify, in a process of its own. Run by `mathematics`, never imported.
+"""The program that calls math-verify, in a process of its own. Run by `mathematics`, never imported.
 
 A line of JSON in, `[given, expected]`; a line out: `true`, `false`, or `null` when memory ran out.
-SymPy evaluates what it reads, and a power as `9^9^9` keeps the interpreter busy inside one
-multiplication, where no handler of a signal is ever run. So the limits are the kernel's: a timer
-that ends this process, and a bound on its memory.
+SymPy evaluates what it reads, and a power such as `9^9^9` keeps the interpreter busy inside one
+multiplication, where no signal handler ever runs. So the kernel sets the limits: a timer that ends
+this process, and a limit on its memory.
 """
 
 import sys
@@ -14,7 +14,7 @@ if (
     and sys.path
     and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent
 ):
-    # Python puts a script's folder first; ours has a `format.py`, which must not hide anybody else's.
+    # Python puts a script's folder first; ours has a `format.py`, which must not shadow another one.
     del sys.path[0]
 
 import json
@@ -24,7 +24,7 @@ import signal
 
 
 def main(seconds: float, memory: int) -> None:
-    """Answer lines until the input ends."""
+    """Answer each line until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then closes our input
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
@@ -47,7 +47,7 @@ def main(seconds: float, memory: int) -> None:
     answers.flush()
     for line in sys.stdin:
         given, expected = json.loads(line)
-        # Time of the processor, so that a busy machine changes no reward; and a long time of the clock.
+        # CPU time, so that a busy machine changes no reward; and a long wall-clock time.
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.setitimer(signal.ITIMER_REAL, seconds * 12)
         try:

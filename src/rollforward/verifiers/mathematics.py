@@ -1,11 +1,11 @@
-"""Whether two expressions are equal, in the judgement of math-verify, within bounds.
+"""Whether two expressions are equal according to math-verify, within limits.
 
 math-verify reads LaTeX and compares with SymPy. It runs in one child process (`judge`), which the
-kernel ends after `SECONDS` of processor time, or at 2 GiB of memory. (Its own time limit is a Python
-handler of a signal, which works in the main thread only, and which a huge power never lets run.)
+kernel ends after `SECONDS` of CPU time, or at 2 GiB of memory. (Its own time limit is a Python
+signal handler, which works only in the main thread, and which a huge power never lets run.)
 
-What it gives up on counts as not equal. A child that was ended from outside has given no verdict: it
-is asked once more, then an error is raised.
+What it gives up on counts as not equal. A child that was killed from outside has given no verdict:
+it is called once more, then an error is raised.
 """
 
 import atexit
@@ -20,14 +20,14 @@ from functools import lru_cache
 from pathlib import Path
 
 SECONDS = 5.0
-"""Processor time for one comparison."""
+"""CPU time for one comparison."""
 MEMORY = 2 << 30
 _GAVE_UP = {-signal.SIGPROF, -signal.SIGALRM, -signal.SIGSEGV, -signal.SIGABRT, 1, 120}
-"""Its limits, a stack that ran over, memory that ran out where Python cannot tell."""
+"""Its limits, a stack overflow, running out of memory where Python cannot tell."""
 
 
 class JudgeError(RuntimeError):
-    """math-verify's process cannot be started, or is ended by something else each time."""
+    """math-verify's process cannot be started, or is killed from outside each time."""
 
 
 class GaveUp(Exception):
@@ -48,7 +48,7 @@ def _verdict(given: str, expected: str) -> bool | None:
 
 
 class _Judge:
-    """The child process: started when first asked, and again after it was ended."""
+    """The child process: started at the first use, and again after it has ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -77,7 +77,7 @@ class _Judge:
             _ended(child)
 
     def _running(self) -> "subprocess.Popen[str]":
-        if self._child is None or self._owner != os.getpid():  # a fork must not talk to its parent's
+        if self._child is None or self._owner != os.getpid():  # a fork must not use its parent's
             child = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("judge.py")), str(SECONDS), str(MEMORY)],
                 stdin=subprocess.PIPE,
@@ -107,7 +107,7 @@ def _exchange(child: "subprocess.Popen[str]", line: str | None) -> str:
 
 
 def _ended(child: "subprocess.Popen[str]") -> int:
-    """Its exit code; what led to it is closed."""
+    """Its exit code; the pipes to it are closed."""
     for stream in (child.stdin, child.stdout):
         if stream is not None:
             with suppress(OSError):

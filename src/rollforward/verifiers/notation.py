@@ -1,16 +1,16 @@
-r"""One way of writing for what people and models write in many: the normalisation of answers.
+r"""The normalisation of answers: one way of writing for what people and models write in many ways.
 
-`plain` is applied to what a completion answers and to what is expected alike. It changes how
-something is written, never what it says: markup around an answer (`$...$`, `\text{...}`, `**...**`),
-spacing (`\!`, `\,`, `{,}`, `\left`), look-alikes (`−`, `½`, full-width digits), sizes of fractions,
-signs of money, degrees, the full stop at the end.
+`plain` is applied both to a completion's answer and to the expected one. It changes how something is
+written, never what it means: markup around an answer (`$...$`, `\text{...}`, `**...**`), spacing
+(`\!`, `\,`, `{,}`, `\left`), look-alikes (`−`, `½`, full-width digits), sizes of fractions, currency
+signs, degrees, the full stop at the end.
 """
 
 import re
 import unicodedata
 
 LONGEST = 2000
-"""Characters of an answer that is looked into. A longer one equals only the same text."""
+"""The longest answer, in characters, that is analysed. A longer one equals only the same text."""
 
 _LOOKALIKES = str.maketrans(
     {
@@ -51,7 +51,7 @@ _DOTTED_GROUPS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|[+-]?\d{1,3}(
 
 
 def plain(text: str) -> str:
-    """The text in the one way of writing; text of more than `LONGEST` characters as it is."""
+    """The normalised text; text of more than `LONGEST` characters is returned as it is."""
     text = text.strip()
     if len(text) > LONGEST:
         return text

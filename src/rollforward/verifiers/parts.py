@@ -28,7 +28,7 @@ class Parts:
         if self.brackets not in unordered:
             return all(map(equal, self.items, other.items))
         left, unmatched = list(other.items), []
-        for item in self.items:  # the easy ones first: the others are asked about in all combinations
+        for item in self.items:  # the easy ones first: the others are compared in all combinations
             if item in left:
                 left.remove(item)
             else:
@@ -58,7 +58,7 @@ def parts_of(text: str) -> Parts | None:
 
 
 def right_side(text: str) -> str | None:
-    """`5` of `x = 5`, `18` of `3 + 15 = 18`; None where there is no equation of that kind."""
+    """`5` of `x = 5`, `18` of `3 + 15 = 18`; None if there is no equation of that kind."""
     sides = [side.strip() for side in re.split(r"(?<![<>!=:\\])=(?!=)", text)]
     if len(sides) < 2 or not sides[-1] or re.search(r"[<>]|\\[lg]eq?\b|\\neq?\b", text):
         return None
@@ -69,7 +69,7 @@ def right_side(text: str) -> str | None:
         and not _NAME.fullmatch(sides[0])
         and re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", sides[0]))
     ):
-        return None  # an equation of a curve, which both of its sides are needed for
+        return None  # an equation of a curve, which needs both of its sides
     return sides[-1]
 
 
@@ -92,7 +92,7 @@ def _enclosed(text: str) -> tuple[str, str] | None:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas, and the words between parts, that stand in no brackets."""
+    """At the commas, and the words between parts, that are not in brackets."""
     text = _AND.sub(" , ", text)
     items, depth, start = [], 0, 0
     for index, character in enumerate(text):

@@ -1,8 +1,8 @@
 r"""Numbers with what is written beside them: `18 cm`, `50%`, `5 million`, `18 dollars per hour`.
 
-A unit that is missing on one side is no mistake (the problem names it), and words that are no known
-unit say nothing (`18 paper clips`). Two known units must be the same: `18 cm` is not `18 m`.
-A percentage is equal to its number with or without the sign, and to the hundredth part of it.
+A unit missing on one side is not a mistake (the problem names it), and words that are not a known
+unit are ignored (`18 paper clips`). Two known units must be the same: `18 cm` is not `18 m`. A
+percentage is equal to its number with or without the sign, and to the hundredth part of it.
 """
 
 import re
@@ -51,7 +51,7 @@ _QUANTITY = re.compile(
     r"(?P<core>.*?[\d)}\].!])(?P<gap>\s*)(?P<beside>(?:%|[^\W\d_]|¢)[^\d=<>\\]*(?:\^\s*\{?[23]\}?)?)",
     re.DOTALL,
 )
-# No words of a unit: what follows them changes the number, or makes a second answer.
+# Not units: what follows these words changes the number, or makes a second answer.
 _NOT_BESIDE = re.compile(
     r"\b(?:or|and|not|is|if|than|to|plus|minus|times|more|less|mod|over)\b|[,;&|+*^(\[]", re.IGNORECASE
 )
@@ -64,7 +64,7 @@ class Quantity:
 
     value: Fraction
     unit: str | None = None
-    """One of the known units; None where there is none, or none that is known."""
+    """One of the known units; None if there is none, or it is not known."""
     percent: bool = False
 
 
@@ -102,7 +102,7 @@ def quantity(text: str) -> Quantity | None:
 
 
 def agree(one: Quantity, other: Quantity) -> bool:
-    """Whether they are the same, as far as both say."""
+    """Whether they are the same, as far as both specify it."""
     if one.unit and other.unit and one.unit != other.unit:
         return False
     if one.value == other.value:

@@ -17,7 +17,7 @@ from rollforward.verifiers.extraction import find_answer
 def reasoning_gym_score(
     *, prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
 ) -> list[float]:
-    """The dataset's own score of each completion: of what it marks as its answer, else of all of it.
+    """The dataset's own score of each completion: of the marked answer, otherwise of the whole text.
 
     An answer that was cut off (`verifiers.extraction`) scores 0.
     """

@@ -33,14 +33,14 @@ BUILT_IN: Mapping[str, RewardFunction] = MappingProxyType(
 )
 
 BY_ANSWER = frozenset({"accuracy_reward", "reasoning_gym_score"})
-"""Those that compare with the column `answer`."""
+"""Those that compare with the `answer` column."""
 
 _USERS = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 
 
 @dataclass
 class NamedFunction:
-    """A reward function under the name by which the configuration asked for it."""
+    """A reward function under the name that the configuration uses for it."""
 
     name: str
     function: RewardFunction
@@ -48,7 +48,7 @@ class NamedFunction:
     def __call__(
         self, *, prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str], **columns: Any
     ) -> Sequence[float]:
-        """The function's rewards; it is handed those keyword arguments that it takes."""
+        """The function's rewards; it gets only the keyword arguments that it takes."""
         given = {"prompts": prompts, "completions": completions, "answer": answer, **columns}
         return self.function(**_accepted(self.function, given))
 
@@ -96,9 +96,7 @@ def _users_function(name: str) -> RewardFunction:
 def _import(name: str, module_name: str) -> Any:
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.append(
-            folder
-        )  # last, so that nothing in the working folder can take an installed module's place
+        sys.path.append(folder)  # last, so that nothing in the working folder can shadow an installed module
     # Within it, so that `from os import _exit` at the top of the module is held too.
     with exits.kept_alive() as watch:
         try:

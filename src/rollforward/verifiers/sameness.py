@@ -1,15 +1,15 @@
-"""Says so, once, when a verifier has given every sample of many steps the same reward.
+"""Warns once when a verifier has given every sample of many steps the same reward.
 
 Such a verifier teaches nothing: all advantages are zero. Often it cannot read what the model writes
-(the chat template opens `<think>` in the prompt, the answer stands in other words), and a run of
-days goes by at reward 0. It may as well be that the task is solved, so it is a warning.
+(the chat template opens `<think>` in the prompt, the answer is in other words), and days of
+training pass at reward 0. But the task may simply be solved, so it is only a warning.
 
 `SameRewards` sees the rewards of its own worker's samples as they are scored, and, as an observer, the
 mean over all workers at the end of each step. A step counts when all samples that were scored
 here have one reward and the mean of all workers is that reward too; any other starts the count
-again. A step whose rewards all came from the journal (replayed, or its chunks were taken over) was
-not seen here: it is passed over, unless its mean is another, which starts the count again. Each start of the
-run counts from 0, and reports for itself.
+again. A step whose rewards all came from the journal (replayed, or its chunks were taken over) was not seen
+here: it is skipped, unless its mean is different, which starts the count again. Each start of the run counts
+from 0, and reports for itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from rollforward.position import Position
 from rollforward.verifiers.scoring import shown
 
 STEPS = 20
-"""So many steps in a row make a report."""
+"""This many steps in a row trigger a report."""
 _SAMPLES = 3
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], Floats]
@@ -32,7 +32,7 @@ Scorer = Callable[[Sequence[Prompt], Sequence[str]], Floats]
 class _Verifier:
     name: str
     reward: float | None = None
-    """What all samples have had since `since`."""
+    """The reward of all samples since `since`."""
     since: Position | None = None
     steps: int = 0
     told: bool = False
@@ -56,7 +56,7 @@ class _Verifier:
 class SameRewards:
     """Wraps the scoring of samples (`watching`), and is an `Observer` of the steps.
 
-    `say` takes a line of the log. Every worker may have one; only that of the first has to be heard.
+    `say` takes a line for the log. Every worker may have one; only the first worker's must be shown.
     """
 
     def __init__(self, names: Sequence[str], say: Callable[[str], None]) -> None:
@@ -102,12 +102,12 @@ class SameRewards:
 
 
 def _same(reward: float, mean: float) -> bool:
-    # The mean is of float32 rewards, added in float64 and divided: equal but for its last bits.
+    # The mean is of float32 rewards, added in float64 and divided: equal except for its last bits.
     return abs(reward - mean) <= 1e-9 * max(abs(reward), abs(mean))
 
 
 def _of_different_prompts(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[tuple[Prompt, str]]:
-    """Three samples, of different prompts as far as there are."""
+    """Three samples, from different prompts if possible."""
     seen: set[int] = set()
     first: list[tuple[Prompt, str]] = []
     rest: list[tuple[Prompt, str]] = []

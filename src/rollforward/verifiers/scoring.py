@@ -1,4 +1,4 @@
-"""Calls verifiers on samples and lets nothing through but one finite number for each."""
+"""Calls verifiers on samples and accepts only one finite number for each."""
 
 import math
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def _rewards_of(verifier: Verifier, prompts: Sequence[Prompt], completions: Sequ
 
 
 def _returned_by(verifier: Verifier, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Any]:
-    """What the verifier returns, as a list: of one reward too many at most, if it goes on returning."""
+    """What the verifier returns, as a list: at most one reward too many, if it keeps returning."""
     with exits.kept_alive() as watch:
         try:
             returned: Any = _call(verifier, prompts, completions)
@@ -71,7 +71,7 @@ def _returned_by(verifier: Verifier, prompts: Sequence[Prompt], completions: Seq
             rewards = _taken(returned, len(completions) + 1)
         except RollforwardError:
             raise
-        except BaseException as error:  # a reward function is anybody's code
+        except BaseException as error:  # a reward function is third-party code
             if watch.passes(error):
                 raise
             said = exits.described(error)
@@ -132,7 +132,7 @@ def _who_raises(
                 raise
             if isinstance(error, kind):
                 return "on " + _samples(prompts, completions, [index])
-            continue  # another complaint, about being called on one sample perhaps
+            continue  # another error, perhaps about being called on one sample
     return "on no sample alone, only on all together: " + _samples(prompts, completions, range(len(prompts)))
 
 
@@ -150,10 +150,10 @@ def _described(value: Any) -> str:
 
 
 def shown(value: Any, *, tail: bool = False) -> str:
-    """What a value looks like, in 80 characters; `tail` shows more of its end, where answers stand."""
+    """What a value looks like, in 80 characters; `tail` shows more of its end, where answers are."""
     try:
         text = repr(value)
-    except Exception:  # what a verifier returns may not even be shown
+    except Exception:  # what a verifier returns may not even have a repr
         text = "what cannot be shown"
     if len(text) <= 80:
         return text

@@ -1,8 +1,8 @@
 """What a verifier's rewards depend on besides its arguments, as far as that can be known.
 
 Known is the source text of the module that the configuration names, and of the one that defines the
-function, where that is another; for verifiers of this program, all of their sources, and the versions of the
-libraries that judge. Not known: what a module imports, reads, or asks over a network.
+function, if that is a different one; for verifiers of this program, all of their sources, and the versions
+of the libraries that judge. Not known: what a module imports, reads, or requests over a network.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def _source(module: str) -> Path | None:
 
 
 def _digest(files: Sequence[Path | None]) -> str:
-    """Of all files; `unknown` when one is not there to be read."""
+    """Of all files; `unknown` when one cannot be read."""
     whole = hashlib.sha256()
     for path in files:
         try:

@@ -11,7 +11,7 @@ from rollforward.grpo.types import Bools, Ints, TokenBatch
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Token rows as the graphs take them: prompts left-padded, completions behind. [B, P+T] each."""
+    """Token rows as the graphs take them: prompts left-padded, completions after them. [B, P+T] each."""
 
     ids: Ints
     mask: Bools

@@ -1,19 +1,19 @@
 """Compiled graphs, kept between starts of a run where that is safe.
 
-A fault of MindSpore (seen in 2.10) decides how: its compile cache knows a graph only by being
-the n-th that a process compiles. A process that compiles the same graphs in another order is
-handed the wrong ones, without an error and with wrong numbers; so is one whose graphs have
-other constants compiled in, since only the source files are compared.
+A bug of MindSpore (seen in 2.10) decides how: its compile cache identifies a graph only as the n-th
+that a process compiles. A process that compiles the same graphs in another order gets the wrong
+ones, without an error and with wrong numbers; so does one whose graphs have other constants compiled
+in, since only the source files are compared.
 
-So the cache is on during one stretch only, in which the engine compiles all its graphs in a
-fixed order, before anything else is compiled; and each set of settings, versions, workers and
-sources has a folder of its own, whose files are used only when each has the digest that was noted
-when all were there.
+So the cache is on only during one phase, in which the engine compiles all its graphs in a fixed
+order, before anything else is compiled; and each set of settings, versions, workers and sources has
+a folder of its own, whose files are used only when each has the digest that was recorded when all
+were there.
 
-The sources that MindSpore compares are the script that the process was started by, and what it
-imports. So a run that is started again through another script (`rollforward`, `python -m`, a worker of
-`msrun`) would compile anew, and spoil what was kept. Our folder's key covers what graphs are made
-from, so for the stretch MindSpore is told one script for all: this file.
+The sources that MindSpore compares are the script that started the process, and what it imports. So a
+run that is restarted through another script (`rollforward`, `python -m`, a worker of `msrun`) would
+compile again, and spoil the cache. Our folder's key covers what graphs are made from, so during this
+phase MindSpore always sees the same script: this file.
 """
 
 import gc
@@ -46,7 +46,7 @@ def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[
     script = api.entry_script_path
     ms.set_context(enable_compile_cache=True, compile_cache_path=str(folder))
     api.entry_script_path = __file__
-    # MindSpore collects garbage before each graph; what was imported need not be looked through each time.
+    # MindSpore collects garbage before each graph; imported objects need not be scanned each time.
     gc.freeze()
     try:
         yield folder
@@ -59,7 +59,7 @@ def kept_graphs(settings: EngineSettings, group: Group, root: Path) -> Iterator[
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the folder holds what a process that came to its end put there, unchanged."""
+    """Whether the folder holds, unchanged, what a process that finished put there."""
     try:
         noted = parse_json(read_input(folder / _DIGESTS, 1 << 26))
         return bool(noted == _digests(folder))

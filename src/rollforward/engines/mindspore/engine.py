@@ -1,6 +1,6 @@
 """The engine on MindSpore: `grpo.ports.Engine`, joined from model, generation and learning.
 
-Two decoders live here, policy and reference; generation and the updates share the policy's
+There are two decoders, policy and reference; generation and the updates share the policy's
 parameters. Graphs are compiled when they are first run, one for each of: prefill, one decoding
 step, reference log-probabilities, a micro-batch's gradient, the norm, the optimizer's step.
 
@@ -93,7 +93,7 @@ class MindSporeEngine:
         return np.concatenate(found)[:rows]
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
-        """See `grpo.ports.Engine.update`. NonFinite, and nothing changed, where the loss is no number."""
+        """See `grpo.ports.Engine.update`. NonFinite, with nothing changed, if the loss is not finite."""
         self._changing("policy_model", "optimizer")
         return self._learner.update(batch, learning_rate)
 
@@ -142,10 +142,10 @@ def create(
 ) -> MindSporeEngine:
     """An engine with the weights of `settings.policy_folder` and `settings.reference_folder`.
 
-    A folder that is None leaves its parameters to be loaded. `memory` is chosen by the device
-    unless it is given. Devices other than the CPU are supported as far as `memory` says.
-    ModelError for a model that is not supported or weights that do not fit; EngineError for a
-    device that this MindSpore does not have.
+    If a folder is None, its parameters must be loaded later. `memory` is chosen by the device
+    unless it is given. Devices other than the CPU are supported as far as `memory` says. ModelError
+    for a model that is not supported or weights that do not fit; EngineError for a device that this
+    MindSpore does not support.
     """
     use_device(settings.device_target)
     group = group or OneProcess()
@@ -155,7 +155,7 @@ def create(
         if folder is not None:
             _load_folder(engine, role, folder, config)
     if settings.compile_cache_folder is not None:
-        # Last, since it writes: a model that does not fit leaves nothing behind.
+        # Last, since it writes: a model that does not fit must leave nothing behind.
         with kept_graphs(settings, group, Path(settings.compile_cache_folder)):
             engine.compile()
     return engine

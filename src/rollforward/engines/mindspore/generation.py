@@ -5,13 +5,13 @@
                                       +---- keys, values ---+---- updated in place
 
 Both graphs end in the sampler, so that only token ids leave them: temperature, then top-k, then
-top-p, then inversion of the cumulative distribution at the uniform number handed in. The host
-looks at the ids, notes stop tokens, and ends the loop when every row is done.
+top-p, then inversion of the cumulative distribution at the given uniform number. The host checks
+the ids for stop tokens, and ends the loop when every row is done.
 
-Promises: no randomness but the uniforms; a row's tokens depend on its own prompt and uniforms
+Promises: no randomness except the uniforms; a row's tokens depend on its own prompt and uniforms
 only (every operation here works row by row, and shapes never change, so neither do the kernels).
-Left out: beams, repetition penalties, and removing finished rows from the batch, which would
-change shapes.
+Left out: beams, repetition penalties, and removing finished rows from the batch, which would change
+shapes.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class Sampler(nn.Cell):
             if self.filters_p:
                 before = ops.cumsum(descending, -1) - descending
                 kept = before < descending.sum(-1, keepdims=True) * self.top_p
-                # The kept ones come first, so the least of them is the least where dropped ones count as 1.
+                # The kept ones come first, so their minimum is the minimum with dropped ones counted as 1.
                 least = ops.select(kept, descending, ops.ones_like(descending)).min(-1, keepdims=True)
             weights = weights * (weights >= least).astype(ms.float32)
         return weights
@@ -97,7 +97,7 @@ class Cache:
 
 
 class _Step(nn.Cell):
-    """What prefill and decoding share: the parts, and the end from hidden states to tokens."""
+    """What prefill and decoding share: the parts, and the last steps from hidden states to tokens."""
 
     def __init__(self, decoder: Decoder, cache: Cache, sampler: Sampler) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class Generator:
                 return
 
     def _tokens(self, ids: Ints, mask: Bools, uniforms: Floats) -> Iterator[Ints]:
-        """Yield the next token of every row; the consumer may overwrite what it gets, to be fed back."""
+        """Yield the next token of every row; what the consumer writes over it is fed back."""
         drawn = self._prefill(Tensor(ids), Tensor(mask), Tensor(uniforms[:, 0])).asnumpy().copy()
         positions = mask.sum(axis=1, dtype=np.int32)
         hidden = np.full((self._rows, 1, 1, self._columns), MASKED, np.float32)
@@ -269,7 +269,7 @@ class Generator:
 
 
 def left_aligned(ids: Ints, mask: Bools, pad: int) -> tuple[Ints, Bools]:
-    """The same prompts with all padding at the left, wherever it was."""
+    """The same prompts with all padding moved to the left."""
     order = np.argsort(mask, axis=1, kind="stable")
     mask = np.take_along_axis(mask, order, axis=1)
     ids = np.where(mask, np.take_along_axis(ids, order, axis=1), pad).astype(np.int32)

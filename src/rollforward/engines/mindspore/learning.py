@@ -6,9 +6,9 @@
     host                    norm, clipping scale, step's scalars
     AdamW                   parameters and moments                 one graph
 
-A micro-batch has `samples_per_micro_batch` rows; rows that fill up the last one weigh nothing.
-Gradients live in buffers that each step overwrites: they are no state of the run. Nothing is
-changed by a step whose loss or gradient is not finite.
+A micro-batch has `samples_per_micro_batch` rows; rows that fill up the last one have weight 0.
+Gradients live in buffers that each step overwrites: they are not part of the run's state. A step
+whose loss or gradient is not finite changes nothing.
 
 Left out: activation recomputation and mixed precision. Everything is float32.
 """
@@ -44,7 +44,7 @@ class AddGradients(nn.Cell):
     def construct(self, *batch: ms.Tensor) -> tuple[ms.Tensor, ...]:
         """The arguments of `Objective`; its [b, T] results."""
         (_, *terms), gradients = self.gradient(*batch)
-        for buffer, gradient in zip(self.buffers, gradients):  # noqa: B905 (the graph compiler knows no strict)
+        for buffer, gradient in zip(self.buffers, gradients):  # noqa: B905 (the graph compiler has no strict)
             ops.assign_add(buffer, gradient)
         return tuple(terms)
 
@@ -134,7 +134,7 @@ class Learner:
         return {parameter.name: parameter for parameter in (*self._apply.first, *self._apply.second)}
 
     def update(self, batch: TrainingBatch, learning_rate: float) -> UpdateOutcome:
-        """See `grpo.ports.Engine.update`. NonFinite, and nothing changed, where the loss or gradient is."""
+        """See `grpo.ports.Engine.update`. NonFinite, with nothing changed, if the loss or gradient is."""
         terms = self._accumulate(batch)
         if self._sum_over_workers is not None:
             with self._group.sharing():

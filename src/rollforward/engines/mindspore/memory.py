@@ -3,14 +3,14 @@
     Viewed     the host sees the parameters' own memory: `Parameter.asnumpy()` is a view, its address
                stays the same from step to step, and what is written through it is what the next step
                computes with (MindSpore 2.10 on the CPU)
-    Copied     devices with a memory of their own: reading copies to the host, writing hands the
+    Copied     devices with a memory of their own: reading copies to the host, writing gives the
                framework a new value, and nothing is computed on the host's side of a step
 
-`memory_of` chooses by the device, here and nowhere else. `Copied` has been tried on the CPU only,
-where it gives the same bits as `Viewed`, also when the thread that writes a checkpoint reads while
+`memory_of` chooses by the device, here and nowhere else. `Copied` has been tested on the CPU only,
+where it gives the same bits as `Viewed`, even when the thread that writes a checkpoint reads while
 the engine generates; it has not run on an Ascend or a GPU.
 
-Left out of `Copied`: copying the reference from the policy without a way through the host.
+Left out of `Copied`: copying the policy to the reference without going through the host.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -45,15 +45,15 @@ class Memory(Protocol):
         ...
 
     def zeroing(self, buffers: ms.ParameterTuple) -> "Zeroing":
-        """What sets all of these to zero."""
+        """An object that sets all of these to zero."""
         ...
 
 
 class Zeroing(Protocol):
-    """Sets buffers to zero, again and again."""
+    """Sets buffers to zero, repeatedly."""
 
     def compile(self) -> None:
-        """Compile what has to be compiled."""
+        """Compile what needs compiling."""
         ...
 
     def __call__(self) -> None:
@@ -85,7 +85,7 @@ class Copied:
     views = False
 
     def tensors(self, slots: Slots) -> Tensors:
-        """Mappings whose arrays are copied to the host each time they are asked for, one by one."""
+        """Mappings whose arrays are copied to the host at each access, one by one."""
         return {role: _Copies(named, self.read) for role, named in slots.items()}
 
     def read(self, slot: Slot) -> NDArray[Any]:
@@ -110,7 +110,7 @@ def memory_of(device_target: str) -> Memory:
 
 
 def use_device(device_target: str) -> None:
-    """Compute on this device from now on, in graph mode. DeviceUnavailable where this MindSpore cannot."""
+    """Compute on this device from now on, in graph mode. DeviceUnavailable if this MindSpore cannot."""
     try:
         ms.set_context(mode=ms.GRAPH_MODE, device_target=device_target)
     except (RuntimeError, ValueError) as error:
@@ -126,7 +126,7 @@ def layout_of_slots(slots: Slots) -> Layout:
 
 
 def _spec(slot: Slot) -> TensorSpec:
-    # By its name, `Float32` and so on: MindSpore's own way from 2.7 on is to warn of `dtype_to_nptype`.
+    # By its name, `Float32` and so on: since 2.7 MindSpore warns about its own `dtype_to_nptype`.
     dtype = slot.dtype if isinstance(slot, np.ndarray) else str(slot.dtype).lower()
     return TensorSpec.whole(dtype, tuple(slot.shape))
 

@@ -4,12 +4,12 @@ Parameters carry Hugging Face names (`model.layers.0.self_attn.q_proj.weight`), 
 where two models live in one graph. Cells work on tokens laid out flat, `[B * L, features]`, so
 that every projection is one matrix product; only attention looks at `[B, heads, L, head_dim]`.
 
-`Decoder.hidden` ends at the final norm and does not touch the vocabulary: whoever needs logits
-multiplies with `head_weight`, in slices if it must. What generation needs besides (projection
-and attention apart, to put a cache between them) is public on `Attention`.
+`Decoder.hidden` ends at the final norm and does not touch the vocabulary: code that needs logits
+multiplies by `head_weight`, in slices if necessary. What generation also needs (projection and
+attention separately, to put a cache between them) is public on `Attention`.
 
 Element-wise operations here take operands of one shape, or a scalar: see `spread`. And SiLU is
-written out, since the CPU kernel of `SiLU` keeps a buffer of its input's size for good.
+written out, since the CPU kernel of `SiLU` keeps a buffer of its input's size forever.
 
 Left out: dropout, which the supported families do not train with; and half precision.
 """
@@ -26,14 +26,14 @@ from rollforward.models.rope import RopeConfig, inverse_frequencies
 __all__ = ["Attention", "Decoder", "Layer", "ModelConfig", "attention_mask", "initialise", "positions_of"]
 
 MASKED = -1e9
-"""Added to the scores of keys that must not be seen. Finite, so that a row of only padding is no NaN."""
+"""Added to the scores of keys that must not be seen. Finite, so that a row of only padding is not NaN."""
 
 
 def spread(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`x` broadcast to `shape`, as an operator of its own.
 
     Where the shapes of their operands differ, the CPU kernels of MindSpore 2.10 (Add, Sub, Mul, Div,
-    Select) make lists of element indices when they are built, and keep them for good: 16 bytes for each
+    Select) make lists of element indices when they are built, and keep them forever: 16 bytes for each
     element of the result, for each operator of the graph. That was most of a training step's memory.
     Operands of one shape need no such lists, and the spread copy is freed after use.
     """
@@ -111,7 +111,7 @@ Angles = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Rotary(nn.Cell):
-    """Cosines and sines of the angles at given positions, once for all layers.
+    """Cosines and sines of the angles at given positions, computed once for all layers.
 
     With `dynamic` scaling the angles of a row depend on the row's own last position, and on
     nothing else in the batch.
@@ -220,7 +220,7 @@ class MLP(nn.Cell):
 
 
 class Layer(nn.Cell):
-    """Attention and MLP, each behind its norm and beside its residual."""
+    """Attention and MLP, each after its norm and with its residual."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -236,7 +236,7 @@ class Layer(nn.Cell):
 
 
 class _Body(nn.Cell):
-    """What stands under `model.` in Hugging Face's names. The steps over it are the Decoder's."""
+    """What is under `model.` in Hugging Face's names. The Decoder runs it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ class Decoder(nn.Cell):
 
 
 def initialise(decoder: Decoder, seed: int, deviation: float = 0.02) -> None:
-    """Draw fresh weights, as a new model starts: normal with the given deviation; biases 0, norms 1.
+    """Draw fresh weights, as for a new model: normal with the given deviation; biases 0, norms 1.
 
     A function of (seed, name): NumPy's Philox, one stream for each parameter in the order of its name.
     """

@@ -1,7 +1,7 @@
 """Log-probabilities of completions, and the clipped objective of `grpo.objective`, as graphs.
 
 Every shape is static. Rows are laid out as `batches.Columns` does: left-padded prompts, the
-completions behind them.
+completions after them.
 """
 
 import mindspore as ms
@@ -60,7 +60,7 @@ class ReferenceLogprobs(nn.Cell):
 class Objective(nn.Cell):
     """The weighted loss of a micro-batch, a scalar; and [b, T] each: loss, KL, clipped, log-probabilities.
 
-    `own` [1] is 1 where the generating policy is the present one: its log-probabilities are then
+    `own` [1] is 1 where the generating policy is the current one: its log-probabilities are then
     the ones computed here, as constants, and the ratio is 1.
     """
 
@@ -95,6 +95,6 @@ class Objective(nn.Cell):
         difference = reference - logprobs
         kl = ops.exp(difference) - difference - 1.0
         loss = self.beta * kl - ops.where(clipped, clipped_surrogate, surrogate)
-        # Masked tokens have difference 0 and weight 0; so has every term of theirs.
+        # Masked tokens have difference 0 and weight 0, and so do all their terms.
         total = (weights * loss).sum()
         return total, loss, kl, clipped.astype(ms.float32), now

@@ -10,7 +10,7 @@ Weight Decay Regularization", arXiv:1711.05101, with the schedule folded into a)
 
 MindSpore's Adam kernel computes p <- p - a sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps'), which is
 the last line for eps' = eps sqrt(1 - b2^t). Everything that depends on t is computed on the host
-in double precision, so the graph holds no state but m, v and p.
+in double precision, so the graph holds no state except m, v and p.
 """
 
 from collections.abc import Mapping

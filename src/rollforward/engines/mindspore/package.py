@@ -3,12 +3,12 @@
 `msrun` starts one script several times: once as the scheduler, which brings the workers together, and
 once for each worker. Environment variables say which is which.
 
-What signals meet in MindSpore 2.10, and `processes.stopping` therefore expects of any framework: it takes
-SIGINT over while it compiles or runs a graph and turns it into SIGTERM; it sends SIGTERM to itself when
-a worker has not answered for 30 s (MS_NODE_TIMEOUT); it keeps the interpreter lock while the workers find
-each other (seconds) and while it compiles (up to 2.5 s at a time for 12 layers of 512 columns); an
-exception that passes through a compilation is taken for an error of the model, and the process is aborted
-in its exit handlers afterwards.
+How MindSpore 2.10 handles signals, which `processes.stopping` therefore expects of any framework: it
+takes over SIGINT while it compiles or runs a graph and turns it into SIGTERM; it sends SIGTERM to itself
+when a worker has not answered for 30 s (MS_NODE_TIMEOUT); it keeps the interpreter lock while the workers
+find each other (seconds) and while it compiles (up to 2.5 s at a time for 12 layers of 512 columns); an
+exception that passes through a compilation is treated as an error of the model, and the process is
+aborted later in its exit handlers.
 """
 
 import os
@@ -29,9 +29,9 @@ from rollforward.models.shapes import tensor_layout
 from rollforward.tensors import Layout
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
-"""Environment variable -> seconds that are recommended."""
+"""Environment variable -> recommended seconds."""
 SCHEDULER_PORT = 8118
-"""Where `msrun` puts its scheduler unless it is told otherwise."""
+"""Where `msrun` puts its scheduler by default."""
 
 ARITHMETIC = (
     "DNNL_MAX_CPU_ISA",
@@ -49,9 +49,9 @@ ARITHMETIC = (
 _FOREVER = 10**9
 """Seconds."""
 _NO_WORKER = "-2"
-"""For `msrun --tail_worker_log`: the number of no worker, since the launcher's parent shows the log."""
+"""For `msrun --tail_worker_log`: a number that no worker has; the launcher's parent shows the log."""
 _NOISE = re.compile(r"\[(?:DEBUG|INFO|WARNING)\] [A-Z_]+\(\d+")
-"""How lines begin that MindSpore logs of itself."""
+"""How MindSpore's own log lines begin."""
 
 
 class MindSpore:
@@ -88,7 +88,7 @@ class MindSpore:
         return sorted(path for room in rooms for path in room.glob("*.py"))
 
     def arithmetic_variables(self) -> Sequence[str]:
-        """Of oneDNN on the CPU; on Ascend, of what orders additions there."""
+        """oneDNN's on the CPU; on Ascend, those that decide the order of additions."""
         return ARITHMETIC
 
     def this_process(self, environment: Mapping[str, str]) -> Process:
@@ -107,7 +107,7 @@ class MindSpore:
 
     def launch(self, workers: int, log_folder: Path, environment: Mapping[str, str]) -> Launch:
         """By `msrun`, with its scheduler on a free port."""
-        # -P: no module of the working folder takes the place of an installed one.
+        # -P: no module in the working folder shadows an installed one.
         command = [sys.executable, "-P", "-m", "mindspore.parallel.cluster.run"]
         command += [f"--worker_num={workers}", f"--local_worker_num={workers}", "--join=True"]
         command += [f"--master_port={free_port()}", f"--log_dir={log_folder}"]
@@ -126,12 +126,12 @@ class MindSpore:
 
     def prepare(self, environment: MutableMapping[str, str], *, patience: float) -> None:
         """Quiet, without its own compile cache, and patient."""
-        # MindSpore logs warnings of its own to standard error, many at each start.
+        # MindSpore logs its own warnings to standard error, many at each start.
         environment.setdefault("GLOG_v", "3")
-        # Its compile cache hands out wrong graphs unless the engine says when it is on.
+        # Its compile cache returns wrong graphs unless the engine decides when it is on.
         environment.pop("MS_COMPILER_CACHE_ENABLE", None)
-        # MindSpore's own limit on the CPU is 30 s, after which it names nobody. One worker may well
-        # generate for longer than another by that.
+        # MindSpore's own limit on the CPU is 30 s, and it does not say which worker is late. One
+        # worker may well generate for 30 s longer than another.
         wait = round(2 * patience) + 60 if patience else _FOREVER
         environment.setdefault("MS_CPU_COMM_OP_TIMEOUT", str(wait))
 

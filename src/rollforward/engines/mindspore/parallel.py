@@ -1,8 +1,8 @@
 """The workers of a run, over MindSpore's communication library.
 
 Data-parallel only: every worker holds the whole model, and what passes between them is a sum of
-gradients (`learning`) and small values in JSON (`Group.all_gather`). `connect` finds out whether
-this process was started by `msrun`; for one that was not, no communication library is started.
+gradients (`learning`) and small values in JSON (`Group.all_gather`). `connect` checks whether this
+process was started by `msrun`; if not, no communication library is started.
 
 Left out: model-parallel layouts. On the CPU neither ReduceScatter nor semi-automatic parallelism
 exists, so they would have to be built from explicit collectives.
@@ -124,7 +124,7 @@ def connect(device_target: str = "CPU", meeting: Meeting = nullcontext) -> Group
 
 
 def lost_contact() -> bool:
-    """Whether MindSpore has ended the group, or not begun it.
+    """Whether MindSpore has ended the group, or not started it.
 
     It ends it by itself when a worker has not answered for MS_NODE_TIMEOUT (30 s), and then sends
     this process SIGTERM (seen in 2.10).
@@ -142,7 +142,7 @@ def serve_scheduler(device_target: str = "CPU") -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what MindSpore says, which goes on for pages."""
+    """The essential part of MindSpore's message, which runs to pages."""
     return str(error).strip().split("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""Strategy files: how each tensor lies over the workers, in MindSpore's own format.
+"""Strategy files: how each tensor is laid out over the workers, in MindSpore's own format.
 
 MindSpore writes `strategy_<rank>.ckpt` while it compiles, but on Ascend only. Here it is written
 from what we know: data-parallel training keeps every tensor whole on every worker. MindSpore's
@@ -22,8 +22,8 @@ def strategy_file(shapes: Mapping[str, tuple[int, ...]], world_size: int) -> byt
     """The content of `strategy_<rank>.ckpt` for tensors that every worker holds whole.
 
     `shapes` maps a tensor's name to its shape. The content is the same on all ranks, and the same
-    bytes every time. Names may not contain "-": MindSpore's reader takes what stands before it
-    for the number of a pipeline stage.
+    bytes every time. Names may not contain "-": MindSpore's reader takes the part before it as the
+    number of a pipeline stage.
     """
     strategy = ParallelStrategyMap(current_stage=0)
     for name, shape in sorted(shapes.items()):

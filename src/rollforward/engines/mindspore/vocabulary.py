@@ -1,8 +1,8 @@
 """The log-probability of given tokens, without the logits of all tokens at once.
 
 The logits of N tokens are N x vocabulary numbers, and their gradient as many again: with a
-vocabulary of 49,152 that is what fills the memory, not the model. So they are computed a slice of
-tokens at a time, and in the backward pass computed again:
+vocabulary of 49,152 they fill the memory, not the model. So they are computed one slice of tokens
+at a time, and computed again in the backward pass:
 
     l = h W^T - log sum exp(h W^T)       at the target's column; h [N, hidden], W [vocabulary, hidden]
     d l / d logits = onehot(target) - softmax(logits)
@@ -22,7 +22,7 @@ SLICE_BYTES = 32 * 2**20
 
 
 def slices_of(tokens: int, vocabulary: int, slice_bytes: int = SLICE_BYTES) -> tuple[tuple[int, int], ...]:
-    """(start, end) of each slice of the tokens, as equal as can be."""
+    """(start, end) of each slice of the tokens, as equal as possible."""
     most = max(1, slice_bytes // (4 * vocabulary))
     count = -(-tokens // most)
     edges = [tokens * i // count for i in range(count + 1)]
@@ -51,7 +51,7 @@ class TokenLogprobs(nn.Cell):
         pieces: tuple[ms.Tensor, ...] = ()
         after = hidden
         for start, end in self.slices:
-            # Slices need nothing of each other, and would all be computed, and kept, at once.
+            # Slices are independent, and would all be computed, and kept, at once.
             rows = ops.depend(hidden[start:end], after)
             all_logprobs = self.log_softmax(self.times_transposed(rows, weight))
             piece = ops.gather_elements(all_logprobs, 1, targets[start:end].expand_dims(1))
