@@ -1,4 +1,4 @@
-"""How numbers are written for people: counts, bytes, durations; and text that a file brought."""
+"""Formatting for people: counts, bytes, durations; and text that comes from a file."""
 
 import re
 
@@ -10,16 +10,16 @@ _CONTROLS = re.compile(
 
 
 def plain(text: str) -> str:
-    """One line of text from a file, as it may be shown: whatever a terminal would act upon is escaped.
+    """One line of text from a file, safe to show: anything a terminal would act on is escaped.
 
-    `\\x1b[2J` stands for the four characters that clear a screen. Everything that is printed or logged and
-    that a run's folder, a file or a name on disk had a part in goes through here, or through `plain_lines`.
+    `\\x1b[2J` stands for the four characters that clear a screen. Anything printed or logged that contains
+    text from a run's folder, a file or a name on disk goes through here, or through `plain_lines`.
     """
     return _CONTROLS.sub(_escaped, text)
 
 
 def plain_lines(text: str) -> str:
-    """`plain` for text of several lines: line ends and tabs stay."""
+    """`plain` for text of several lines: keeps line endings and tabs."""
     return _CONTROLS.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped(match), text)
 
 

@@ -43,7 +43,7 @@ class CheckpointInfo:
     """Why it is not valid, in one line; empty when it is valid."""
     manifest: Manifest | None
     bytes_read: int = 0
-    """Files of tensors and of attachments."""
+    """Bytes read of tensors and of attachments."""
 
     @property
     def valid(self) -> bool:

@@ -18,7 +18,7 @@ class About:
     state: Mapping[str, Any]
     """JSON."""
     fingerprint: str = ""
-    """Versions of everything that influences the numbers."""
+    """Covers everything that influences the numbers."""
     versions: Mapping[str, str] = field(default_factory=dict)
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     """File name -> content, kept in the run's `model/` folder."""

@@ -190,7 +190,7 @@ def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSourc
             tensors[record.name].release()
             digests.append(hasher.hexdigest())
 
-    # After a failed write a chunk stays checked out, and its guard held for as long as the error lives.
+    # Closed, since a failed write would otherwise hold the last chunk's guard as long as the error lives.
     with closing(content()) as buffers:
         size = storage.write(path, buffers)
     pairs = zip(planned, digests, strict=True)
