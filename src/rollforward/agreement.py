@@ -3,10 +3,10 @@
 `together` runs this rank's work and reports the result to the others, over an all-gather of small JSON
 values. If it failed anywhere, every rank raises, and none waits for one that has given up:
 
-    the rank whose own error it is        raises it, as it is
-    the others, of a RollforwardError     raise the same class, with the rank before the message, and the hint
-    the others, of anything else          raise RollforwardError
-    where ranks failed differently        those without an error of their own raise RollforwardError
+    a rank with its own error             raises it unchanged
+    the others, for a RollforwardError    raise the same class, with the rank before the message, and the hint
+    the others, for anything else         raise RollforwardError
+    if ranks failed differently           those without their own error raise RollforwardError
 
 Left out: a process that exits (SystemExit, KeyboardInterrupt, a signal) reports nothing. The transport
 of the all-gather must detect that.

@@ -60,7 +60,7 @@ class ModelError(InputError):
 
 
 class NothingToResume(InputError):
-    """No usable checkpoint: the message says what was expected and where, rank by rank."""
+    """No usable checkpoint: the message says what was looked for and where, rank by rank."""
 
 
 class CheckpointMismatch(InputError):

@@ -33,7 +33,7 @@ def open_input(path: str | os.PathLike[str]) -> BinaryIO:
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error)) from None
     except OSError as error:
-        if error.errno == errno.ENXIO:  # what opening a socket gives
+        if error.errno == errno.ENXIO:  # what opening a socket raises
             raise OSError(errno.EINVAL, "not a regular file") from None
         raise
     kind = stat.S_IFMT(os.fstat(file).st_mode)
@@ -49,7 +49,7 @@ def read_input(path: str | os.PathLike[str], most: int) -> bytes:
     """The content of a regular file of at most `most` bytes; OSError otherwise."""
     with open_input(path) as file:
         size = os.fstat(file.fileno()).st_size
-        # The file may grow while it is read, and those of /proc have no size.
+        # The file may grow while it is being read, and files in /proc have no size.
         content = file.read(min(size + 65536, most) + 1) if size <= most else b""
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes")
@@ -90,7 +90,7 @@ def parse_json(content: bytes, *, unique: bool = False) -> Any:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object from its pairs; ValueError when a key appears twice. For `object_pairs_hook`."""
+    """For `object_pairs_hook`: a JSON object from its pairs; ValueError when a key appears twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()

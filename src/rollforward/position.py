@@ -1,4 +1,4 @@
-"""Where a run stands: the pair (epoch, step), the one word that every package shares.
+"""Where a run stands: the pair (epoch, step), the one term that every package shares.
 
 A position names the *next* step to run. The checkpoint at `0_20` holds the state after 20
 steps of epoch 0, and a resumed run starts with step 20. After an epoch's last step the

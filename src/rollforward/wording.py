@@ -3,8 +3,8 @@
 import re
 
 _CONTROLS = re.compile(
-    # C0, DEL and C1; line and paragraph separators; what turns the direction of writing; lone surrogates,
-    # which stand for bytes of a name that are not UTF-8 and which no encoding can write.
+    # C0, DEL and C1; line and paragraph separators; characters that change the writing direction; lone
+    # surrogates, which stand for non-UTF-8 bytes in a name and which no encoding can write.
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 

@@ -1,4 +1,4 @@
-"""What the store needs from a disk, in two small protocols.
+"""What the store needs from a disk, as two small protocols.
 
 `Storage` is what the store builds on: whole files, made durable before they are visible,
 named by paths relative to one folder. `FileOps` is what a storage builds on: one method per
@@ -179,7 +179,7 @@ class FileOps(Protocol):
         ...
 
     def scan(self, path: str) -> list[Entry]:
-        """What is in a folder."""
+        """The entries of a folder."""
         ...
 
 

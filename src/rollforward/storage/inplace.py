@@ -30,7 +30,7 @@ def open_in_place(root: str, path: str, *, replace: bool = False) -> int:
     """A descriptor of the file, open for reading and writing; the file is created if it is missing.
 
     `root` exists and may be reached through links; folders below it may not be links, and are created.
-    StorageError for anything but a regular file with only this name; with `replace`, a new file replaces it.
+    StorageError for anything but a regular file with only this name; with `replace`, those are replaced.
     """
     *folders, name = path.split("/")
     with ExitStack() as stack:

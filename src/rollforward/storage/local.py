@@ -1,4 +1,4 @@
-"""Files of a POSIX file system, and the one durable-write primitive.
+"""Files on a POSIX file system, and the one durable-write primitive.
 
 `LocalStorage._replace` is the only place in the product that makes a whole file durable, and the
 order of its calls is the promise: create a temporary file in the same folder, write, fsync
@@ -258,7 +258,7 @@ class LocalStorage:
         return fd, size
 
     def _close_quietly(self, fd: int) -> None:
-        """Called after an error that says more than one from here could."""
+        """For use after an error that says more than an error from closing would."""
         if fd >= 0:
             with contextlib.suppress(OSError):
                 self._ops.close(fd)
@@ -286,7 +286,7 @@ class LocalStorage:
         try:
             return self._ops.create(temporary)
         except FileExistsError:
-            # The same name twice: an earlier write of this very object failed and could not clean up.
+            # The same name twice: an earlier write by this object failed and could not clean up.
             self._ops.unlink(temporary)
             return self._ops.create(temporary)
 
@@ -312,7 +312,7 @@ class LocalStorage:
         if folder in self._durable_folders:
             return
         parent = folder.rpartition("/")[0]
-        # Above the root only folders that are missing are made and synced: those that exist are not ours.
+        # Above the root, only missing folders are created and synced: existing ones are not ours.
         if folder.startswith(self.root + "/"):
             self._make_durable_folder(parent)
         made = self._make_folder(folder)
@@ -389,7 +389,7 @@ class _LocalHandle:
         """See `ReadHandle.close`; closing twice does nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            # What was read is in memory already; an error now says nothing about it.
+            # What was read is already in memory; an error now says nothing about it.
             with contextlib.suppress(OSError):
                 self._ops.close(fd)
 

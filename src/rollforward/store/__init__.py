@@ -4,9 +4,9 @@
     ├── train/rank_0/policy_model_rank_0-0_20.safetensors, meta.json
     ├── optimizer/rank_0/optimizer_rank_0-0_20.safetensors, meta.json
     ├── ref/rank_0/ref_rank_0-0_20.safetensors, meta.json
-    ├── critic/rank_0/critic_rank_0-0_20.safetensors, meta.json      any other role, in a folder of its name
+    ├── critic/rank_0/critic_rank_0-0_20.safetensors, meta.json      any other role, in a folder with its name
     ├── model/config.json, tokenizer.json ...      small files the run needs to start: attachments
-    ├── model.copy/config.json, tokenizer.json ... the same once more: all checkpoints share them
+    ├── model.copy/config.json, tokenizer.json ... a second copy: all checkpoints share them
     ├── commits/0_20.json                          the manifest: the checkpoint exists when this does
     ├── journal/rank_0/...                         the redo log
     ├── guests.json                                another trainer's files that were here before (see guests)
@@ -28,22 +28,22 @@ pass over the data checks both the file and each tensor.
 Each rank has one file per role. A tensor that is the same on all ranks is written by one of
 them, balanced by size, so a rank's file may hold few tensors or none. `meta.json` next to it
 has the three keys `last_epoch`, `last_step`, `last_ckpt_file` and names the rank's newest
-committed file of that role. It is derived from the manifest; the manifest is the truth.
+committed file of that role. It is derived from the manifest, which is authoritative.
 
 A **manifest** is JSON, one entry per line; its last 46 bytes are `,"digest":"` + 32 hexadecimal
 digits + `"}` + newline, and the digits are the XXH3-128 of every byte before them. It starts with
 `{"format":"rollforward checkpoint","version":V,"incarnation":N,` so that checkpoints can be
 ordered without reading whole manifests. V is 1 when there are only the contract's three roles,
 and 2 when there are others: nothing else differs, and a program that knows only version 1 reports
-that instead of ignoring a role. Checkpoints are ordered by (incarnation,
-position): a later start of the run that resumed from an earlier position is newer.
+that instead of ignoring a role. Checkpoints are ordered by (incarnation, position): a later start
+of the run that resumed from an earlier position is newer.
 
 **Rules.** A file that any manifest lists is never replaced: a second checkpoint of the same
 position adds `.1` to the prefix (`policy_model.1_rank_0-0_20.safetensors`). A manifest is
 published, by rename, after every file it lists is durable. Removal works in reverse order:
 first the manifest, then a sync of the folder, then the files that no other manifest lists. A file
-whose name is not one of ours is never touched. For roles outside the contract, we only look into the
-folders of roles that a readable manifest lists or that this process saves: any other folder is
+whose name is not one of ours is never touched. Of the roles outside the contract, we only look into
+the folders of those that a readable manifest lists or that this process saves: any other folder is
 not ours.
 
 Nothing here imports a framework, and nothing here is pickled.

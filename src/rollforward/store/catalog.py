@@ -115,7 +115,7 @@ def find(storage: Storage, *, skip: Collection[Position] = (), until: Position |
 
     `skip` lists positions that the caller has already rejected because reading them failed. With
     `until`, checkpoints of later positions are skipped.
-    Raises NothingToResume, which says what was expected and what is there.
+    Raises NothingToResume, which says what was looked for and what is there.
     """
     rejected: list[Rejected] = []
     later: list[Position] = []

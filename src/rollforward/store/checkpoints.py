@@ -9,7 +9,7 @@ raise, none hangs, what the attempt wrote is removed, and the previous checkpoin
 Problems after the manifest is published (meta.json, removing old files) no longer fail the
 save: they become warnings.
 
-Left out: threads, and when to save. `exchange` is an all-gather of small JSON values.
+Left out: threads, and deciding when to save. `exchange` is an all-gather of small JSON values.
 """
 
 import time
@@ -241,7 +241,7 @@ class CheckpointStore:
 
 @dataclass
 class Attempt:
-    """A save in progress on one rank: created by `CheckpointStore.plan`, and taken through its phases here.
+    """A save in progress on one rank, created by `CheckpointStore.plan`; its methods are the phases.
 
     `write` and `publish` are not collective, so they may run on another thread; the others are.
     """

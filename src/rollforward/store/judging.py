@@ -175,7 +175,7 @@ def load_summary(storage: Storage, position: Position) -> Summary:
 
 
 def is_gone(storage: Storage, position: Position) -> bool:
-    """Whether there is no manifest of this position."""
+    """Whether there is no manifest for this position."""
     try:
         return storage.stat(manifest_path(position)) is None
     except StorageError:

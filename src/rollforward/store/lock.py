@@ -142,7 +142,7 @@ def read_owner(storage: Storage) -> Owner | None:
 
 
 def newest_incarnation(root: str | Path) -> int:
-    """The newest incarnation that the run in a folder has had; 0 when it has had none."""
+    """The newest incarnation of the run in a folder; 0 when there was none."""
     storage = LocalStorage(root)
     return next_incarnation(storage, read_owner(storage)) - 1
 

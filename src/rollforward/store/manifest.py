@@ -88,7 +88,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All there is to know about one checkpoint."""
+    """Everything about one checkpoint."""
 
     incarnation: int
     position: Position
@@ -120,7 +120,7 @@ class Manifest:
 
     @property
     def order(self) -> tuple[int, Position]:
-        """Newer checkpoints have greater values."""
+        """Sort key: newer checkpoints have greater values."""
         return self.incarnation, self.position
 
     @property
@@ -222,7 +222,7 @@ def _dump_lines(entries: list[list[Any]]) -> str:
 
 
 def own_digest(content: bytes) -> str:
-    """The digest that a dumped manifest ends with."""
+    """The digest at the end of a dumped manifest."""
     return content[-_TAIL:][11 : 11 + DIGEST_HEX].decode()
 
 

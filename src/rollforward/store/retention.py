@@ -1,4 +1,4 @@
-"""Which checkpoints stay: a pure function from what there is to what to keep.
+"""Which checkpoints stay: a pure function from the existing checkpoints to those to keep.
 
 No clock, no disk. Whatever the policy says, the newest valid checkpoint is kept, so there is
 always something to resume from.

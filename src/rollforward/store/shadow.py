@@ -6,7 +6,7 @@
     boundary       once every rank's part is durable: gather what was written, collectively
     (generation)   rank 0's thread publishes the manifest
     boundary       every rank learns that the checkpoint exists
-    (generation)   the thread derives meta.json and removes old files, and what `tidied` removes
+    (generation)   the thread updates meta.json, removes old files, and calls `tidied`
 
 Promises: what is saved is the state as it was at `begin`, to the bit, as long as tensors change
 only between `before_update` and the next `begin`. The caller waits for at most one copy of its
@@ -96,7 +96,7 @@ class _Job:
 
 
 class ShadowCheckpoints:
-    """`CheckpointStore.save` spread over a step. Collective: all ranks call each method at the same point.
+    """`CheckpointStore.save`, spread over a step. Collective: all ranks call each method at the same point.
 
     `live` is what is saved, or a function that returns its arrays; `about` goes into every checkpoint.
     `saved` is called for each committed checkpoint, `failed` for each that could not be saved, `warned` for
@@ -154,7 +154,7 @@ class ShadowCheckpoints:
         job.blocked += time.perf_counter() - started
 
     def before_update(self) -> None:
-        """The arrays may change once this returns."""
+        """Once this returns, the arrays may change."""
         job = self._job
         if job is None or job.manifest is not None or job.idle.is_set():
             return

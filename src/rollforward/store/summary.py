@@ -73,7 +73,7 @@ def summarise(content: bytes, name: str) -> Summary:
 
 
 def listed_files(content: bytes, name: str) -> tuple[list[tuple[str, int]], list[Attachment]]:
-    """Path and size of every tensor file, and every attachment; CheckpointInvalid as `summarise`."""
+    """Path and size of every tensor file, and every attachment; CheckpointInvalid as from `summarise`."""
     try:
         front = _front(content, name)
     except (ValueError, TypeError, AttributeError):

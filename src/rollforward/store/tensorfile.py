@@ -142,13 +142,13 @@ class ArraySource:
         self._array = array
 
     def chunks(self) -> Generator[memoryview, None, None]:
-        """Views; a copy only where the array is not C-contiguous or not little-endian."""
+        """Views; a copy only if the array is not C-contiguous or not little-endian."""
         data = as_bytes(self._array).data
         for begin in range(0, data.nbytes, CHUNK_BYTES):
             yield data[begin : begin + CHUNK_BYTES]
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 def dtype_code(dtype: np.dtype[Any]) -> str:

@@ -59,7 +59,7 @@ class Identity:
     versions: Mapping[str, str]
     device: str
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What readers may want to know, such as the names of the verifiers; JSON."""
+    """Extra information for readers, such as the names of the verifiers; JSON."""
     fingerprints: frozenset[str] = field(default=frozenset(), compare=False)
     """Other fingerprints of the same configuration, made by versions with fewer settings. Not written."""
 

@@ -78,7 +78,7 @@ class Journal:
         return _find(self.inherited.rollouts.get((position, chunk)))
 
     def find_outcome(self, position: Position, iteration: int) -> Record | None:
-        """An inherited outcome; otherwise as `find_rollouts`."""
+        """An inherited outcome; otherwise like `find_rollouts`."""
         return _find(self.inherited.outcomes.get((position, iteration)))
 
     def append(
