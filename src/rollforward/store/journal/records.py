@@ -61,7 +61,7 @@ class Identity:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Extra information for readers, such as the names of the verifiers; JSON."""
     fingerprints: frozenset[str] = field(default=frozenset(), compare=False)
-    """Other fingerprints of the same configuration, made by versions with fewer settings. Not written."""
+    """Other fingerprints of the same configuration, from versions that covered less of it. Not written."""
 
     def is_configured_as(self, other: "Identity") -> bool:
         """Whether the other's records were made with this configuration, on this number of ranks."""
