@@ -1,15 +1,15 @@
-"""Each rank works, then all agree: the one way in which a failure on some ranks reaches the others.
+"""Each rank works, then all agree: the one way a failure on some ranks reaches the others.
 
-`together` lets this rank do its work and tells the others, over an all-gather of small JSON values,
-what came of it. When it failed anywhere, every rank raises, and none waits for one that has given up:
+`together` runs this rank's work and reports the result to the others, over an all-gather of small JSON
+values. If it failed anywhere, every rank raises, and none waits for one that has given up:
 
-    the rank whose own error it is        raises it, as it is
-    the others, of a RollforwardError     raise the same class, with the rank before the message, and the hint
-    the others, of anything else          raise RollforwardError
-    where ranks failed differently        those without an error of their own raise RollforwardError
+    a rank with its own error             raises it unchanged
+    the others, for a RollforwardError    raise the same class, with the rank before the message, and the hint
+    the others, for anything else         raise RollforwardError
+    if ranks failed differently           those without their own error raise RollforwardError
 
-Left out: a process that ends (SystemExit, KeyboardInterrupt, a signal) tells nobody. Whatever carries
-the all-gather has to notice that.
+Left out: a process that exits (SystemExit, KeyboardInterrupt, a signal) reports nothing. The transport
+of the all-gather must detect that.
 """
 
 import json
@@ -21,21 +21,21 @@ from rollforward import errors
 from rollforward.errors import RollforwardError
 
 AllGather = Callable[[Any], list[Any]]
-"""Each rank's value (anything JSON can hold), in the order of ranks, on every rank. Collective."""
+"""Every rank's value (anything JSON can hold), in rank order, on every rank. Collective."""
 
 T = TypeVar("T")
 
 _SHOWN = 8
-"""Ranks that are named in a message; a thousand may have met the same full disk."""
+"""Maximum number of ranks named in a message; a thousand may have hit the same full disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """What a rank tells the others of its error."""
+    """What a rank reports to the others about its error."""
 
     rank: int
     kind: type[RollforwardError]
-    """The error's own class, or the nearest above it in `errors`."""
+    """The error's own class, or its nearest base class in `errors`."""
     message: str
     hint: str | None
 
@@ -51,10 +51,10 @@ def together(
     tell: Callable[[T], Any] | None = None,
     policy: Policy | None = None,
 ) -> tuple[T, list[Any]]:
-    """Do this rank's work; returns what it gave, and what each rank tells of its own. Collective.
+    """Do this rank's work; returns its result, and what each rank reports about its own. Collective.
 
-    `tell` makes of the result what the others are told, which JSON has to be able to hold; without it
-    that is the result itself. Raises on every rank when it failed on one.
+    `tell` turns the result into what is reported to the others, which must be JSON-serializable; by
+    default that is the result itself. Raises on every rank if any rank failed.
     """
     own: Exception | None = None
     result: Any = None
@@ -62,7 +62,7 @@ def together(
     try:
         result = work()
         message = {"value": result if tell is None else tell(result)}
-        # What cannot be sent must not leave the others waiting for it.
+        # A result that cannot be sent must not leave the others waiting for it.
         json.dumps(message, allow_nan=False)
     except Exception as error:
         own = error
@@ -78,13 +78,13 @@ def together(
 
 
 def kind_of(failures: Sequence[Failure]) -> type[RollforwardError]:
-    """The class that all failures have; RollforwardError where they differ."""
+    """The common class of all failures; RollforwardError when they differ."""
     kinds = {failure.kind for failure in failures}
     return kinds.pop() if len(kinds) == 1 else RollforwardError
 
 
 def in_words(failures: Sequence[Failure], world_size: int) -> str:
-    """Every failure with its rank, where there are several ranks."""
+    """Every failure, with its rank if there are several ranks."""
     if world_size == 1:
         return failures[0].message
     told = [f"rank {failure.rank}: {failure.message}" for failure in failures[:_SHOWN]]

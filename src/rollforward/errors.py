@@ -5,22 +5,22 @@
     │   ├── ConfigError              a key or value of the configuration
     │   ├── DataError                a dataset, a prompt, a tokenizer
     │   ├── ModelError               a model folder that cannot be used
-    │   ├── NothingToResume          no checkpoint where one was asked for
-    │   ├── CheckpointMismatch       an intact checkpoint, but of another model, layout or run
-    │   └── RunExists                a new run asked for in a folder that holds one
-    ├── CheckpointInvalid            a checkpoint that does not prove intact; an older one is tried
-    │   └── CheckpointUnreadable     it could not be read this time: nothing is known of its bytes
+    │   ├── NothingToResume          no checkpoint where one was requested
+    │   ├── CheckpointMismatch       an intact checkpoint, but for another model, layout or run
+    │   └── RunExists                a new run requested in a folder that already holds one
+    ├── CheckpointInvalid            a checkpoint that is not intact; an older one is tried
+    │   └── CheckpointUnreadable     it could not be read this time: nothing is known about its bytes
     ├── StorageError                 the disk: full, read-only, failing
     ├── RunLocked                    another trainer holds the folder
     ├── VerifierError                a reward function raised, or returned something else
     ├── NonFinite                    a loss, gradient norm, reward or log-probability that is not a number
-    ├── ReplayDiverged               a replayed update did not repeat the recorded one
-    ├── EngineError                  the framework could not do what was asked
-    │   └── DeviceUnavailable        it does not have the device that is to compute
-    ├── CollectiveTimeout            a worker did not come to where the others wait for it
+    ├── ReplayDiverged               a replayed update did not reproduce the recorded one
+    ├── EngineError                  the framework could not do what was requested
+    │   └── DeviceUnavailable        it cannot use the requested device
+    ├── CollectiveTimeout            a worker did not reach a collective that the others wait in
     └── WorkerFailed                 a worker process died
 
-Each says what went wrong and where, why, and what to try. `str()` gives all of it, a line each.
+Each says what went wrong and where, why, and what to try. `str()` gives all of it, one line each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ from typing import Any
 
 
 class RollforwardError(Exception):
-    """The root: what and where in `message`, what to do about it in `hint`."""
+    """The base class: what went wrong and where in `message`, what to do about it in `hint`."""
 
     exit_code = 1
 
@@ -42,7 +42,7 @@ class RollforwardError(Exception):
 
 
 class InputError(RollforwardError):
-    """What the user gave cannot be used. Nothing on disk was changed."""
+    """The user's input cannot be used. Nothing on disk was changed."""
 
     exit_code = 2
 
@@ -68,7 +68,7 @@ class CheckpointMismatch(InputError):
 
 
 class RunExists(InputError):
-    """A new run was asked for in a folder that already holds checkpoints."""
+    """A new run was requested in a folder that already holds checkpoints."""
 
 
 class CheckpointInvalid(RollforwardError):
@@ -76,18 +76,18 @@ class CheckpointInvalid(RollforwardError):
 
 
 class CheckpointUnreadable(CheckpointInvalid):
-    """A file of it could not be read this time, which proves nothing about it.
+    """One of its files could not be read this time, which proves nothing about the checkpoint.
 
-    An older checkpoint may be resumed from; nothing may be deleted for it.
+    The run may resume from an older checkpoint; nothing may be deleted because of this.
     """
 
 
 class StorageError(RollforwardError):
-    """An operation on the disk failed: which, on what, and why."""
+    """A disk operation failed; the message says which, on what, and why."""
 
     settled = False
-    """Whether the error says what is there (nothing, a folder, a link, a file too large), so that asking
-    again gives the same answer. Any other may be gone at the next try, and proves nothing."""
+    """Whether the error says what is there (nothing, a folder, a link, a file too large), so that a retry
+    gives the same answer. Any other error may be gone on the next try, and proves nothing."""
 
 
 class RunLocked(RollforwardError):
@@ -99,10 +99,10 @@ class VerifierError(RollforwardError):
 
 
 class NonFinite(RollforwardError):
-    """A loss, gradient norm, reward or log-probability is NaN or infinite; the message says of which samples.
+    """A loss, gradient norm, reward or log-probability is NaN or infinite; the message names the samples.
 
-    `samples` are the rows at fault, of those that were computed on; `facts` (for JSON) and `arrays` (by
-    name) are what was computed. The trainer puts what it knows besides into `evidence`.
+    `samples` are the faulty rows of the computed batch; `facts` (for JSON) and `arrays` (by name) are
+    what was computed. The trainer adds what else it knows in `evidence`.
     """
 
     def __init__(
@@ -123,19 +123,19 @@ class NonFinite(RollforwardError):
 
 
 class ReplayDiverged(RollforwardError):
-    """A replayed update gave other bits than the journal recorded."""
+    """A replayed update gave different bits from those in the journal."""
 
 
 class EngineError(RollforwardError):
-    """The engine or its framework could not do what was asked."""
+    """The engine or its framework could not do what was requested."""
 
 
 class DeviceUnavailable(EngineError):
-    """The framework that is installed cannot compute on this device; it will not the next time either."""
+    """The installed framework cannot compute on this device; retrying will not help."""
 
 
 class CollectiveTimeout(RollforwardError):
-    """A worker did not come to a collective in time; the message says which, and what it is at."""
+    """A worker did not reach a collective in time; the message says which, and what it is doing."""
 
 
 class WorkerFailed(RollforwardError):

@@ -1,11 +1,11 @@
-"""Files that a user names or brings: opened without waiting, bounded before they are read.
+"""Files that a user names or brings: opened without blocking, size-limited before they are read.
 
-A dataset, a configuration, the files of a model's folder may be anything: a named pipe would block the
-program for ever, `/dev/zero` would fill its memory, a pointer of Git LFS stands where gigabytes should.
-Symbolic links are followed, since Hugging Face's cache is made of them. Errors are OSError or ValueError
-that fit one line; whoever knows what the file was meant to be makes an error with a hint of them.
+A dataset, a configuration or a file in a model's folder may be anything: a named pipe would block the
+program forever, `/dev/zero` would fill its memory, and a Git LFS pointer may stand in for gigabytes.
+Symbolic links are followed, since Hugging Face's cache consists of them. Errors are OSError or ValueError
+that fit one line; callers, who know what the file should be, turn them into errors with a hint.
 
-Left out: files of a run's own folder, which go through `storage`.
+Left out: files in a run's own folder, which go through `storage`.
 """
 
 import errno
@@ -27,13 +27,13 @@ _KINDS = {
 
 
 def open_input(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, open for reading; OSError for anything else, at once."""
+    """Open a regular file for reading; OSError at once for anything else."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error)) from None
     except OSError as error:
-        if error.errno == errno.ENXIO:  # what opening a socket gives
+        if error.errno == errno.ENXIO:  # what opening a socket raises
             raise OSError(errno.EINVAL, "not a regular file") from None
         raise
     kind = stat.S_IFMT(os.fstat(file).st_mode)
@@ -49,7 +49,7 @@ def read_input(path: str | os.PathLike[str], most: int) -> bytes:
     """The content of a regular file of at most `most` bytes; OSError otherwise."""
     with open_input(path) as file:
         size = os.fstat(file.fileno()).st_size
-        # The file may grow while it is read, and those of /proc have no size.
+        # The file may grow while it is being read, and files in /proc have no size.
         content = file.read(min(size + 65536, most) + 1) if size <= most else b""
     if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"more than {most:,} bytes")
@@ -57,7 +57,7 @@ def read_input(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a name; True also where that cannot be known, so that reading it says why."""
+    """Whether the path exists; also True when that is unknown, so that reading it says why."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -68,12 +68,12 @@ def is_there(path: Path) -> bool:
 
 
 def is_lfs_pointer(content: bytes) -> bool:
-    """Whether this is the note that Git LFS leaves in place of a large file."""
+    """Whether this is the pointer that Git LFS leaves in place of a large file."""
     return content.startswith(LFS_POINTER)
 
 
 def parse_json(content: bytes, *, unique: bool = False) -> Any:
-    """The value in a JSON text; with `unique`, no object may have a key twice. ValueError in one line."""
+    """Parse a JSON text; with `unique`, no object may have a key twice. ValueError in one line."""
     try:
         return json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys if unique else None)
     except RecursionError:
@@ -90,7 +90,7 @@ def parse_json(content: bytes, *, unique: bool = False) -> Any:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object from its pairs; ValueError when a key appears twice. For `object_pairs_hook`."""
+    """For `object_pairs_hook`: a JSON object from its pairs; ValueError when a key appears twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()

@@ -1,7 +1,7 @@
-"""Words for tensors that all rooms share: what there is (`Tensors`), and what it would be (`Layout`).
+"""Tensor types that all packages share: the tensors (`Tensors`), and their description (`Layout`).
 
-A layout says dtype, shape and place of every tensor and holds none of them, so that it can be asked
-of an engine whose memory lies on a device, or of a configuration before any engine exists.
+A layout gives the dtype, shape and place of every tensor without holding any of them, so it can come
+from an engine whose memory is on a device, or from a configuration before any engine exists.
 """
 
 import math
@@ -18,15 +18,15 @@ Tensors: TypeAlias = Mapping[str, Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A box of a global tensor. A whole tensor is the box that is all of it."""
+    """A box within a global tensor. For a whole tensor, the box covers all of it."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    """Of the box."""
+    """The box's shape."""
     global_shape: tuple[int, ...]
-    """Of the tensor that it is a part of."""
+    """The shape of the tensor that it is part of."""
     offset: tuple[int, ...]
-    """Where the box begins, along each axis of the global tensor."""
+    """Where the box starts, along each axis of the global tensor."""
 
     @classmethod
     def whole(cls, dtype: DTypeLike, shape: tuple[int, ...]) -> "TensorSpec":
@@ -35,28 +35,28 @@ class TensorSpec:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the box is all of its tensor."""
+        """Whether the box covers its whole tensor."""
         return self.shape == self.global_shape
 
     @property
     def size(self) -> int:
-        """Elements of the box."""
+        """Number of elements in the box."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the elements of the box take."""
+        """Size of the box's elements in bytes."""
         return self.size * self.dtype.itemsize
 
 
 Layout: TypeAlias = Mapping[str, Mapping[str, TensorSpec]]
-"""role -> tensor name -> what it is."""
+"""role -> tensor name -> its description."""
 
 
 def layout_of(tensors: Tensors) -> Layout:
-    """The layout of arrays that are whole tensors.
+    """The layout of arrays, each a whole tensor.
 
-    It looks at every array. Where that copies them (`grpo.ports.Engine.tensors`), ask the engine instead.
+    It accesses every array. If that copies them (`grpo.ports.Engine.tensors`), ask the engine instead.
     """
     return {
         role: {name: TensorSpec.whole(array.dtype, array.shape) for name, array in named.items()}

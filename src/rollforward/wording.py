@@ -1,25 +1,25 @@
-"""How numbers are written for people: counts, bytes, durations; and text that a file brought."""
+"""Formatting for people: counts, bytes, durations; and text that comes from a file."""
 
 import re
 
 _CONTROLS = re.compile(
-    # C0, DEL and C1; line and paragraph separators; what turns the direction of writing; lone surrogates,
-    # which stand for bytes of a name that are not UTF-8 and which no encoding can write.
+    # C0, DEL and C1; line and paragraph separators; characters that change the writing direction; lone
+    # surrogates, which stand for non-UTF-8 bytes in a name and which no encoding can write.
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def plain(text: str) -> str:
-    """One line of text from a file, as it may be shown: whatever a terminal would act upon is escaped.
+    """One line of text from a file, safe to show: anything a terminal would act on is escaped.
 
-    `\\x1b[2J` stands for the four characters that clear a screen. Everything that is printed or logged and
-    that a run's folder, a file or a name on disk had a part in goes through here, or through `plain_lines`.
+    `\\x1b[2J` stands for the four characters that clear a screen. Anything printed or logged that contains
+    text from a run's folder, a file or a name on disk goes through here, or through `plain_lines`.
     """
     return _CONTROLS.sub(_escaped, text)
 
 
 def plain_lines(text: str) -> str:
-    """`plain` for text of several lines: line ends and tabs stay."""
+    """`plain` for text of several lines: keeps line endings and tabs."""
     return _CONTROLS.sub(lambda match: match[0] if match[0] in "\n\t" else _escaped(match), text)
 
 

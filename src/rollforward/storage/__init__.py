@@ -1,8 +1,8 @@
-"""Bytes and durability. Everything that must survive a crash is written through this room.
+"""Bytes and durability. Everything that must survive a crash is written through this package.
 
-`base` says what a storage promises, `local` keeps the promise on a POSIX file system (`appending`
-for files that grow, `failures` for the words when it cannot), and `filelock` keeps two trainers
-out of one folder. Nothing here knows what a checkpoint is.
+`base` defines what a storage promises, `local` implements it on a POSIX file system (`appending`
+for files that grow, `failures` for the error messages), and `filelock` keeps two trainers out of
+one folder. Nothing here knows what a checkpoint is.
 """
 
 from rollforward.storage.base import (

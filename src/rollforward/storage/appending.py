@@ -1,14 +1,14 @@
-"""Files that grow: the second way in which bytes become durable, for the journal and the metrics.
+"""Files that grow: the second way to make bytes durable, for the journal and the metrics.
 
 An `Appender` adds to the end of a file that it alone writes: a new one, or one that has just replaced
-what had the name. When `append` returns, what it was given is on stable storage, and so are the file's
-name and the folders above it. Nothing that was appended is ever changed, so a crash can only cost
-bytes whose `append` had not returned: they may be there, partly there, or not, and whoever reads the
-file must be able to tell.
+an older file of the same name. When `append` returns, the bytes are on stable storage, and so are the
+file's name and the folders above it. Appended bytes are never changed, so a crash can only cost bytes
+whose `append` had not returned: they may be there completely, partly or not at all, and the reader
+must be able to tell.
 
-An append that fails ends the appender. The file may then hold a part of the bytes, and after a
-failed fsync nobody knows which: going on behind them on the same descriptor could report bytes
-as durable that are not.
+A failed append ends the appender. The file may then hold part of the bytes, and after a failed
+fsync it is unknown which: continuing after them on the same descriptor could report bytes as
+durable that are not.
 """
 
 import errno
@@ -22,7 +22,7 @@ from rollforward.storage.failures import storage_error
 class FileAppender:
     """`Appender` on a descriptor at the end of a file. The file's folder is durable.
 
-    `size`: bytes that are durable already. `named`: whether the file's name is.
+    `size`: bytes that are already durable. `named`: whether the file's name is durable.
     """
 
     def __init__(self, ops: FileOps, path: str, fd: int, *, size: int = 0, named: bool = False) -> None:
@@ -49,7 +49,7 @@ class FileAppender:
                 self._ops.fsync_folder(self._path.rpartition("/")[0])
                 self._named = True
         except BaseException as error:
-            # An interrupt too may have left a part of the bytes behind.
+            # An interrupt may also have left part of the bytes behind.
             self._abandon()
             if isinstance(error, OSError):
                 raise storage_error(operation, self._path, error) from error
@@ -70,12 +70,12 @@ class FileAppender:
         try:
             self._ops.close(fd)
         except OSError:
-            # The first error says what happened; the descriptor is gone either way.
+            # The first error says what happened; the descriptor is closed either way.
             return
 
 
 def write_all(ops: FileOps, fd: int, buffers: Iterable[Buffer]) -> int:
-    """Write every byte at the descriptor's place, however few the system takes at once; returns how many."""
+    """Write every byte at the descriptor's offset, in as many calls as it takes; returns how many."""
     size = 0
     for buffer in buffers:
         left = memoryview(buffer).cast("B")

@@ -1,13 +1,13 @@
-"""What the store needs from a disk, in two small protocols.
+"""What the store needs from a disk, as two small protocols.
 
-`Storage` is what the store is written against: whole files, made durable before they are
-visible, named by paths relative to one folder. `FileOps` is what a storage is written
-against: one method a system call. It exists so that tests can put a simulated disk under
-the very code that runs in production, record each operation, and crash between any two.
+`Storage` is what the store builds on: whole files, made durable before they are visible,
+named by paths relative to one folder. `FileOps` is what a storage builds on: one method per
+system call. It exists so that tests can put a simulated disk under the same code that runs
+in production, record each operation, and crash between any two.
 
 Paths of a `Storage` are relative, `/`-separated and checked (`check_path`): no name read
-from a disk can lead out of the folder. Left out: changing what is
-written, permissions, and every kind of link; a symbolic link below the root is refused.
+from a disk can lead out of the folder. Left out: changing written data in place, permissions,
+and links of any kind; a symbolic link below the root is rejected.
 """
 
 import re
@@ -33,7 +33,7 @@ class Entry:
     name: str
     kind: Literal["file", "folder", "link", "other"]
     size: int
-    """Bytes of a file; 0 for everything else."""
+    """A file's size in bytes; 0 for everything else."""
 
 
 class ReadHandle(Protocol):
@@ -46,7 +46,7 @@ class ReadHandle(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         ...
 
     def __enter__(self) -> "ReadHandle": ...
@@ -57,7 +57,7 @@ class ReadHandle(Protocol):
 
 
 class Appender(Protocol):
-    """A file that grows at its end, and that nobody else writes."""
+    """A file that only grows, and that nothing else writes."""
 
     size: int
     """Bytes that are known to be durable."""
@@ -67,12 +67,12 @@ class Appender(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the file; what was appended stays."""
+        """Close the file; what was appended stays."""
         ...
 
 
 class Storage(Protocol):
-    """A folder of files, each complete and durable from the moment it has its name.
+    """A folder of files, each complete and durable from the moment its name exists.
 
     Every method raises StorageError, with operation, path, cause and what to try.
     """
@@ -81,73 +81,73 @@ class Storage(Protocol):
         """Write a file; returns its size.
 
         When this returns, the content, the name and the folders above it survive a crash.
-        Until then, and after an error, a file that had the name before is unchanged, unless the
+        Until then, and after an error, an existing file of that name is unchanged, unless the
         error came from the very last step (the sync of the folder): then the new content is
-        whole and visible, only not known to survive.
+        complete and visible, but may not survive a crash.
         """
         ...
 
     def open(self, path: str) -> ReadHandle:
-        """Open a file to read."""
+        """Open a file for reading."""
         ...
 
     def appender(self, path: str) -> Appender:
-        """Make a new file that grows; StorageError when the name is taken.
+        """Create a new file that grows; StorageError when the name is taken.
 
         The file itself is durable after the first `append`.
         """
         ...
 
     def rewrite(self, path: str, buffers: Iterable[Buffer]) -> Appender:
-        """Replace a file as `write` does, and go on at its end.
+        """Replace a file as `write` does, and continue at its end.
 
-        When this returns, the new content is durable under the name; what is appended follows it.
-        Whoever still appends to the file that had the name before no longer writes to this one.
+        When this returns, the new content is durable under the name; appended bytes follow it.
+        Anyone still appending to the replaced file does not write to this one.
         """
         ...
 
     def stat(self, path: str) -> Entry | None:
-        """What has this name; None when nothing has."""
+        """The entry with this name; None when there is none."""
         ...
 
     def scan(self, folder: str) -> list[Entry]:
-        """What is in a folder (`""` is the root), by name; empty when there is no such folder."""
+        """The entries of a folder (`""` is the root), by name; empty when there is no such folder."""
         ...
 
     def remove(self, path: str) -> None:
-        """Remove a file; no error when it is gone already. Durable after `sync_folder`."""
+        """Remove a file; no error when it is already gone. Durable after `sync_folder`."""
         ...
 
     def sync_folder(self, path: str) -> None:
-        """Make durable which names the folder holds."""
+        """Make the folder's names durable."""
         ...
 
 
 class FileOps(Protocol):
-    """System calls, with absolute paths; each raises OSError as the system does."""
+    """System calls, with absolute paths; each raises OSError like the system."""
 
     def create(self, path: str) -> int:
-        """A new file, open for writing; FileExistsError when the name is taken."""
+        """Create a new file, open for writing; FileExistsError when the name is taken."""
         ...
 
     def open_read(self, path: str) -> int:
-        """An existing file, open for reading; never through a symbolic link."""
+        """Open an existing file for reading; never through a symbolic link."""
         ...
 
     def write(self, fd: int, data: memoryview) -> int:
-        """Write at the end; returns how many bytes were taken, which may be fewer than given."""
+        """Write at the end; returns the number of bytes written, which may be fewer than given."""
         ...
 
     def pread(self, fd: int, buffer: memoryview, offset: int) -> int:
-        """Read into the buffer; returns how many bytes came, 0 at the end of the file."""
+        """Read into the buffer; returns the number of bytes read, 0 at the end of the file."""
         ...
 
     def size(self, fd: int) -> int:
-        """Bytes in an open file."""
+        """Size of an open file in bytes."""
         ...
 
     def start_write_back(self, fd: int, offset: int, size: int) -> None:
-        """A hint that these bytes may go to the disk now; it promises nothing and never fails."""
+        """Hint that these bytes may go to the disk now; promises nothing and never fails."""
         ...
 
     def fsync(self, fd: int) -> None:
@@ -159,7 +159,7 @@ class FileOps(Protocol):
         ...
 
     def rename(self, source: str, target: str) -> None:
-        """Give a file another name in the same folder, replacing what had it."""
+        """Rename a file within its folder, replacing any file of the new name."""
         ...
 
     def unlink(self, path: str) -> None:
@@ -175,16 +175,16 @@ class FileOps(Protocol):
         ...
 
     def lstat(self, path: str) -> Entry:
-        """What has this name, links not followed."""
+        """The entry with this name, without following links."""
         ...
 
     def scan(self, path: str) -> list[Entry]:
-        """What is in a folder."""
+        """The entries of a folder."""
         ...
 
 
 def check_path(path: str) -> str:
-    """Return the path when it is relative and stays inside; ValueError says why it is not."""
+    """Return the path if it is relative and stays inside; otherwise ValueError says what is wrong."""
     if not path:
         raise ValueError("an empty path")
     if path.startswith("/"):
@@ -200,13 +200,13 @@ def check_path(path: str) -> str:
 
 
 def read_small(storage: Storage, path: str, *, limit: int) -> bytes:
-    """A whole file that is expected to be small; StorageError when it is larger than `limit` bytes."""
+    """Read a whole file that should be small; StorageError when it is larger than `limit` bytes."""
     with storage.open(path) as handle:
         return read_whole(handle, path, limit=limit)
 
 
 def read_whole(handle: ReadHandle, path: str, *, limit: int) -> bytes:
-    """`read_small` of a file that is open already."""
+    """`read_small` for a file that is already open."""
     if handle.size > limit:
         raise settled_error(
             f"reading {path}: {handle.size} bytes, where at most {limit} are expected",
@@ -219,9 +219,9 @@ def read_whole(handle: ReadHandle, path: str, *, limit: int) -> bytes:
 
 
 def read_lines(storage: Storage, path: str, *, limit: int, longest: int) -> Iterator[bytes]:
-    """The lines of a file, without their ends, a piece of it in memory at a time.
+    """The lines of a file, without line endings, holding one piece of it in memory at a time.
 
-    Lines of more than `longest` bytes are passed over. StorageError as from `read_small`.
+    Lines of more than `longest` bytes are skipped. StorageError as from `read_small`.
     """
     with storage.open(path) as handle:
         if handle.size > limit:

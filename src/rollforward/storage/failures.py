@@ -1,4 +1,4 @@
-"""What went wrong on the disk, in words: which operation, on what, why, and what to try."""
+"""Messages for disk errors: which operation failed, on what, why, and what to try."""
 
 import errno
 
@@ -23,12 +23,12 @@ _HINTS = {
 
 
 NOT_REGULAR = "not a regular file"
-"""What `EINVAL` says where a file was opened that is none; the system itself gives it for other reasons."""
+"""What `EINVAL` means when something other than a file was opened; the system has other uses for it."""
 
 _SETTLED = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG}
 )
-"""They say what is there. Any other (EIO, ESTALE, EMFILE, ENOMEM, EACCES, ...): we could not look."""
+"""These say what is there. Any other (EIO, ESTALE, EMFILE, ENOMEM, EACCES, ...): we could not look."""
 
 
 def storage_error(operation: str, path: str, error: OSError) -> StorageError:
@@ -42,7 +42,7 @@ def storage_error(operation: str, path: str, error: OSError) -> StorageError:
 
 
 def settled_error(message: str, *, hint: str) -> StorageError:
-    """A StorageError that says what is there, and would say the same the next time."""
+    """A StorageError that says what is there, and would be the same next time."""
     found = StorageError(message, hint=hint)
     found.settled = True
     return found

@@ -1,12 +1,12 @@
-"""One file that one process holds, with a few words inside that say who.
+"""A lock file held by one process, with a short text inside that says who.
 
-The lock is `flock(2)`: the kernel lets go of it when the process ends, however it ends, so a
+The lock is `flock(2)`: the kernel releases it when the process ends, however it ends, so a
 stale lock cannot outlive its owner and a paused owner keeps it. The content is written in
 place (a rename would leave the lock on a file that no longer has the name), always 512 bytes
-at offset 0, so that a crash leaves the old words or the new ones: a disk writes a sector whole.
+at offset 0, so a crash leaves either the old text or the new one: disks write sectors atomically.
 
-Left out: file systems where `flock` works on one machine only. There the caller's fencing
-(it reads the content again before it commits) is what keeps an older writer out.
+Left out: file systems where `flock` only works within one machine. There the caller's fencing
+(it rereads the content before it commits) keeps an older writer out.
 """
 
 import errno
@@ -21,11 +21,11 @@ from rollforward.storage.inplace import open_in_place
 RECORD_BYTES = 512
 
 _LOCKS = Path("/proc/locks")
-"""What Linux tells of the locks that are held: `1: FLOCK ADVISORY WRITE <pid> 08:01:<inode> 0 EOF`."""
+"""Linux's list of held locks: `1: FLOCK ADVISORY WRITE <pid> 08:01:<inode> 0 EOF`."""
 
 
 class FileLock:
-    """A held lock. Made by `acquire`; let go by `release` or by the end of the process."""
+    """A held lock. Created by `acquire`; released by `release` or when the process ends."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -33,9 +33,9 @@ class FileLock:
 
     @classmethod
     def acquire(cls, path: Path) -> "FileLock | None":
-        """Hold the file, making it when it is missing; None when another process holds it.
+        """Lock the file, creating it if it is missing; None when another process holds it.
 
-        The folder must exist. StorageError when the file cannot be opened, or is a link or no file at all.
+        The folder must exist. StorageError when the file cannot be opened, or is a link or not a file.
         """
         fd = open_in_place(str(path.parent), path.name)
         try:
@@ -48,7 +48,7 @@ class FileLock:
         return cls(path, fd)
 
     def read(self) -> bytes:
-        """What the file holds now, trailing spaces removed. StorageError when it is larger than a record."""
+        """The current content without trailing spaces. StorageError when it is larger than a record."""
         try:
             size = os.fstat(self._fd).st_size
             content = os.pread(self._fd, RECORD_BYTES, 0)
@@ -79,25 +79,25 @@ class FileLock:
             raise storage_error("writing", str(self.path), error) from error
 
     def release(self) -> None:
-        """Let go; releasing twice does nothing."""
+        """Release the lock; releasing twice does nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the file now; nothing is taken to find out, so nobody is disturbed.
+    """Whether a process holds the file now; no lock is taken to find out, so nobody is disturbed.
 
-    A look ahead, not a proof: False too where the system does not tell, as of other machines.
+    An early check, not a proof: also False when the system cannot tell, as for other machines.
     """
     return bool(_holders(path))
 
 
 def holds(path: Path, pid: int) -> bool:
-    """Whether the system says that the process of this number took the lock that is held now.
+    """Whether the system says that the process with this pid took the lock that is held now.
 
-    A number means one process in one pid namespace only, and the system tells nothing of locks that were
-    taken in others: False may mean a container beside this one.
+    A pid is unique only within its pid namespace, and the system does not report locks taken in
+    other namespaces: False may mean another container on this machine.
     """
     return pid in _holders(path)
 

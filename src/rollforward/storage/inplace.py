@@ -1,9 +1,9 @@
-"""Files that are written in place: the lock of a run, and heartbeats.
+"""Files that are written in place: a run's lock, and heartbeats.
 
-Everything else is written beside its name and renamed, which never reaches through a link. What is written
-in place would: a symbolic or a hard link in a folder from somebody else would send it to any file of the
-user's, and a named pipe would block for ever. So such a file is opened without following links and without
-waiting, and is used only when it is a regular file that has no other name.
+Everything else is written to a temporary file and renamed, which never follows a link. Writing in place
+would: in a folder from someone else, a symbolic or hard link could redirect the write to any of the user's
+files, and a named pipe would block forever. So such a file is opened without following links and without
+blocking, and is used only if it is a regular file with no other name.
 """
 
 import errno
@@ -27,10 +27,10 @@ _IN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def open_in_place(root: str, path: str, *, replace: bool = False) -> int:
-    """A descriptor of the file, open to read and write; it is made when it is missing.
+    """A descriptor of the file, open for reading and writing; the file is created if it is missing.
 
-    `root` exists and may be reached through links; folders below it may not, and are made. StorageError for
-    anything but a regular file that has this one name; with `replace` the name is given to a new file.
+    `root` exists and may be reached through links; folders below it may not be links, and are created.
+    StorageError for anything but a regular file with only this name; with `replace`, those are replaced.
     """
     *folders, name = path.split("/")
     with ExitStack() as stack:
@@ -72,7 +72,7 @@ def _open_plain(name: str, inside: int) -> int:
 
 
 def _free_name(name: str, inside: int) -> None:
-    """Take the name from whatever is not a file of its own; what a link leads to stays."""
+    """Free the name if it is not a regular file with only this name; the target of a link stays."""
     with suppress(FileNotFoundError):
         if not _is_plain(os.stat(name, dir_fd=inside, follow_symlinks=False)):
             os.unlink(name, dir_fd=inside)
@@ -83,7 +83,7 @@ def _is_plain(status: os.stat_result) -> bool:
 
 
 def _refusal(where: str, error: OSError) -> StorageError:
-    """The system says of a link that there are too many levels, and of a pipe that there is no device."""
+    """The system reports a link as too many levels of links, and a pipe as a missing device."""
     if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EISDIR):
         return storage_error("opening", where, error)
     try:

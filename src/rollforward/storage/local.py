@@ -1,13 +1,13 @@
-"""Files of a POSIX file system, and the one durable-write primitive.
+"""Files on a POSIX file system, and the one durable-write primitive.
 
-`LocalStorage._replace` is the only place of the product that makes a whole file durable, and the
-order of its calls is the promise: make a temporary file in the same folder, write, fsync
+`LocalStorage._replace` is the only place in the product that makes a whole file durable, and the
+order of its calls is the promise: create a temporary file in the same folder, write, fsync
 it, rename it to its name, fsync the folder. The folders above are synced in their parents
-the first time that this process uses them, even where they exist already: an earlier
-process may have made them and died before they were durable.
+the first time this process uses them, even if they already exist: an earlier process may
+have created them and died before they were durable.
 
-A failed fsync is never tried again. The kernel marks the pages clean when it reports the
-error, so a second fsync on the same descriptor succeeds without having written anything.
+A failed fsync is never retried. The kernel marks the pages clean when it reports the error,
+so a second fsync on the same descriptor would succeed without having written anything.
 """
 
 import contextlib
@@ -27,25 +27,25 @@ from rollforward.storage.failures import NOT_REGULAR
 from rollforward.storage.failures import storage_error as storage_error
 
 WRITE_BACK_BYTES = 8 << 20
-"""The disk is set to work each time this much was written, so that fsync finds little left to do."""
+"""Write-back is started each time this much was written, so that fsync has little left to do."""
 
 _sync_content = getattr(os, "fdatasync", os.fsync)
-"""Leaves out a file's times, which halves what an append costs. Not every system has it."""
+"""Does not sync a file's times, which halves the cost of an append. Not every system has it."""
 
 
 class OsFiles:
     """`FileOps` of the operating system."""
 
     def create(self, path: str) -> int:
-        """O_EXCL: never into a file that is there already."""
+        """O_EXCL: never opens an existing file."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def open_read(self, path: str) -> int:
-        """O_NONBLOCK: a named pipe that someone put there must not hang us."""
+        """O_NONBLOCK: a named pipe that someone put there must not block us."""
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def write(self, fd: int, data: memoryview) -> int:
-        """At the descriptor's place, which is the end."""
+        """At the descriptor's offset, which is the end."""
         return os.write(fd, data)
 
     def pread(self, fd: int, buffer: memoryview, offset: int) -> int:
@@ -60,13 +60,13 @@ class OsFiles:
         return status.st_size
 
     def start_write_back(self, fd: int, offset: int, size: int) -> None:
-        """Linux begins to write dirty pages that are said not to be needed, and keeps them cached."""
+        """Linux starts writing dirty pages that are declared unneeded, and keeps them cached."""
         if hasattr(os, "posix_fadvise"):
             with contextlib.suppress(OSError):
                 os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def fsync(self, fd: int) -> None:
-        """Content, and what is needed to read it back: size and extents; a file's times may be lost."""
+        """Syncs content and what is needed to read it back (size, extents); a file's times may be lost."""
         _sync_content(fd)
 
     def close(self, fd: int) -> None:
@@ -75,18 +75,18 @@ class OsFiles:
 
     def rename(self, source: str, target: str) -> None:
         """Atomic within a file system."""
-        os.rename(source, target)  # noqa: PTH104 - one system call a method
+        os.rename(source, target)  # noqa: PTH104 - one system call per method
 
     def unlink(self, path: str) -> None:
         """Remove a name."""
-        os.unlink(path)  # noqa: PTH108 - one system call a method
+        os.unlink(path)  # noqa: PTH108 - one system call per method
 
     def mkdir(self, path: str) -> None:
         """Make one folder."""
-        os.mkdir(path, 0o777)  # noqa: PTH102 - one system call a method
+        os.mkdir(path, 0o777)  # noqa: PTH102 - one system call per method
 
     def fsync_folder(self, path: str) -> None:
-        """A folder has a descriptor like a file."""
+        """A folder has a descriptor, like a file."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -98,7 +98,7 @@ class OsFiles:
         return _entry(path.rpartition("/")[2], os.lstat(path))
 
     def scan(self, path: str) -> list[Entry]:
-        """A name that goes away meanwhile is left out."""
+        """A name that disappears in the meantime is left out."""
         found = []
         with os.scandir(path) as entries:
             for entry in entries:
@@ -118,14 +118,14 @@ def _entry(name: str, status: os.stat_result) -> Entry:
 
 
 def same_folder(one: str | Path, other: str | Path) -> bool:
-    """Whether two paths are one place, links followed; a loop of links is only itself."""
+    """Whether two paths are the same place, following links; a loop of links equals only itself."""
     return os.path.realpath(one) == os.path.realpath(other)
 
 
 def open_to_append(path: str | Path) -> TextIO:
-    """A text file to add lines to, made when it is missing. For logs: nothing is durable.
+    """Open a text file for appending lines, creating it if missing. For logs: nothing is durable.
 
-    OSError at once when it is neither a file nor a device: a named pipe would wait for a reader.
+    OSError at once when it is neither a file nor a device: a named pipe would block until it has a reader.
     """
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     mode = os.fstat(fd).st_mode
@@ -136,7 +136,7 @@ def open_to_append(path: str | Path) -> TextIO:
 
 
 class LocalStorage:
-    """`Storage` in a folder of a POSIX file system. The folder is made by the first write."""
+    """`Storage` in a folder of a POSIX file system. The first write creates the folder."""
 
     def __init__(self, root: str | Path, ops: FileOps | None = None) -> None:
         self.root = str(Path(root).absolute())
@@ -156,7 +156,7 @@ class LocalStorage:
         return size
 
     def make_root(self) -> None:
-        """Make the root folder, durably, where it is missing."""
+        """Create the root folder, durably, if it is missing."""
         self._make_durable_folder(self.root)
 
     def open(self, path: str) -> ReadHandle:
@@ -208,7 +208,7 @@ class LocalStorage:
             raise storage_error("listing", target, error) from error
 
     def remove(self, path: str) -> None:
-        """See `Storage.remove`. Nothing is removed through a symbolic link that stands for a folder."""
+        """See `Storage.remove`. Never removes anything through a symbolic link to a folder."""
         target = self._full(path)
         self._refuse_links(path)
         try:
@@ -227,7 +227,7 @@ class LocalStorage:
     ) -> tuple[int, int]:
         """The durable write: the order of the calls below is the promise.
 
-        Returns the file's descriptor, when it stays open, and its size.
+        Returns the file's descriptor, if it stays open, and its size.
         """
         folder, _, name = target.rpartition("/")
         self._make_durable_folder(folder)
@@ -258,7 +258,7 @@ class LocalStorage:
         return fd, size
 
     def _close_quietly(self, fd: int) -> None:
-        """After an error that says more than one from here could."""
+        """For use after an error that says more than an error from closing would."""
         if fd >= 0:
             with contextlib.suppress(OSError):
                 self._ops.close(fd)
@@ -286,12 +286,12 @@ class LocalStorage:
         try:
             return self._ops.create(temporary)
         except FileExistsError:
-            # The same name twice: an earlier write of this very object failed and could not clean up.
+            # The same name twice: an earlier write by this object failed and could not clean up.
             self._ops.unlink(temporary)
             return self._ops.create(temporary)
 
     def _write_early(self, fd: int, buffers: Iterable[Buffer]) -> int:
-        """Write everything, and let the disk begin while the rest is still computed and copied."""
+        """Write everything, letting the disk start while the rest is still being computed and copied."""
         size = started = 0
         for buffer in buffers:
             size += write_all(self._ops, fd, [buffer])
@@ -304,15 +304,15 @@ class LocalStorage:
         try:
             self._ops.unlink(temporary)
         except OSError:
-            # Whatever stopped the write may stop this too. The next save's cleaning tries again.
+            # Whatever stopped the write may stop this too. The next save's cleanup tries again.
             return
 
     def _make_durable_folder(self, folder: str) -> None:
-        """Make the folder and those above it, and sync each in its parent."""
+        """Create the folder and those above it, and sync each in its parent."""
         if folder in self._durable_folders:
             return
         parent = folder.rpartition("/")[0]
-        # Above the root only folders that are missing are made and synced: those that exist are not ours.
+        # Above the root, only missing folders are created and synced: existing ones are not ours.
         if folder.startswith(self.root + "/"):
             self._make_durable_folder(parent)
         made = self._make_folder(folder)
@@ -323,7 +323,7 @@ class LocalStorage:
         self._durable_folders.add(folder)
 
     def _sync_foreign(self, folder: str) -> None:
-        """The folder that holds a root which someone else made: they may not have let us read it."""
+        """Sync the parent of a root that someone else created: we may lack permission to read it."""
         try:
             self._ops.fsync_folder(folder)
         except PermissionError:
@@ -389,7 +389,7 @@ class _LocalHandle:
         """See `ReadHandle.close`; closing twice does nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            # What was read is in memory already; an error now says nothing about it.
+            # What was read is already in memory; an error now says nothing about it.
             with contextlib.suppress(OSError):
                 self._ops.close(fd)
 

@@ -1,13 +1,11 @@
-"""Small files that go with a checkpoint: the model's `config.json`, `tokenizer.json` and the like.
+"""Small files that belong to a checkpoint: the model's `config.json`, `tokenizer.json` and the like.
 
-They lie in the run's `model/` folder, once for all checkpoints, and a second time in `model.copy/`: one
-damaged byte in a file that all checkpoints share would cost all of them. The digests that a manifest has of
-the first hold for the second; either serves when it has them. A manifest of an earlier release has no
-second copy: the next checkpoint makes one.
+All checkpoints share one copy in the run's `model/` folder and a second one in `model.copy/`: with a single
+copy, one damaged byte would cost every checkpoint. The digests in a manifest apply to both copies; either
+one that matches them can be used. Earlier releases made no second copy: the next checkpoint adds it.
 
-Content that differs from what is there already goes to `model.1/` (and `model.1.copy/`), `model.2/` and so
-on: a file that a manifest names is never replaced by another, and one that none names may be somebody
-else's.
+Content that differs from what is already there goes to `model.1/` (and `model.1.copy/`), `model.2/` and so
+on: a file that a manifest lists is never replaced, and a file that no manifest lists may not be ours.
 """
 
 import itertools
@@ -32,13 +30,13 @@ class FoundAttachments:
     contents: Mapping[str, bytes]
     """File name -> content."""
     folder: str
-    """Where all of them lie with this content; relative to the run's folder."""
+    """The folder that holds all of them with this content; relative to the run's folder."""
     damaged: tuple[str, ...] = ()
-    """What is wrong with the copy that was not used, a line each."""
+    """Problems with the copy that was not used, one line each."""
 
 
 def copy_of(path: str) -> str:
-    """Where the second copy of an attachment lies."""
+    """The path of an attachment's second copy."""
     folder, _, name = path.rpartition("/")
     return f"{folder}{_COPY}/{name}"
 
@@ -46,10 +44,10 @@ def copy_of(path: str) -> str:
 def find_attachments(
     storage: Storage, attachments: Sequence[Attachment], *, both: bool = False
 ) -> FoundAttachments:
-    """The first of the two copies that is whole; with `both` the other one is looked at too.
+    """The first of the two copies that is intact; with `both`, the other one is checked too.
 
-    CheckpointInvalid, without the checkpoint's name, when neither is: CheckpointUnreadable when one of
-    them could not be read.
+    CheckpointInvalid, without the checkpoint's name, when neither is intact: CheckpointUnreadable when one
+    of them could not be read.
     """
     try:
         found = _read_all(storage, attachments, [item.path for item in attachments])
@@ -64,7 +62,7 @@ def find_attachments(
 
 
 def _wrong_copies(storage: Storage, attachments: Sequence[Attachment]) -> tuple[str, ...]:
-    """What is wrong with second copies; that there is none is not, since older releases made none."""
+    """Problems with second copies; a missing one is not a problem, since older releases made none."""
     wrong = []
     for item in attachments:
         try:
@@ -102,11 +100,11 @@ def _read(storage: Storage, item: Attachment, path: str) -> bytes:
 def write_attachments(
     storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str], written: set[str]
 ) -> tuple[Attachment, ...]:
-    """Make the files durable, twice, and say where they are; what is there already is not written again.
+    """Make both copies of the files durable and return where they are; skips files that are already there.
 
-    `named` is path -> digest of everything that existing manifests name. `written` are the paths that this
-    process wrote itself, be the manifest published or not; what is written now is added. ValueError for a
-    name that is not a plain file name, and for content that would not be read again.
+    `named` is path -> digest of everything that existing manifests list. `written` holds the paths that this
+    process wrote itself, whether or not a manifest was published; new ones are added. ValueError for a
+    name that is not a plain file name, and for content that could not be read back.
     """
     for name, content in contents.items():
         if len(content) > MAX_ATTACHMENT_BYTES:
@@ -115,9 +113,9 @@ def write_attachments(
             raise ValueError(f"an attachment cannot be named {name!r}")
     found = _in_free_folder(storage, contents, named, written)
     for item in found:
-        # The second copy first: what a killed save leaves is told by it from what is somebody else's.
+        # The second copy first: it distinguishes what a killed save left from files that are not ours.
         for path in (copy_of(item.path), item.path):
-            # Only what a manifest names is known to be durable, and it may have been damaged since.
+            # Only what a manifest lists is known to be durable, and it may have been damaged since.
             if not (named.get(item.path) == item.digest and _is_whole(storage, item, path)):
                 storage.write(path, [contents[item.name]])
         written.add(item.path)
@@ -127,7 +125,7 @@ def write_attachments(
 def _in_free_folder(
     storage: Storage, contents: Mapping[str, bytes], named: Mapping[str, str], written: Collection[str]
 ) -> tuple[Attachment, ...]:
-    """The attachments, in the first folder in which nothing else would have to make room."""
+    """The attachments, in the first folder where they would replace nothing else."""
     for number in itertools.count():
         folder = f"{MODEL}.{number}" if number else MODEL
         found = tuple(
@@ -151,7 +149,7 @@ def _is_free(storage: Storage, item: Attachment, named: Mapping[str, str], writt
         return True
     first, second = storage.stat(item.path), storage.stat(copy_of(item.path))
     if second is None:
-        # A file that is there once only was not written by us.
+        # A file without a second copy was not written by us.
         return first is None
     return _is_whole(storage, item, copy_of(item.path)) and (
         first is None or _is_whole(storage, item, item.path)

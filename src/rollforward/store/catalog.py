@@ -1,8 +1,8 @@
-"""Finding checkpoints: what there is, newest first, and why something does not count.
+"""Finding checkpoints: which exist, newest first, and why one does not count.
 
-Nothing is changed on disk and no rank is needed. Whether a checkpoint counts, `judging` says. One that
-could not be read this time is passed over by `find` like one that is damaged: an older one may be resumed
-from. Nobody may delete it for that.
+Nothing is changed on disk and no rank is needed. `judging` decides whether a checkpoint counts. `find`
+skips one that could not be read this time, just as it skips a damaged one: the run may resume from an older
+one. But an unreadable checkpoint must never be deleted for that.
 """
 
 from collections.abc import Collection, Iterator
@@ -50,23 +50,23 @@ class Found:
 
 
 def positions(storage: Storage) -> list[Position]:
-    """The positions of all manifests, whole or not, newest first."""
+    """The positions of all manifests, intact or not, newest first."""
     found = peek_incarnations(storage)
     latest = max((number for number in found.values() if number), default=0)
-    # One that cannot be read is put where its position belongs, in the timeline of the latest start.
+    # An unreadable one is sorted by its position, within the timeline of the latest start.
     return sorted(found, key=lambda position: (found[position] or latest, position), reverse=True)
 
 
 def named_positions(storage: Storage) -> list[Position]:
-    """The positions of all manifests, whole or not; by their names, nothing is opened."""
+    """The positions of all manifests, intact or not, from file names alone; nothing is opened."""
     named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
     return [position for position in named if position is not None]
 
 
 def oldest_position(storage: Storage) -> Position:
-    """The least position of all manifests, whole or not; by their names, nothing is opened.
+    """The lowest position of all manifests, intact or not, from file names alone; nothing is opened.
 
-    For whoever has just committed one: StorageError when there is none.
+    For callers that have just committed one: StorageError when there is none.
     """
     found = named_positions(storage)
     if not found:
@@ -78,9 +78,9 @@ def oldest_position(storage: Storage) -> Position:
 
 
 def peek_incarnations(storage: Storage, unread: list[StorageError] | None = None) -> dict[Position, int]:
-    """The incarnation that each manifest claims to be of, 0 when it cannot be told; nothing is verified.
+    """The incarnation that each manifest claims, 0 when unknown; nothing is verified.
 
-    `unread` gets the errors of those that could not be read this time.
+    `unread` collects the errors of those that could not be read this time.
     """
     found = {}
     for position in named_positions(storage):
@@ -101,7 +101,7 @@ def _peek(storage: Storage, position: Position) -> int:
 
 
 def candidates(storage: Storage) -> Iterator[Manifest | Rejected]:
-    """Every checkpoint, newest first: its manifest when it counts, else why not."""
+    """Every checkpoint, newest first: its manifest if it counts, otherwise why it does not."""
     judge = Judge(storage)
     for position in positions(storage):
         info = judge.judge(position)
@@ -111,10 +111,10 @@ def candidates(storage: Storage) -> Iterator[Manifest | Rejected]:
 
 
 def find(storage: Storage, *, skip: Collection[Position] = (), until: Position | None = None) -> Found:
-    """The newest checkpoint whose manifest proves intact and whose files are all there.
+    """The newest checkpoint whose manifest is intact and whose files are all there.
 
-    `skip` names positions that the caller has rejected already, because reading them failed. With
-    `until`, checkpoints of later positions are passed over.
+    `skip` lists positions that the caller has already rejected because reading them failed. With
+    `until`, checkpoints of later positions are skipped.
     Raises NothingToResume, which says what was looked for and what is there.
     """
     rejected: list[Rejected] = []
@@ -162,7 +162,7 @@ def _what_to_try(*, rejected: bool, later: bool) -> str:
 def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[CheckpointInfo]:
     """Every checkpoint, newest first; `deep` reads and digests every byte of each.
 
-    Those that a run removes meanwhile are not in it.
+    Checkpoints that a run removes in the meantime are left out.
     """
     judge = Judge(storage, deep=deep)
     found = (judge.judge(position) for position in positions(storage))
@@ -170,7 +170,7 @@ def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[Checkpoint
 
 
 def tensor_files(storage: Storage, folder: str) -> Iterator[TensorFileName]:
-    """What in the folder of a role has the name of a tensor file of ours."""
+    """Everything in a role's folder that is named like one of our tensor files."""
     for rank in storage.scan(folder):
         if parse_rank(rank.name) is not None and rank.kind == "folder":
             for entry in storage.scan(f"{folder}/{rank.name}"):
@@ -180,9 +180,9 @@ def tensor_files(storage: Storage, folder: str) -> Iterator[TensorFileName]:
 
 
 def roles_on_disk(storage: Storage) -> list[str]:
-    """The roles of which the folder seems to hold something, by names alone, and those of the contract.
+    """The contract's roles, and any others that the folder seems to hold, going by names alone.
 
-    For listings, and for what must not be touched. A folder that looks like a role's may be anybody's.
+    For listings, and for what must not be touched. A folder that looks like a role's may not be ours.
     """
     folders = [entry.name for entry in storage.scan("") if entry.kind == "folder"]
     others = ((role_of_folder(folder), folder) for folder in folders)
@@ -191,7 +191,7 @@ def roles_on_disk(storage: Storage) -> list[str]:
 
 
 def describe(storage: Storage) -> list[str]:
-    """What lies in the role folders, a line for each rank, for error messages."""
+    """What is in the role folders, one line per rank, for error messages."""
     lines = []
     for folder in map(role_folder, roles_on_disk(storage)):
         ranks = sorted(

@@ -3,13 +3,13 @@
     rank 0: plan ──exchange──> every rank: write its part, durably ──exchange──>
     rank 0: publish the manifest, remove what is too old ──exchange──> every rank: meta.json, clean up
 
-Promises: a checkpoint exists when its manifest does, and the manifest is published after every
-byte it names is durable. A failure on any rank reaches all of them through the exchange that
-follows: all raise, none hangs, what was written for the attempt is removed, and the checkpoint
-before stands. What happens after the manifest is published (meta.json, removing old files)
-can no longer fail the save: it gives warnings.
+Promises: a checkpoint exists when its manifest does, and the manifest is published last, after every
+file it lists is durable. A failure on any rank reaches all of them through the next exchange: all
+raise, none hangs, what the attempt wrote is removed, and the previous checkpoint remains valid.
+Problems after the manifest is published (meta.json, removing old files) no longer fail the
+save: they become warnings.
 
-Left out: threads, and when to save. `exchange` is an all-gather of small JSON values.
+Left out: threads, and deciding when to save. `exchange` is an all-gather of small JSON values.
 """
 
 import time
@@ -50,12 +50,12 @@ _BREAK = "\n"
 
 
 class CheckpointStore:
-    """The checkpoints of one run's folder, as one of its ranks sees them.
+    """The checkpoints in one run's folder, as seen by one of its ranks.
 
-    `previous` is the checkpoint *of this folder* that was restored just now, every byte of it
-    verified: roles that did not change since are not written again. Without it the first save
-    writes everything. `fence` is called by rank 0 before it publishes, and raises when this
-    process no longer owns the folder.
+    `previous` is the checkpoint *in this folder* that was just restored, with every byte
+    verified: roles that have not changed since are not written again. Without it the first save
+    writes everything. Rank 0 calls `fence` before it publishes; it raises when this process no
+    longer owns the folder.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class CheckpointStore:
         self._exchange = exchange
         self._now = now
         self.inventory: cleaning.Inventory | None = None
-        """Of rank 0, from its first save on."""
+        """Set on rank 0, from its first save on."""
         self.attached: set[str] = set()
         """Paths of the attachments that this process wrote."""
         self.revisions: Mapping[str, int] = {}
-        """role -> revision of what lives, when it was what `previous` holds."""
+        """role -> revision of the live tensors at the time when they equalled `previous`."""
 
     def save(
         self,
@@ -100,8 +100,8 @@ class CheckpointStore:
     ) -> Saved:
         """Save and commit a checkpoint; returns when it is durable. Collective.
 
-        `live` is the same on every rank, arrays or what holds them; each tensor is read by one rank only.
-        `state` and `versions` must be what JSON can hold; `attachments` is file name -> content,
+        `live` is the same on every rank: arrays, or their owner; each tensor is read by one rank only.
+        `state` and `versions` must be JSON-serializable; `attachments` is file name -> content,
         kept in the run's `model/` folder. Raises StorageError naming the ranks that failed.
         """
         about = About(
@@ -115,7 +115,7 @@ class CheckpointStore:
         return self.save_described(about.at(position, global_step), live)
 
     def save_described(self, description: Description, live: Live | Tensors) -> Saved:
-        """`save`, of a checkpoint that is described already. Collective."""
+        """`save` with a ready-made description. Collective."""
         live = as_live(live)
         attempt = self.plan(description, live.layout(), revisions_of(live))
         attempt.sources = sources_of(live, attempt.share(), Guard())
@@ -133,15 +133,16 @@ class CheckpointStore:
         )
 
     def restored(self, live: Live) -> None:
-        """`previous` was put into `live` just now, so roles that keep their revisions need not be read."""
+        """`previous` was just loaded into `live`, so roles that keep their revisions need not be read."""
         self.revisions = revisions_of(live) if self.previous is not None else {}
 
     def plan(
         self, description: Description, layout: Layout, revisions: Mapping[str, int] | None = None
     ) -> "Attempt":
-        """Agree on who writes what, and where. Collective; nothing is written or read. First part of `save`.
+        """Agree on who writes what, and where: the first part of `save`. Collective; no reads or writes.
 
-        ValueError for tensors that cannot be stored. A role whose revision is that of `previous` is left out.
+        ValueError for tensors that cannot be stored. A role with the same revision as in `previous` is
+        left out.
         """
         started = time.perf_counter()
         revisions = revisions or {}
@@ -174,7 +175,7 @@ class CheckpointStore:
     def _unchanged(
         self, layout: Layout, shares: Mapping[str, list[list[str]]], revisions: Mapping[str, int]
     ) -> Iterator[str]:
-        """Roles with the revision that they had in `previous`, which holds this rank's share of them."""
+        """Roles with the same revision as in `previous`, which holds this rank's share of them."""
         previous = Previous.of(self.previous, self.rank, self.world_size)
         for role, named in layout.items():
             mine = {name: named[name] for name in shares[role][self.rank]}
@@ -183,9 +184,9 @@ class CheckpointStore:
                 yield role
 
     def tidy(self, committed: Committed) -> list[str]:
-        """Derive meta.json and remove old files of this rank; returns warnings, never fails the save.
+        """Update this rank's meta.json and remove its old files; returns warnings, never fails the save.
 
-        Not collective, so it may run on another thread, but not while the next part is written.
+        Not collective, so it may run on another thread, but not while the next part is being written.
         """
         warnings = self._derive_meta(committed.manifest)
         warnings += cleaning.remove_files(self.storage, committed.kept, self.rank)
@@ -198,15 +199,15 @@ class CheckpointStore:
         return warnings
 
     def derive_meta(self) -> list[str]:
-        """Make this rank's meta.json say what the checkpoint that was restored says; returns warnings.
+        """Make this rank's meta.json match the restored checkpoint; returns warnings.
 
-        An earlier process may have been killed after it had published a manifest and before it told
-        meta.json. Not collective; without `previous` there is nothing to do.
+        An earlier process may have been killed after publishing a manifest but before updating meta.json.
+        Not collective; without `previous` there is nothing to do.
         """
         return [] if self.previous is None else self._derive_meta(self.previous)
 
     def all_ready(self, ready: bool) -> bool:
-        """Whether every rank is. Collective."""
+        """Whether every rank is ready. Collective."""
         return all(self._exchange(ready))
 
     def _derive_meta(self, manifest: Manifest) -> list[str]:
@@ -221,7 +222,7 @@ class CheckpointStore:
         return warnings
 
     def together(self, position: Position, doing: str, work: Callable[[], Any]) -> list[Any]:
-        """Do this rank's work, then learn how the others fared; all raise when one failed."""
+        """Do this rank's work, then learn the other ranks' results; all raise if any failed."""
 
         def policy(failures: Sequence[Failure], own: Exception | None, _: int) -> Exception:
             if own is not None and not isinstance(own, StorageError):
@@ -229,8 +230,8 @@ class CheckpointStore:
             told = "; ".join(
                 f"rank {failure.rank}: {failure.message.partition(_BREAK)[0]}" for failure in failures[:8]
             )
-            # A checkpoint that the storage refused is survivable. Anything else stops the run, so it must
-            # not look like that on any rank.
+            # A storage error while saving is survivable. Anything else stops the run, so it must not look
+            # like a storage error on any rank.
             return kind_of(failures)(
                 f"checkpoint {position} was not saved, {doing} it failed on {told}", hint=failures[0].hint
             )
@@ -240,7 +241,7 @@ class CheckpointStore:
 
 @dataclass
 class Attempt:
-    """A save under way on one rank: made by `CheckpointStore.plan`, and taken through its phases here.
+    """A save in progress on one rank, created by `CheckpointStore.plan`; its methods are the phases.
 
     `write` and `publish` are not collective, so they may run on another thread; the others are.
     """
@@ -249,43 +250,43 @@ class Attempt:
     _: KW_ONLY
     description: Description
     number: int
-    """Behind the file prefix, when this position had a checkpoint before."""
+    """Added to the file prefix when this position already had a checkpoint."""
     created: str
     roles: list[str]
     shares: Mapping[str, list[list[str]]]
-    """role -> rank -> names, as `parts.assign` says."""
+    """role -> rank -> names, from `parts.assign`."""
     revisions: Mapping[str, int]
-    """role -> revision of what is saved, where one is known."""
+    """role -> revision of what is saved, if known."""
     unchanged: frozenset[str]
-    """Roles that are, by their revisions, those of the checkpoint before."""
+    """Roles that have not changed since the previous checkpoint, going by their revisions."""
     started: float
     sources: Sources = field(default_factory=dict)
-    """What this rank writes, as `share` says; set before it does."""
+    """What this rank writes, from `share`; set before writing starts."""
     written: dict[str, WrittenFile | None] = field(default_factory=dict)
     """role -> what this rank wrote; None where nothing changed."""
 
     def target(self, role: str, rank: int) -> TensorFileName:
-        """The file of a role and rank."""
+        """The file for a role and rank."""
         return TensorFileName(role, rank, self.description.position, self.number)
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of tensor files that this rank wrote; what did not change was not written."""
+        """Bytes of tensor files that this rank wrote; unchanged roles are not written."""
         return sum(file.size for file in self.written.values() if file is not None)
 
     def share(self) -> Iterator[tuple[str, str]]:
-        """(role, name) of the tensors that this rank reads and, unless nothing changed, writes."""
+        """(role, name) of the tensors that this rank reads and, unless unchanged, writes."""
         for role in self.roles:
             if role not in self.unchanged:
                 yield from ((role, name) for name in self.shares[role][self._store.rank])
 
     def left_out(self) -> Iterator[tuple[str, str]]:
-        """(role, name) of the tensors that this rank would write, had their role another revision."""
+        """(role, name) of the tensors that this rank would write if their role's revision had changed."""
         for role in sorted(self.unchanged):
             yield from ((role, name) for name in self.shares[role][self._store.rank])
 
     def check_unchanged(self, digests: Mapping[tuple[str, str], str]) -> None:
-        """EngineError when what is left out has other digests than `previous` has for it."""
+        """EngineError when the digests of what is left out differ from those in `previous`."""
         previous = Previous.of(self._store.previous, self._store.rank, self._store.world_size)
         for role, name in self.left_out():
             if digests[role, name] != previous.tensors[role][name].digest:
@@ -311,7 +312,7 @@ class Attempt:
     def commit(self, error: Exception | None = None) -> Committed:
         """`gather`, `publish` and `conclude` in one. Collective.
 
-        `error` is what `write` raised on this rank, if it did: then every rank raises.
+        `error` is what `write` raised on this rank, if anything: then every rank raises.
         """
         manifest = self.gather(error)
         verdict, failure = None, None
@@ -322,7 +323,7 @@ class Attempt:
         return self.conclude(manifest, verdict, failure)
 
     def gather(self, error: Exception | None = None) -> Manifest:
-        """What all ranks have written, as the manifest that says so; nothing is visible yet. Collective."""
+        """The manifest of what all ranks have written; nothing is visible yet. Collective."""
         try:
             parts = self._store.together(self.description.position, "writing", lambda: self._report(error))
             parts = self._settle_roles(parts)
@@ -332,7 +333,7 @@ class Attempt:
         return self._build(parts)
 
     def conclude(self, manifest: Manifest, verdict: Any, failure: Exception | None) -> Committed:
-        """Learn on every rank how `publish` fared on rank 0, and believe it. Collective."""
+        """Share the result of rank 0's `publish` with every rank, and act on it. Collective."""
         position = self.description.position
 
         def tell() -> Any:
@@ -343,7 +344,7 @@ class Attempt:
         try:
             verdict = self._store.together(position, "publishing", tell)[0]
         except Exception:
-            # The manifest may be visible although it is not known to be durable: then its files must stay.
+            # The manifest may be visible without being known to be durable: then its files must stay.
             self._store.inventory = None
             if not self._may_be_visible(position):
                 self._withdraw()
@@ -368,7 +369,7 @@ class Attempt:
         return {role: part_to_json(self.written[role]) for role in self.roles}
 
     def _settle_roles(self, parts: list[Any]) -> list[Any]:
-        """A role is reused on all ranks or on none: who skipped one that others wrote writes it now."""
+        """Reuse a role on all ranks or on none: a rank that skipped one that others wrote writes it now."""
         mixed = [role for role in self.roles if len({part[role] is None for part in parts}) > 1]
         if not mixed:
             return parts
@@ -385,7 +386,7 @@ class Attempt:
         return self._store.together(self.description.position, "writing", fill)
 
     def _build(self, parts: list[Any]) -> Manifest:
-        """The manifest, the same on every rank, from what all of them wrote."""
+        """The manifest of what all ranks wrote; the same on every rank."""
         files: list[FileRecord] = []
         tensors: list[StoredTensor] = []
         for role in self.roles:
@@ -414,9 +415,9 @@ class Attempt:
         )
 
     def publish(self, manifest: Manifest) -> Any:
-        """Rank 0 makes the checkpoint exist, then takes back those that are too old; others do nothing.
+        """Rank 0 publishes the checkpoint, then removes those that are too old; other ranks do nothing.
 
-        Not collective, so it may run on another thread; `conclude` wants what it returns or raises.
+        Not collective, so it may run on another thread; pass what it returns or raises to `conclude`.
         """
         store, inventory = self._store, self._store.inventory
         if store.rank != 0 or inventory is None:
@@ -451,16 +452,16 @@ class Attempt:
             return True
 
     def _withdraw(self) -> None:
-        """Give back the space of an attempt that failed."""
+        """Free the disk space of a failed attempt."""
         for role in self.roles:
             try:
                 self._store.storage.remove(self.target(role, self._store.rank).path)
             except StorageError:
-                continue  # the next save's cleaning tries again
+                continue  # the next save's cleanup tries again
 
 
 def _sizes(layout: Layout) -> dict[str, dict[str, int]]:
-    """role -> name -> bytes in a file; ValueError for tensors that cannot be stored."""
+    """role -> name -> size in a file; ValueError for tensors that cannot be stored."""
     for role, named in layout.items():
         for name, spec in named.items():
             dtype_code(spec.dtype)
@@ -473,9 +474,9 @@ def _sizes(layout: Layout) -> dict[str, dict[str, int]]:
 
 
 def _suspicion(before: Manifest | None, now: Manifest) -> str | None:
-    """Steps that leave every trained byte where it was; told by digests, nothing is read.
+    """Reports steps that changed no trained byte; compares digests, nothing is read.
 
-    The policy is what counts: the optimizer counts its steps, so its bytes change whatever it does.
+    Only the policy matters: the optimizer counts its steps, so its bytes always change.
     """
     if before is None or before.run_id != now.run_id or now.global_step <= before.global_step:
         return None

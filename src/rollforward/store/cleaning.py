@@ -1,12 +1,12 @@
-"""Removing what no longer counts, in the order that a crash cannot turn into a loss.
+"""Removing what is no longer needed, in an order that makes it safe to crash at any point.
 
 Manifests go first and their folder is synced; only then the files that no other manifest
-names. What a name of ours does not fit is never touched, and the only folders that are looked into
-are those of roles that a manifest has named or this process saves (`Kept.roles`). Every function
-returns warnings instead of raising: by then the new checkpoint is committed, and a file too many
-harms nobody.
+lists. A file whose name is not one of ours is never touched, and the only folders searched are those
+of roles that a manifest has listed or that this process saves (`Kept.roles`). Every function returns
+warnings instead of raising: by then the new checkpoint is committed, and a leftover file does no
+harm.
 
-Nothing goes on the strength of an error. A manifest that could not be read this time (`unknown`) may name
+Nothing is removed because of an error. A manifest that could not be read this time (`unknown`) may list
 any file, so as long as there is one, no tensor file, attachment or journal segment is removed; each commit
 tries to read it again.
 """
@@ -48,17 +48,17 @@ Look = Callable[[Storage, Position], CheckpointInvalid | None]
 
 @dataclass(frozen=True)
 class Kept:
-    """What must stay; everything of ours that is not here may go."""
+    """What must stay; every other file of ours may be removed."""
 
     generations: frozenset[Generation]
     unreadable: frozenset[Position]
-    """Positions whose manifest is damaged: their own files stay as long as it does."""
+    """Positions whose manifest is damaged: their own files stay as long as the manifest does."""
     unknown: frozenset[Position]
-    """Positions whose manifest could not be read this time: while there is one, everything stays."""
+    """Positions whose manifest could not be read this time: while there are any, everything stays."""
     world_size: int
-    """The greatest number of ranks that any of the readable manifests is of."""
+    """The largest world size in any readable manifest."""
     roles: frozenset[str]
-    """In whose folders files of ours may lie: those of the contract, and all that a manifest has named."""
+    """Roles whose folders may hold our files: the contract's, and all that a manifest has listed."""
 
     def keeps(self, name: TensorFileName) -> bool:
         """Whether a tensor file must stay."""
@@ -66,30 +66,30 @@ class Kept:
         return bool(self.unknown) or generation in self.generations or name.position in self.unreadable
 
     def may_need_journal_of(self, rank: int) -> bool:
-        """Whether steps may be replayed, from some kept checkpoint on, for which this rank is needed."""
+        """Whether a replay from some kept checkpoint may need this rank."""
         return rank < self.world_size or bool(self.unreadable) or bool(self.unknown)
 
 
 class Inventory:
-    """All manifests of a folder, in short. One rank keeps it, from its first save on.
+    """Summaries of all manifests in a folder. One rank keeps it, from its first save on.
 
-    `look` says why a checkpoint is not whole; without it one is when its manifest and its files are there.
-    StorageError when it cannot be told which manifests there are, or what else must stay.
+    `look` says why a checkpoint is not intact; without it, a checkpoint is intact when its manifest and its
+    files are there. StorageError when the manifests, or what else must stay, cannot be determined.
     """
 
     def __init__(self, storage: Storage, look: Look | None = None) -> None:
         self._storage = storage
         self._look = look
         self._summaries: dict[Position, Summary | None] = {}
-        """None for a manifest that is damaged, or that could not be read."""
+        """None for a manifest that is damaged or could not be read."""
         self._unknown: dict[Position, str] = {}
         """Manifests that could not be read this time, and why."""
         self._unchecked: dict[Position, str] = {}
-        """Checkpoints whose files could not be looked at this time, and why."""
+        """Checkpoints whose files could not be checked this time, and why."""
         self._verdicts: dict[Position, Verdict] = {}
-        """As far as it was asked; only what is settled."""
+        """Results so far; only definite ones."""
         self._roles = set(ROLE_FOLDERS)
-        """Also those of checkpoints that were removed since: their files go after their manifest."""
+        """Includes those of checkpoints removed since: their files go after their manifest."""
         self._guests = read_guests(storage)
         named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
         for position in (position for position in named if position is not None):
@@ -123,7 +123,7 @@ class Inventory:
         self._verdicts.pop(position, None)
 
     def without(self, doomed: Iterable[Position]) -> "Inventory":
-        """A second one, of what would be left; this one stays as it is."""
+        """A copy without these checkpoints; this one stays as it is."""
         left = copy(self)
         left._summaries, left._verdicts = dict(self._summaries), dict(self._verdicts)
         for position in doomed:
@@ -131,7 +131,7 @@ class Inventory:
         return left
 
     def kept(self) -> Kept:
-        """What the manifests name, and what was there before the folder became ours."""
+        """What the manifests list, and what was there before the folder became ours."""
         damaged = {position for position, summary in self._summaries.items() if summary is None}
         named = frozenset(name for summary in self._readable() for name in summary.generations)
         return Kept(
@@ -143,24 +143,24 @@ class Inventory:
         )
 
     def attachments(self) -> dict[str, str]:
-        """Path -> digest of every attachment that a manifest names."""
+        """Path -> digest of every attachment that a manifest lists."""
         return {path: found for summary in self._readable() for path, found in summary.attachments.items()}
 
     def metrics(self) -> set[str]:
-        """The names of all figures that checkpoints carry."""
+        """The names of all metrics in the checkpoints."""
         return {name for summary in self._readable() for name in summary.metrics}
 
     def holds_a_valid_one(self) -> bool:
-        """Whether there is a checkpoint to resume from, so that what none names is left over."""
+        """Whether there is a checkpoint to resume from, so that files no manifest lists are leftovers."""
         order = sorted(self._readable(), key=lambda item: (item.incarnation, item.position), reverse=True)
         return any(self._judge_at(summary.position) is Verdict.VALID for summary in order)
 
     def free_attempt(self, roles: Iterable[str], position: Position) -> int:
-        """The least attempt number under which no committed file of this position would be replaced."""
+        """The lowest attempt number that would replace no committed file of this position."""
         roles, kept = list(roles), self.kept()
         taken = set(kept.generations)
         if kept.unknown:
-            # Any file that is there may be one that a manifest names.
+            # Any existing file may be listed by a manifest.
             files = (name for role in roles for name in tensor_files(self._storage, role_folder(role)))
             taken |= {(name.role, name.position, name.attempt) for name in files}
         attempt = 1 if position in kept.unreadable | kept.unknown else 0
@@ -169,7 +169,7 @@ class Inventory:
         return attempt
 
     def removable(self, retention: Retention) -> list[tuple[Position, Summary | None]]:
-        """The checkpoints that the policy lets go."""
+        """The checkpoints that the policy does not keep."""
         for position in list(self._unknown):
             self._read(position)
         self._unchecked.clear()
@@ -183,7 +183,7 @@ class Inventory:
         ]
 
     def warnings(self) -> list[str]:
-        """What could not be looked at when `removable` was asked, and stays for that."""
+        """What `removable` could not check, and therefore keeps."""
         return [
             *(
                 f"nothing is removed that checkpoint {position} may need: {reason}"
@@ -215,8 +215,8 @@ class Inventory:
         if position in self._unknown:
             return Verdict.UNKNOWN
         if position not in self._verdicts:
-            # One that is proved to be whole always stays, the newest of them. For the rest it will do to look
-            # at what happens by itself: damage, and files that are missing.
+            # The newest one that is proved intact always stays. For the others it is enough to check for
+            # what happens by accident: damage and missing files.
             quick = Verdict.VALID in self._verdicts.values()
             look = self._look or (why_not_there if quick else why_not_valid)
             problem = look(self._storage, position)
@@ -229,7 +229,7 @@ class Inventory:
 
 
 def remove_manifests(storage: Storage, inventory: Inventory, retention: Retention) -> list[str]:
-    """Take back the checkpoints that the policy lets go, durably, and their attachments."""
+    """Durably remove the checkpoints that the policy does not keep, and their attachments."""
     doomed = inventory.removable(retention)
     return [*inventory.warnings(), *take_back(storage, inventory, doomed)]
 
@@ -237,14 +237,14 @@ def remove_manifests(storage: Storage, inventory: Inventory, retention: Retentio
 def take_back(
     storage: Storage, inventory: Inventory, doomed: Sequence[tuple[Position, Summary | None]]
 ) -> list[str]:
-    """Remove the manifests of these checkpoints, durably, and then attachments that no other one names."""
+    """Durably remove these checkpoints' manifests, and then attachments that no other manifest lists."""
     if not doomed:
         return []
     try:
         for position, _ in doomed:
             storage.remove(manifest_path(position))
         storage.sync_folder(COMMITS)
-        # Only now may their files go. After an error they stay listed, and the next save tries again.
+        # Only now may their files be removed. After an error they stay listed, and the next save tries again.
         for position, _ in doomed:
             inventory.remove(position)
         if inventory.kept().unknown:
@@ -259,7 +259,7 @@ def take_back(
 
 
 def remove_files(storage: Storage, kept: Kept, rank: int) -> list[str]:
-    """Remove a rank's tensor files that no manifest names, and what unfinished writes left."""
+    """Remove a rank's tensor files that no manifest lists, and leftovers of unfinished writes."""
     warnings: list[str] = []
     for role in in_order(kept.roles):
         try:
@@ -271,7 +271,7 @@ def remove_files(storage: Storage, kept: Kept, rank: int) -> list[str]:
 
 
 def unneeded_files(storage: Storage, kept: Kept, role: str, rank: int) -> list[tuple[str, int]]:
-    """Path and size of what `remove_files` removes in one folder."""
+    """Path and size of the files that `remove_files` removes in one folder."""
     folder, found = rank_folder(role, rank), []
     for entry in storage.scan(folder):
         path = f"{folder}/{entry.name}"
@@ -282,7 +282,7 @@ def unneeded_files(storage: Storage, kept: Kept, role: str, rank: int) -> list[t
 
 
 def remove_files_of_stray_ranks(storage: Storage, kept: Kept, world_size: int) -> list[str]:
-    """The same for ranks that have folders but no worker any more: an earlier start had more workers."""
+    """The same for ranks that have folders but no longer a worker: an earlier start had more workers."""
     try:
         strays = [rank for rank in ranks_with_files(storage, kept.roles) if rank >= world_size]
     except StorageError as error:
@@ -293,9 +293,9 @@ def remove_files_of_stray_ranks(storage: Storage, kept: Kept, world_size: int) -
 def remove_journals_of_stray_ranks(
     storage: Storage, kept: Kept, world_size: int, incarnation: int
 ) -> list[str]:
-    """Remove the journals of ranks that have no worker any more and that no kept checkpoint is of.
+    """Remove the journals of ranks that no longer have a worker and that no kept checkpoint includes.
 
-    Those of an earlier start with more workers. What a start after `incarnation` wrote stays: a writer
+    An earlier start with more workers left them. What a start after `incarnation` wrote stays: a writer
     that has been replaced must not remove it.
     """
     try:
@@ -309,13 +309,13 @@ def remove_journals_of_stray_ranks(
 
 
 def ranks_with_files(storage: Storage, roles: Iterable[str]) -> list[int]:
-    """The ranks that have a folder of one of the roles."""
+    """The ranks that have a folder for one of the roles."""
     names = (entry.name for role in roles for entry in storage.scan(role_folder(role)))
     return sorted({rank for name in names if (rank := parse_rank(name)) is not None})
 
 
 def remove_temporaries(storage: Storage) -> list[str]:
-    """Remove what unfinished writes left in the folders that all ranks share."""
+    """Remove leftovers of unfinished writes in the folders that all ranks share."""
     try:
         for path, _ in temporaries(storage):
             storage.remove(path)
@@ -325,7 +325,7 @@ def remove_temporaries(storage: Storage) -> list[str]:
 
 
 def temporaries(storage: Storage) -> list[tuple[str, int]]:
-    """Path and size of what `remove_temporaries` removes."""
+    """Path and size of the files that `remove_temporaries` removes."""
     models = [entry.name for entry in storage.scan("") if entry.name.partition(".")[0] == MODEL]
     return [
         (f"{folder}/{entry.name}", entry.size)
@@ -336,9 +336,9 @@ def temporaries(storage: Storage) -> list[tuple[str, int]]:
 
 
 def remove_strays(storage: Storage) -> None:
-    """Remove what killed starts left of files in the run's folder itself: metrics, reports of recoveries.
+    """Remove files that killed starts left half-written in the run's folder: metrics, recovery reports.
 
-    For a start that holds the lock and has not begun to write there. What cannot be removed stays.
+    For a start that holds the lock and has not yet written there. What cannot be removed stays.
     """
     with suppress(StorageError):
         for entry in storage.scan(""):

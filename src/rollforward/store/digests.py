@@ -1,7 +1,7 @@
-"""XXH3-128: the digest of everything that is stored.
+"""XXH3-128: the digest of everything stored.
 
-It finds damage, not forgery: who can write the folder can write a matching digest. It runs
-at memory speed on one core, which is why every byte can have one.
+It detects damage, not forgery: anyone who can write to the folder can write a matching digest. It
+runs at memory speed on one core, so every byte can be digested.
 """
 
 from collections.abc import Iterable

@@ -1,15 +1,15 @@
-"""Tensor files that lay in a folder before it became a run of ours, and that bear names of ours.
+"""Tensor files that were in a folder before it became a run of ours, and are named like ours.
 
-MindRLHF names its files as we do. When a run goes on in such a folder, its first checkpoint
-makes the folder ours, and from then on a tensor file that no manifest names counts as left
-over. `guests.json` lists what was there before: none of it is ever replaced or removed by us.
+MindRLHF names its files as we do. When a run continues in such a folder, its first checkpoint
+makes the folder ours, and from then on a tensor file that no manifest lists counts as a
+leftover. `guests.json` lists what was there before: we never replace or remove any of it.
 
     {"format":"rollforward guests","version":1,
     "guests":[["policy_model","0_20"],["optimizer","0_20"]],     role and position, all ranks
     "digest":"..."}                                              of every byte before, as in a manifest
 
 It is written once, before the first checkpoint. Earlier releases wrote the inner list alone, without a
-digest; it is read for good.
+digest; that form will always be readable.
 """
 
 from typing import Any
@@ -27,11 +27,11 @@ _MAX_BYTES = 1 << 24
 
 
 def adopt(storage: Storage) -> int:
-    """List the tensor files that are there now, durably; returns how many kinds (role and position).
+    """Durably list the tensor files that are there now; returns the number of kinds (role and position).
 
-    For folders in which nothing of ours was ever committed. A rank's folder without `meta.json` has no
-    guests: ours looks like that before the first commit. Nothing is written when a list is there
-    already: what came since is ours. StorageError.
+    For folders in which we never committed anything. A rank's folder without `meta.json` has no
+    guests: ours looks like that before the first commit. If there is already a list, nothing is
+    written: files added since are ours. StorageError.
     """
     if storage.stat(GUESTS) is not None:
         return len(read_guests(storage))
@@ -49,7 +49,7 @@ def adopt(storage: Storage) -> int:
 
 
 def read_guests(storage: Storage) -> frozenset[Generation]:
-    """What must stay besides what manifests name. StorageError when the list cannot be read."""
+    """What must stay in addition to what manifests list. StorageError when the list cannot be read."""
     if storage.stat(GUESTS) is None:
         return frozenset()
     try:
@@ -66,7 +66,7 @@ def read_guests(storage: Storage) -> frozenset[Generation]:
 
 
 def _parse(content: bytes) -> Any:
-    """The list, as it was written; ValueError when it is not that."""
+    """The list as it was written; ValueError when it is not one."""
     if content.startswith(b"["):
         return strictjson.parse(content)
     check_own_digest(content)

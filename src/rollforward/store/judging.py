@@ -1,15 +1,15 @@
-"""Whether a checkpoint counts: the one place that decides, for the resume and for whoever looks.
+"""Whether a checkpoint is valid: the one place that decides, for resuming and for inspection.
 
-Two depths. `files`: the manifest proves intact, every tensor file is a regular file of its size, no
-folder on the way to it is a link, and every attachment has its digest; a thousand ranks take
-milliseconds. `bytes`: every byte of every tensor is read and digested too. Whoever restores verifies
-every byte anyway, so `find` looks at files.
+There are two depths. `files`: the manifest is intact, every tensor file is a regular file of the right
+size, no folder on its path is a link, and every attachment has its digest; a thousand ranks take
+milliseconds. `bytes`: every byte of every tensor is also read and digested. Restoring verifies every
+byte anyway, so `find` checks at depth `files`.
 
-The answer is one of three. A checkpoint that could not be read this time (`CheckpointUnreadable`) is not
-resumed from and not invalid either: nothing may be deleted because of it.
+There are three possible answers. A checkpoint that could not be read this time (`CheckpointUnreadable`) is
+not resumed from, but is not invalid either: nothing may be deleted because of it.
 
-A run may save and prune while somebody looks: what a manifest names may vanish once the manifest is gone.
-So before a checkpoint is said to be bad, its manifest is looked at again.
+A run may save and prune during a check: the files that a manifest lists may vanish once the manifest is
+gone. So before a checkpoint is reported as bad, its manifest is checked again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,24 +30,24 @@ from rollforward.store.unreadable import rejection
 _ENDS_BYTES = 512
 
 Progress = Callable[[int], None]
-"""Is told how many bytes were read since it was last called."""
+"""Called with the number of bytes read since the last call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """What was found of one checkpoint."""
+    """What was found out about one checkpoint."""
 
     position: Position
     verdict: Verdict
     reason: str
-    """Why it is not valid, in one line; empty when it is."""
+    """Why it is not valid, in one line; empty when it is valid."""
     manifest: Manifest | None
     bytes_read: int = 0
-    """Of tensors, and of attachments."""
+    """Bytes read of tensors and of attachments."""
 
     @property
     def valid(self) -> bool:
-        """Whether a resume may take it."""
+        """Whether a run may resume from it."""
         return self.verdict is Verdict.VALID
 
     @property
@@ -57,25 +57,25 @@ class CheckpointInfo:
 
     @property
     def size(self) -> int:
-        """Bytes of all its files, those shared with other checkpoints included."""
+        """Bytes of all its files, including those shared with other checkpoints."""
         return self.manifest.size if self.manifest else 0
 
 
 class Judge:
-    """Judges the checkpoints of one folder; attachments that several share are read once."""
+    """Judges the checkpoints in one folder; shared attachments are read once."""
 
     def __init__(
         self, storage: Storage, *, deep: bool = False, progress: Progress = lambda _size: None
     ) -> None:
         self.damaged_copies: dict[str, None] = {}
-        """Attachments of which one copy is damaged and the other whole, a line each, in order."""
+        """Attachments with one damaged and one intact copy, one line each, in order."""
         self._storage = storage
         self._deep = deep
         self._progress = progress
         self._attachments: dict[tuple[Attachment, ...], FoundAttachments | CheckpointInvalid] = {}
 
     def judge(self, position: Position) -> CheckpointInfo | None:
-        """The verdict; None when there is no such checkpoint any more: it was removed meanwhile."""
+        """The verdict; None when the checkpoint was removed in the meantime."""
         while True:
             manifest, read = None, 0
             try:
@@ -126,14 +126,14 @@ class Judge:
 
 
 def verdict_of(problem: CheckpointInvalid | None) -> Verdict:
-    """What an answer of `why_not_valid` and its like comes to."""
+    """The verdict for an answer from `why_not_valid` or its variants."""
     if problem is None:
         return Verdict.VALID
     return Verdict.UNKNOWN if isinstance(problem, CheckpointUnreadable) else Verdict.INVALID
 
 
 def why_not_valid(storage: Storage, position: Position) -> CheckpointInvalid | None:
-    """Why `find` would not take this checkpoint; None when it would."""
+    """Why `find` would reject this checkpoint; None when it would accept it."""
     try:
         check_files(storage, load_manifest(storage, position))
     except CheckpointInvalid as error:
@@ -142,7 +142,7 @@ def why_not_valid(storage: Storage, position: Position) -> CheckpointInvalid | N
 
 
 def why_not_intact(storage: Storage, position: Position) -> CheckpointInvalid | None:
-    """`why_not_valid`, of every byte."""
+    """`why_not_valid`, checking every byte."""
     try:
         manifest = load_manifest(storage, position)
         check_files(storage, manifest)
@@ -154,7 +154,7 @@ def why_not_intact(storage: Storage, position: Position) -> CheckpointInvalid | 
 
 
 def why_not_there(storage: Storage, position: Position) -> CheckpointInvalid | None:
-    """`why_not_valid` but for rules that a manifest keeps unless somebody forged it; 100 times as fast."""
+    """`why_not_valid` without rules that only a forged manifest would break; 100 times as fast."""
     try:
         files, attachments = listed_files(_content(storage, position), f"{position}.json")
         _check_sizes(storage, position, files)
@@ -165,17 +165,17 @@ def why_not_there(storage: Storage, position: Position) -> CheckpointInvalid | N
 
 
 def load_manifest(storage: Storage, position: Position) -> Manifest:
-    """The manifest of a position; CheckpointInvalid when it cannot be read or does not prove intact."""
+    """The manifest of a position; CheckpointInvalid when it cannot be read or is not intact."""
     return manifests.parse(_content(storage, position), f"{position}.json")
 
 
 def load_summary(storage: Storage, position: Position) -> Summary:
-    """The manifest of a position in short; CheckpointInvalid as from `load_manifest`."""
+    """The summary of a position's manifest; CheckpointInvalid as from `load_manifest`."""
     return summarise(_content(storage, position), f"{position}.json")
 
 
 def is_gone(storage: Storage, position: Position) -> bool:
-    """Whether there is no manifest of this position."""
+    """Whether there is no manifest for this position."""
     try:
         return storage.stat(manifest_path(position)) is None
     except StorageError:
@@ -183,7 +183,7 @@ def is_gone(storage: Storage, position: Position) -> bool:
 
 
 def is_replaced(storage: Storage, manifest: Manifest) -> bool:
-    """Whether a whole manifest of the same position stands in the place of this one: it was saved again."""
+    """Whether this manifest was replaced by another intact one of the same position: it was saved again."""
     try:
         return load_manifest(storage, manifest.position).digest != manifest.digest
     except CheckpointInvalid:
@@ -191,15 +191,15 @@ def is_replaced(storage: Storage, manifest: Manifest) -> bool:
 
 
 def check_files(storage: Storage, manifest: Manifest) -> None:
-    """CheckpointInvalid unless every file is there with its size, and every attachment has its digest."""
+    """CheckpointInvalid unless every file has its size and every attachment its digest."""
     _check_sizes(storage, manifest.position, [(file.path, file.size) for file in manifest.files])
     _about(manifest.position, storage, manifest.attachments)
 
 
 def _content(storage: Storage, position: Position) -> bytes:
-    """The bytes of a manifest; CheckpointInvalid when they cannot be read, or its ends are not a manifest's.
+    """A manifest's bytes; CheckpointInvalid when they cannot be read or the ends are not a manifest's.
 
-    The ends are looked at first: a large file of something else is not read.
+    The ends are checked first, so that a large file of some other kind is not read.
     """
     path = manifest_path(position)
     try:
@@ -212,7 +212,7 @@ def _content(storage: Storage, position: Position) -> bytes:
 
 
 def _ends(handle: ReadHandle) -> tuple[bytes, bytes]:
-    """Bytes of a file's front, and of its end."""
+    """A file's first bytes and last bytes."""
     size = min(_ENDS_BYTES, handle.size)
     front, back = bytearray(size), bytearray(size)
     handle.read_into(memoryview(front), 0)
@@ -231,7 +231,7 @@ def _check_sizes(storage: Storage, position: Position, files: Sequence[tuple[str
     folders: set[str] = set()
     try:
         for path, size in files:
-            # Opening refuses links anywhere on the way, so a look must not follow them either.
+            # Opening refuses links anywhere on the path, so a check must not follow them either.
             parts = path.split("/")
             for folder in ("/".join(parts[:count]) for count in range(1, len(parts))):
                 if folder not in folders:

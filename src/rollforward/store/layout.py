@@ -1,6 +1,6 @@
-"""Names and folders of a run, and nothing else: pure functions between names and what they mean.
+"""Names and folders of a run, and nothing else: pure functions that build names and parse them.
 
-What cannot be read back by the functions here is not ours, and is never removed.
+A name that these functions cannot parse is not ours, and is never removed.
 """
 
 import re
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from rollforward.position import Position
 
 ROLE_FOLDERS = {"policy_model": "train", "optimizer": "optimizer", "ref": "ref"}
-"""role -> folder, for the three roles of the contract. Any other role has a folder of its own name."""
+"""role -> folder, for the contract's three roles. Any other role's folder has the role's own name."""
 
 RESERVED = frozenset(
     {"commits", "journal", "model", "train", "heartbeat", "evidence", "strategy", "log", "tensorboard"}
     | {"compile_cache", "attachments", "metrics", "pieces", "recoveries", "tables", "tmp"}
 )
-"""Folders that a run has or may have one day, and so no names of roles; `rank_<n>` is none either."""
+"""Folders that a run has or may have one day, so they cannot be role names; nor can `rank_<n>`."""
 
 COMMITS = "commits"
 EVIDENCE = "evidence"
@@ -42,13 +42,13 @@ _FOLDER_ROLES = {folder: role for role, folder in ROLE_FOLDERS.items()}
 
 @dataclass(frozen=True)
 class TensorFileName:
-    """What the name of a tensor file says."""
+    """A tensor file's parsed name."""
 
     role: str
     rank: int
     position: Position
     attempt: int = 0
-    """How many committed files of this role, rank and position there were before."""
+    """Number of earlier committed files with this role, rank and position."""
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class TensorFileName:
 
     @classmethod
     def parse(cls, path: str) -> "TensorFileName | None":
-        """Read a path relative to the run's folder; None when it is not a tensor file of ours."""
+        """Parse a path relative to the run's folder; None when it is not one of our tensor files."""
         parts = path.split("/")
         role = role_of_folder(parts[0])
         if len(parts) != 3 or role is None or not parts[2].startswith(role):
@@ -78,12 +78,12 @@ class TensorFileName:
 
 @dataclass(frozen=True, order=True)
 class SegmentName:
-    """What the name of a journal segment says."""
+    """A journal segment's parsed name."""
 
     rank: int
     incarnation: int
     first: Position
-    """No record in it is of an earlier position."""
+    """It holds no record of an earlier position."""
 
     @property
     def path(self) -> str:
@@ -92,23 +92,23 @@ class SegmentName:
 
     @property
     def torn_path(self) -> str:
-        """Where what was cut off its end is kept."""
+        """Where its torn end is kept after being cut off."""
         return f"{self.path}.torn"
 
     @classmethod
     def parse(cls, rank: int, name: str) -> "SegmentName | None":
-        """Read a bare file name in a rank's journal folder; None when it is not a segment."""
+        """Parse a bare file name in a rank's journal folder; None when it is not a segment."""
         match = _SEGMENT.fullmatch(name)
         return cls(rank, int(match[1]), Position.parse(match[2])) if match else None
 
 
 def is_role(name: str) -> bool:
-    """Whether a group of tensors can be named like this."""
+    """Whether this is a valid name for a role."""
     return _ROLE.fullmatch(name) is not None and name not in RESERVED and parse_rank(name) is None
 
 
 def check_roles(names: Iterable[str]) -> None:
-    """ValueError for the first that cannot be the name of a role."""
+    """ValueError for the first one that is not a valid role name."""
     for name in names:
         if not isinstance(name, str) or not _ROLE.fullmatch(name):
             raise ValueError(
@@ -123,18 +123,18 @@ def check_roles(names: Iterable[str]) -> None:
 
 
 def in_order(roles: Iterable[str]) -> list[str]:
-    """Roles as manifests list them: those of the contract first, then the others by name."""
+    """Roles in the order of manifests: the contract's first, then the others by name."""
     given = set(roles)
     return [role for role in ROLE_FOLDERS if role in given] + sorted(given - ROLE_FOLDERS.keys())
 
 
 def role_folder(role: str) -> str:
-    """`train` for `policy_model`; the role's own name for all that the contract does not know."""
+    """`train` for `policy_model`; the role's own name for roles outside the contract."""
     return ROLE_FOLDERS.get(role, role)
 
 
 def role_of_folder(folder: str) -> str | None:
-    """The role whose files are in this folder of a run; None when it is of no role."""
+    """The role whose files are in this folder of a run; None when it is not a role's folder."""
     return _FOLDER_ROLES.get(folder) or (folder if is_role(folder) else None)
 
 
@@ -149,7 +149,7 @@ def rank_folder(role: str, rank: int) -> str:
 
 
 def meta_path(role: str, rank: int) -> str:
-    """Where a rank's `meta.json` of a role is."""
+    """The path of a rank's `meta.json` for a role."""
     return f"{rank_folder(role, rank)}/{META}"
 
 
@@ -159,17 +159,17 @@ def manifest_path(position: Position) -> str:
 
 
 def parse_manifest_name(name: str) -> Position | None:
-    """The position that a file in `commits/` is for; None when it is not a manifest."""
+    """The position of a manifest in `commits/`; None when the name is not a manifest's."""
     match = _MANIFEST.fullmatch(name)
     return Position.parse(match[1]) if match else None
 
 
 def parse_rank(name: str) -> int | None:
-    """The rank that a folder is for; None when it is not a rank's folder."""
+    """The rank that a folder belongs to; None when it is not a rank's folder."""
     match = _RANK.fullmatch(name)
     return int(match[1]) if match else None
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is one that an unfinished durable write leaves behind."""
+    """Whether an unfinished durable write leaves files with such a name."""
     return _TEMPORARY.fullmatch(name) is not None

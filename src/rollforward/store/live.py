@@ -1,12 +1,12 @@
-"""What is saved, where it lives: read by a thread that writes, while its owner does something else.
+"""The live tensors to save: a background thread reads and writes them while their owner does other work.
 
-    arrays of the host       read in place, chunk by chunk, until they are about to change: then what has
+    arrays on the host       read in place, chunk by chunk, until they are about to change: then what has
                              not been read yet is copied
-    tensors on a device      copied to the host when their turn comes to be written, one by one; what has
-                             had no turn when they are about to change is copied then
+    tensors on a device      copied to the host one by one, when it is their turn to be written; any
+                             remaining ones are copied when they are about to change
 
-Either way no byte is copied twice, and only a rank's own share is copied at all. What a layout
-or a revision can tell is not read.
+Either way no byte is copied twice, and only a rank's own share is copied at all. Nothing is read
+when a layout or a revision is enough.
 """
 
 import contextlib
@@ -23,26 +23,26 @@ from rollforward.tensors import Layout, Tensors, TensorSpec, layout_of
 
 
 class Live(Protocol):
-    """What checkpoints are made of; `grpo.ports.Engine` fits, which the store does not know."""
+    """What checkpoints are made of; `grpo.ports.Engine` fits it, although the store does not import it."""
 
     views: bool
-    """Whether `tensors` shows the live memory itself. Where not, each access to a tensor gives a new copy."""
+    """Whether `tensors` exposes the live memory itself. If not, each access to a tensor makes a new copy."""
 
     def layout(self) -> Layout:
-        """What there is, without reading any of it."""
+        """Which tensors there are, without reading any."""
         ...
 
     def tensors(self) -> Tensors:
-        """The tensors as they are now. Another thread may read them while nothing changes them."""
+        """The current tensors. Another thread may read them while nothing changes them."""
         ...
 
     def revision(self, role: str) -> int | None:
-        """The same number as before means that the role's bytes are those of then. None: not known."""
+        """The same number as before means that the role's bytes have not changed. None: unknown."""
         ...
 
 
 class HostArrays:
-    """`Live` arrays in the host's memory, of which nobody knows when they change."""
+    """`Live` for arrays in host memory that may change at any time, without notice."""
 
     views = True
 
@@ -50,32 +50,32 @@ class HostArrays:
         self.tensors = tensors
 
     def layout(self) -> Layout:
-        """That of the arrays; they are whole."""
+        """The arrays' layout; each is a whole tensor."""
         return layout_of(self.tensors())
 
-    def revision(self, role: str) -> int | None:  # noqa: ARG002 - as the protocol has it
-        """Not known."""
+    def revision(self, role: str) -> int | None:  # noqa: ARG002 - required by the protocol
+        """Unknown."""
         return None
 
 
 def as_live(source: Live | Tensors | Callable[[], Tensors]) -> Live:
-    """The source itself; arrays, or what gives them, as `HostArrays`."""
+    """The source itself; arrays, or a function that returns them, wrapped in `HostArrays`."""
     if isinstance(source, Mapping):
         return HostArrays(lambda: source)
     return HostArrays(source) if callable(source) else source
 
 
 def revisions_of(live: Live) -> dict[str, int]:
-    """role -> revision, of those roles that have one."""
+    """role -> revision, for the roles that have one."""
     told = {role: live.revision(role) for role in live.layout()}
     return {role: revision for role, revision in told.items() if revision is not None}
 
 
 class Guard:
-    """A lock between the thread that writes and the caller who waits to change the tensors.
+    """A lock between the writer thread and the caller that is waiting to change the tensors.
 
-    A plain lock is not enough: the writer takes it again for the next chunk at once, and the
-    caller might get no turn until the last one.
+    A plain lock is not enough: the writer immediately takes it again for the next chunk, and the
+    caller might have to wait until the last one.
     """
 
     def __init__(self) -> None:
@@ -85,14 +85,14 @@ class Guard:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """For the writer; stands back while the caller waits."""
+        """For the writer; yields to a waiting caller."""
         self._free.wait()
         with self._lock:
             yield
 
     @contextlib.contextmanager
     def copying(self) -> Iterator[None]:
-        """For the caller; waits for one chunk at most, or for one tensor to be copied from its device."""
+        """For the caller; waits at most for one chunk, or for one tensor to be copied from its device."""
         self._free.clear()
         try:
             with self._lock:
@@ -104,7 +104,7 @@ class Guard:
 class LiveSource:
     """A live tensor as a `TensorSource`.
 
-    `read` gives the live array itself when `in_place`; else a copy, which then belongs to this source.
+    `read` returns the live array itself when `in_place`, otherwise a copy that this source owns.
     """
 
     def __init__(
@@ -115,18 +115,18 @@ class LiveSource:
         self._read: Callable[[], NDArray[Any]] | None = read
         self._in_place = in_place
         self._guard = guard
-        # A live array is looked up now: its owner may put another one in its place.
+        # Look up a live array now: its owner may replace it with another one.
         self._bytes = self._first_read(read) if in_place else None
 
     def _first_read(self, read: Callable[[], NDArray[Any]]) -> NDArray[np.uint8]:
         array = read()
         found = as_bytes(array)
-        # A view in C order is read in place; anything else has to be copied, and only once.
+        # A view in C order is read in place; anything else has to be copied, but only once.
         self._in_place = self._in_place and np.may_share_memory(found, array)
         return found
 
     def chunks(self) -> Generator[memoryview, None, None]:
-        """Each chunk is given out under the guard, so that it cannot change while it is written."""
+        """Yields each chunk under the guard, so that it cannot change while it is being written."""
         begin = 0
         while True:
             with self._guard.reading():
@@ -141,7 +141,7 @@ class LiveSource:
             begin += CHUNK_BYTES
 
     def keep_copy(self) -> int:
-        """Read from a copy from now on; returns the bytes that were copied. The caller holds the guard."""
+        """Read from a copy from now on; returns the bytes copied. The caller must hold the guard."""
         if self._read is None:
             return 0
         if self._bytes is None:
@@ -154,17 +154,17 @@ class LiveSource:
         return self._bytes.nbytes
 
     def release(self) -> None:
-        """Nothing more will be read; a copy is let go."""
+        """Nothing more will be read; drops the copy."""
         with self._guard.reading():
             self._read = self._bytes = None
 
 
 Share = Mapping[str, Mapping[str, LiveSource]]
-"""role -> name -> source, of the tensors that one rank has to do with."""
+"""role -> name -> source, of the tensors that one rank handles."""
 
 
 def sources_of(live: Live, names: Iterable[tuple[str, str]], guard: Guard) -> Share:
-    """The tensors of these (role, name), none of which is copied yet."""
+    """The tensors of these (role, name), none of them copied yet."""
     layout, tensors = live.layout(), live.tensors()
     found: dict[str, dict[str, LiveSource]] = {}
     for role, name in names:

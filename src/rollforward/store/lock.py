@@ -1,12 +1,12 @@
-"""Who trains here: one live trainer to a run's folder, and a number for each start.
+"""Who trains here: one live trainer per run folder, and a number for each start.
 
-`run.lock` is held with `flock`, so it is free the moment its owner ends, however it ends, and
-stays held while the owner is merely paused. Its content says who holds it and the incarnation:
-one greater than any number seen in the lock, in a manifest or in the name of a journal segment.
+`run.lock` is held with `flock`, so it is released the moment its owner exits, however that happens,
+and stays held while the owner is merely paused. Its content says who holds it and the incarnation: one
+more than the highest number seen in the lock, in a manifest or in the name of a journal segment.
 
-`check` is the fence: rank 0 calls it just before it publishes a manifest. Where the file
-system does not carry `flock` between machines, a second trainer may take the lock over, and
-the first finds another incarnation in the file and cannot commit any more.
+`check` is the fence: rank 0 calls it just before it publishes a manifest. Where `flock` does not
+work across machines, a second trainer may take over the lock; the first then finds another
+incarnation in the file and can no longer commit.
 """
 
 import json
@@ -32,7 +32,7 @@ _NO_SUCCESSOR = "is of start {} of the run, and no number follows that one"
 
 @dataclass(frozen=True)
 class Owner:
-    """What `run.lock` says."""
+    """The content of `run.lock`."""
 
     incarnation: int
     host: str
@@ -40,7 +40,7 @@ class Owner:
     since: str
     """UTC."""
     held: bool = True
-    """False when the owner let go of it in good order."""
+    """False when the owner released it cleanly."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}, incarnation {self.incarnation}"
@@ -52,7 +52,7 @@ class RunLock:
     def __init__(self, storage: LocalStorage, file: FileLock, owner: Owner, taken_over: Owner | None) -> None:
         self.owner = owner
         self.taken_over = taken_over
-        """The owner before, when it ended without letting go."""
+        """The previous owner, if it ended without releasing the lock."""
         self._storage = storage
         self._file = file
 
@@ -69,9 +69,9 @@ class RunLock:
         after: int = 0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> "RunLock":
-        """Hold the folder, making it when it is missing. RunLocked says who holds it already.
+        """Lock the folder, creating it if it is missing. RunLocked says who already holds it.
 
-        `after`: the newest incarnation of the folder that the run comes from, if that is another one.
+        `after`: the newest incarnation of the folder that the run resumes from, if that is a different one.
         """
         storage = LocalStorage(root)
         storage.make_root()
@@ -103,7 +103,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Let go, and say in the file that it was in good order."""
+        """Release the lock, and record in the file that this was clean."""
         try:
             if read_owner(self._storage) == self.owner:
                 self._file.write(json.dumps(asdict(self.owner) | {"held": False}).encode())
@@ -120,8 +120,8 @@ class RunLock:
 def check_free(root: str | Path) -> None:
     """RunLocked when a live trainer is known to hold the folder; changes nothing.
 
-    `RunLock.acquire` is what decides. This tells a second trainer before it loads a model. StorageError
-    when no start can follow those that the folder knows of.
+    `RunLock.acquire` is what decides. This stops a second trainer early, before it loads a model.
+    StorageError when the folder's numbers leave no room for another start.
     """
     if is_taken(root):
         raise _locked(LocalStorage(root))
@@ -134,7 +134,7 @@ def is_taken(root: str | Path) -> bool:
 
 
 def read_owner(storage: Storage) -> Owner | None:
-    """Who holds, or last held, the folder; None when that cannot be told."""
+    """Who holds, or last held, the folder; None when unknown."""
     try:
         return _parse(read_small(storage, LOCK, limit=RECORD_BYTES).rstrip(b" \n\0"))
     except StorageError:
@@ -142,17 +142,17 @@ def read_owner(storage: Storage) -> Owner | None:
 
 
 def newest_incarnation(root: str | Path) -> int:
-    """The newest incarnation that the run in a folder has had; 0 when it has had none."""
+    """The newest incarnation of the run in a folder; 0 when there was none."""
     storage = LocalStorage(root)
     return next_incarnation(storage, read_owner(storage)) - 1
 
 
 def next_incarnation(storage: Storage, before: Owner | None, after: int = 0) -> int:
-    """One greater than any number seen, and than `after`.
+    """One more than the highest number seen, `after` included.
 
-    StorageError when that is not known: neither the lock nor, this time, every manifest could be read. A
-    number that was given before would put new checkpoints among old ones, where retention removes them.
-    StorageError too when names have no room for a greater one.
+    StorageError when that is unknown: neither the lock nor, this time, every manifest could be read. A
+    number that was used before would sort new checkpoints among old ones, where retention removes them.
+    StorageError too when a higher number would not fit into file names.
     """
     unread: list[StorageError] = []
     seen = dict(_numbers(storage, unread))
@@ -162,7 +162,7 @@ def next_incarnation(storage: Storage, before: Owner | None, after: int = 0) -> 
     seen["the run that is resumed"] = after
     where = max(seen, key=lambda path: seen[path])
     if seen[where] >= MAX_INCARNATION:
-        # Nobody has started that often. Found out now, and not when the first checkpoint is to be named.
+        # No run is started that often. Raise now, not when the first checkpoint needs a name.
         raise StorageError(
             f"{storage}: {where} {_NO_SUCCESSOR.format(seen[where])}",
             hint="no run was started that often, so somebody made this file: move it away",
@@ -171,7 +171,7 @@ def next_incarnation(storage: Storage, before: Owner | None, after: int = 0) -> 
 
 
 def without_successor(storage: Storage) -> list[str]:
-    """What keeps `next_incarnation` from an answer, besides the lock: a line each."""
+    """What stops `next_incarnation` from finding a number, apart from the lock: one line each."""
     return [
         f"{path} {_NO_SUCCESSOR.format(number)}"
         for path, number in _numbers(storage, [])
@@ -180,12 +180,12 @@ def without_successor(storage: Storage) -> list[str]:
 
 
 def _numbers(storage: Storage, unread: list[StorageError]) -> Iterator[tuple[str, int]]:
-    """Each file in whose name or first bytes there is the number of a start, and that number."""
+    """Each file with a start's number in its name or first bytes, and that number."""
     for position, number in peek_incarnations(storage, unread).items():
         yield manifest_path(position), number
     for rank in storage.scan(JOURNAL):
         folder = f"{JOURNAL}/{rank.name}"
-        # A name that a path cannot have is not one of ours.
+        # A name that is not valid in a path is not one of ours.
         if rank.kind != "folder" or parse_rank(rank.name) is None:
             continue
         for entry in storage.scan(folder):
@@ -195,7 +195,7 @@ def _numbers(storage: Storage, unread: list[StorageError]) -> Iterator[tuple[str
 
 
 def this_host() -> str:
-    """The name of this machine, as the lock has it."""
+    """The name of this machine, as written in the lock."""
     return socket.gethostname()[:64].encode("ascii", "replace").decode()
 
 
@@ -214,7 +214,7 @@ def _locked(storage: LocalStorage) -> RunLocked:
     owner = read_owner(storage)
     hint = "wait for it to end, end it, or save to another folder"
     if owner is not None and owner.host == this_host() and not Path(f"/proc/{owner.pid}").exists():
-        # Its number may be one of another pid namespace, as of a container, where the process lives on.
+        # The pid may belong to another pid namespace, such as a container's, where the process is alive.
         if holds(Path(storage.root) / LOCK, owner.pid):
             hint = (
                 f"process {owner.pid} has ended, but one that it started still runs: end that one "

@@ -1,9 +1,9 @@
-"""The manifest: the file that makes a checkpoint exist, and the one truth about it.
+"""The manifest: the file that makes a checkpoint exist, and the single source of truth about it.
 
-Promises: `parse(dump(m)) == m`; a manifest that was edited, cut or hit by a flipped bit is
-rejected by its own digest; one that is whole but names a path outside the run's folder, a
-byte range outside a file, or the same thing twice, is rejected too. Reading one allocates
-in proportion to its size on disk and no more. The format is in the docstring of
+Promises: `parse(dump(m)) == m`; a manifest that was edited, truncated or hit by a bit flip is
+rejected because of its own digest; an intact one that names a path outside the run's folder, a byte
+range outside a file, or the same thing twice is rejected too. Reading a manifest allocates memory in
+proportion to its size on disk and no more. The format is described in the docstring of
 `rollforward.store`.
 """
 
@@ -32,13 +32,13 @@ from rollforward.store.tensorfile import (
 
 FORMAT = "rollforward checkpoint"
 VERSIONS = (1, 2)
-"""Version 2 has roles that are not of the contract; nothing else differs."""
+"""Version 2 allows roles outside the contract; nothing else differs."""
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_ATTACHMENT_BYTES = 1 << 28
 _MOST_VALUES = 4_000_000
 """Room for 300,000 tensors."""
 MAX_INCARNATION = 10**18 - 1
-"""The greatest that fits the names of journal segments."""
+"""The highest that fits into the names of journal segments."""
 NOT_WHOLE = "cut short or overwritten: it does not end with its digest"
 _LARGEST = 10**300
 _FRONT = re.compile(rb'{"format":"%b","version":[12],"incarnation":(\d{1,18}),' % FORMAT.encode())
@@ -49,15 +49,15 @@ KEYS = frozenset(
 )
 
 Generation = tuple[str, Position, int]
-"""(role, position, attempt): the files of a role that were written together, one on each rank."""
+"""(role, position, attempt): a role's files that were written together, one by each rank."""
 
 TensorPart = tuple[str, str, tuple[int, ...], str]
-"""(name, dtype, shape, digest): what of a tensor goes into the digest of its role."""
+"""(name, dtype, shape, digest): what a tensor contributes to the digest of its role."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A tensor file that a checkpoint is made of."""
+    """One of a checkpoint's tensor files."""
 
     path: str
     size: int
@@ -76,65 +76,65 @@ class Attachment(FileRecord):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a checkpoint and where its bytes are."""
+    """One of a checkpoint's tensors, and where its bytes are."""
 
     role: str
     file: str
     """Path of the file that holds it."""
     record: TensorRecord
     layout: str = "replicated"
-    """How it lies over the ranks: `replicated` (the same on every rank) is the only way of version 1."""
+    """How it is distributed over the ranks: version 1 has only `replicated` (the same on every rank)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All there is to know about one checkpoint."""
+    """Everything about one checkpoint."""
 
     incarnation: int
     position: Position
     run_id: str
     global_step: int
     created: str
-    """UTC, as in 2026-01-31T12:00:00.000000Z."""
+    """UTC, such as 2026-01-31T12:00:00.000000Z."""
     world_size: int
     fingerprint: str
-    """Of the configuration."""
+    """The configuration's."""
     versions: Mapping[str, str]
     state: Mapping[str, Any]
-    """The trainer's own: a small JSON object. Only `metrics` means something here."""
+    """The trainer's own state, a small JSON object. Only `metrics` has a meaning here."""
     files: tuple[FileRecord, ...]
     tensors: tuple[StoredTensor, ...]
     attachments: tuple[Attachment, ...] = ()
     digest: str = field(default="", compare=False)
-    """Of the manifest itself: set by `parse` and by the store, not by hand."""
+    """The manifest's own digest: set by `parse` and by the store, not by hand."""
 
     @property
     def roles(self) -> set[str]:
-        """Every role that it has, also one without a tensor."""
+        """Every role in it, including roles without tensors."""
         return {generation[0] for generation in self.generations()} | {item.role for item in self.tensors}
 
     @property
     def version(self) -> int:
-        """Of the format."""
+        """The format version."""
         return version_of(self.roles)
 
     @property
     def order(self) -> tuple[int, Position]:
-        """Newer checkpoints have greater values."""
+        """Sort key: newer checkpoints have greater values."""
         return self.incarnation, self.position
 
     @property
     def size(self) -> int:
-        """Bytes of all files that it names, shared ones included."""
+        """Bytes of all files that it lists, including shared ones."""
         return sum(file.size for file in self.files) + sum(file.size for file in self.attachments)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Name -> figure, for retention and for people; empty when the trainer gave none."""
+        """Name -> value, for retention and for people; empty when the trainer gave none."""
         return metrics_of(self.state)
 
     def role_digests(self) -> dict[str, str]:
-        """One digest a role, over its tensors by name; independent of world size and files."""
+        """One digest per role, over its tensors by name; independent of world size and files."""
         parts: dict[str, list[TensorPart]] = {}
         for tensor in self.tensors:
             record = tensor.record
@@ -143,12 +143,12 @@ class Manifest:
         return {role: _role_digest(found) for role, found in sorted(parts.items())}
 
     def generations(self) -> set[Generation]:
-        """Which files it needs, said once for all ranks: the role and the position they were written at."""
+        """The files it needs, one entry for all ranks: their role and the position they were written at."""
         parsed = [TensorFileName.parse(file.path) for file in self.files]
         return {(name.role, name.position, name.attempt) for name in parsed if name is not None}
 
     def paths(self) -> set[str]:
-        """Every file that must stay for this checkpoint to be whole."""
+        """Every file that this checkpoint needs."""
         return {file.path for file in self.files} | {file.path for file in self.attachments}
 
 
@@ -165,12 +165,12 @@ def metrics_of(state: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tensors_of(role: str, written: WrittenFile) -> list[StoredTensor]:
-    """What a manifest says of the tensors in a file that was just written."""
+    """The manifest's records for the tensors in a file that was just written."""
     return [StoredTensor(role, written.path, record) for record in written.tensors]
 
 
 def dump(manifest: Manifest) -> bytes:
-    """The manifest's bytes, its own digest at the end; ValueError for a state that JSON cannot hold."""
+    """The manifest's bytes, ending with its own digest; ValueError for a state that JSON cannot hold."""
     index = {file.path: number for number, file in enumerate(manifest.files)}
     files = [[file.path, file.size, file.digest] for file in manifest.files]
     attachments = [[file.path, file.size, file.digest] for file in manifest.attachments]
@@ -196,7 +196,7 @@ def dump(manifest: Manifest) -> bytes:
         "created": manifest.created,
         "world_size": manifest.world_size,
         "fingerprint": manifest.fingerprint,
-        # Reserved: where replay starts is said by incarnation and position.
+        # Reserved: incarnation and position say where replay starts.
         "journal": None,
         "versions": dict(manifest.versions),
         "state": dict(manifest.state),
@@ -213,7 +213,7 @@ def dump(manifest: Manifest) -> bytes:
 
 
 def seal(body: bytes) -> bytes:
-    """A JSON object without its closing brace, closed by the digest of these bytes."""
+    """Close a JSON object that lacks its closing brace with the digest of its bytes."""
     return body + f',"digest":"{digest(body)}"}}\n'.encode()
 
 
@@ -222,23 +222,23 @@ def _dump_lines(entries: list[list[Any]]) -> str:
 
 
 def own_digest(content: bytes) -> str:
-    """The digest that a dumped manifest ends with."""
+    """The digest at the end of a dumped manifest."""
     return content[-_TAIL:][11 : 11 + DIGEST_HEX].decode()
 
 
 def peek_incarnation(front: bytes) -> int:
-    """The incarnation that a manifest's first bytes claim, to put manifests in order; 0 when unreadable."""
+    """The incarnation that a manifest's first bytes claim, for sorting manifests; 0 when unreadable."""
     match = _FRONT.match(front)
     return int(match[1]) if match else 0
 
 
 def looks_whole(front: bytes, tail: bytes) -> bool:
-    """Whether first and last bytes may be a manifest's: it is not worth reading when they are not."""
+    """Whether these first and last bytes may be a manifest's: if not, the file is not worth reading."""
     return front[:1] == b"{" and _is_tail(tail[-_TAIL:])
 
 
 def parse(content: bytes, name: str) -> Manifest:
-    """Read the manifest that the file `commits/<name>` holds; CheckpointInvalid says why it is none."""
+    """Parse the manifest in the file `commits/<name>`; CheckpointInvalid says why it is not one."""
     try:
         own = check_own_digest(content)
         value = strictjson.parse(content, most=_MOST_VALUES)
@@ -248,7 +248,7 @@ def parse(content: bytes, name: str) -> Manifest:
 
 
 def check_own_digest(content: bytes) -> str:
-    """The digest that a manifest ends with; ValueError when it is not that of every byte before."""
+    """The digest at the end of a manifest; ValueError when it does not match the bytes before it."""
     body, tail = content[:-_TAIL], content[-_TAIL:]
     if not _is_tail(tail):
         raise ValueError(NOT_WHOLE)
@@ -279,9 +279,9 @@ def _parse(value: Any, name: str, own: str) -> Manifest:
 
 
 def parse_head(value: Mapping[str, Any], name: str, *, keys: frozenset[str]) -> dict[str, Any]:
-    """The fields of a `Manifest` besides files, attachments and tensors; ValueError says what is wrong.
+    """The fields of a `Manifest` except files, attachments and tensors; ValueError says what is wrong.
 
-    `value` is what the file `commits/<name>` holds, or that part of it which has just these keys.
+    `value` is the content of the file `commits/<name>`, or the part of it with exactly these keys.
     """
     _need(value.get("format") == FORMAT, f"its format is not {FORMAT!r}")
     version = value.get("version")
@@ -312,18 +312,18 @@ def parse_head(value: Mapping[str, Any], name: str, *, keys: frozenset[str]) -> 
 
 
 def version_of(roles: Iterable[str]) -> int:
-    """The version that a manifest with these roles is written as: 1 unless the contract lacks one."""
+    """The version of a manifest with these roles: 1 unless one of them is outside the contract."""
     return 1 if ROLE_FOLDERS.keys() >= set(roles) else 2
 
 
 def check_version(value: Mapping[str, Any], roles: Iterable[str]) -> None:
-    """ValueError unless a manifest is of just the version that its roles ask for."""
+    """ValueError unless a manifest has exactly the version that its roles require."""
     given, asked = value["version"], version_of(roles)
     _need(given == asked, f"it says version {given}, and with its roles it would be version {asked}")
 
 
 def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """What `Manifest.role_digests` would say of a role with these tensors."""
+    """What `Manifest.role_digests` would give for a role with these tensors."""
     return _role_digest(
         (name, dtype_code(array.dtype), tuple(array.shape), digest(as_bytes(array).data))
         for name, array in arrays.items()

@@ -1,8 +1,8 @@
-"""`meta.json`: for people, and for tools that know MindRLHF's and MindFormers' folders.
+"""`meta.json`: for people, and for tools that know the folders of MindRLHF and MindFormers.
 
-Three keys, replaced as a whole. MindRLHF writes it in place without cutting it, so that after
-an epoch rolls over from `0_100` to `1_5` the end of the longer text stays behind; `read_meta`
-understands such a file and says so.
+It has three keys and is replaced as a whole. MindRLHF writes it in place without truncating it, so
+when an epoch rolls over from `0_100` to `1_5`, the end of the longer text stays behind; `read_meta`
+understands such a file and reports it.
 """
 
 import json
@@ -19,13 +19,13 @@ _KEYS = ("last_epoch", "last_step", "last_ckpt_file")
 
 @dataclass(frozen=True)
 class Meta:
-    """What a `meta.json` says."""
+    """The content of a `meta.json`."""
 
     position: Position
     file: str
     """A bare file name."""
     garbage: bool = False
-    """Whether more followed after the JSON object."""
+    """Whether anything followed the JSON object."""
 
 
 def meta_content(name: TensorFileName) -> bytes:
@@ -34,13 +34,13 @@ def meta_content(name: TensorFileName) -> bytes:
 
 
 def meta_line(position: Position, file: str) -> str:
-    """What a `meta.json` says, on one line."""
+    """The content of a `meta.json`, on one line."""
     values: dict[str, Any] = dict(zip(_KEYS, (position.epoch, position.step, file), strict=True))
     return json.dumps(values)
 
 
 def write_meta(storage: Storage, path: str, name: TensorFileName) -> None:
-    """Make `meta.json` point to a tensor file; nothing is written when it does already."""
+    """Make `meta.json` point to a tensor file; nothing is written if it already does."""
     content = meta_content(name)
     entry = storage.stat(path)
     if entry is not None and entry.kind == "file" and entry.size == len(content):
@@ -54,7 +54,7 @@ def write_meta(storage: Storage, path: str, name: TensorFileName) -> None:
 
 
 def parse_meta(content: bytes) -> Meta:
-    """Read a `meta.json`; ValueError, in one line, when it cannot be understood."""
+    """Parse a `meta.json`; ValueError, in one line, when that is impossible."""
     if len(content) > MAX_META_BYTES:
         raise ValueError(f"{len(content)} bytes, which is not a meta.json")
     try:

@@ -1,9 +1,9 @@
 """One rank's part of a checkpoint: which tensors it writes, and writing them.
 
-`assign` is a pure function, so that every rank knows without asking what each of the others
-writes. A role whose tensors are, byte for byte, those of the checkpoint before is not written
-again; whether that holds is known only when every rank has looked at its part, so a rank that
-skipped a role may be asked to write it after all (`copy_part`).
+`assign` is a pure function, so every rank knows what each of the others writes without asking.
+A role whose tensors are byte for byte the same as in the previous checkpoint is not written
+again; that is known only after every rank has checked its part, so a rank that skipped a role
+may have to write it after all (`copy_part`).
 """
 
 import heapq
@@ -34,8 +34,8 @@ Sources = Mapping[str, Mapping[str, TensorSource]]
 def assign(sizes: Mapping[str, Mapping[str, int]], world_size: int) -> dict[str, list[list[str]]]:
     """Who writes what: role -> rank -> names, for tensors that are the same on all ranks.
 
-    `sizes` is role -> name -> bytes. Largest first, each to the rank that has the least of this
-    role so far, then the least of all: no rank gets more than the average plus one tensor.
+    `sizes` is role -> name -> bytes. Largest first, each to the rank with the fewest bytes of this
+    role so far, then the fewest in total: no rank gets more than the average plus one tensor.
     """
     totals = [0] * world_size
     assigned: dict[str, list[list[str]]] = {}
@@ -55,16 +55,16 @@ def assign(sizes: Mapping[str, Mapping[str, int]], world_size: int) -> dict[str,
 
 @dataclass(frozen=True)
 class Previous:
-    """The checkpoint before, as one rank needs it to see what did not change."""
+    """What one rank needs to know of the previous checkpoint to see what has not changed."""
 
     files: Mapping[str, FileRecord]
     """role -> this rank's file."""
     tensors: Mapping[str, Mapping[str, TensorRecord]]
-    """role -> name -> what this rank wrote then."""
+    """role -> name -> the record of what this rank wrote then."""
 
     @classmethod
     def of(cls, manifest: Manifest | None, rank: int, world_size: int) -> "Previous":
-        """From the manifest; empty when there is none or it was saved by another number of ranks."""
+        """From the manifest; empty when there is none or it was saved with a different number of ranks."""
         if manifest is None or manifest.world_size != world_size:
             return cls({}, {})
         files: dict[str, FileRecord] = {}
@@ -79,14 +79,14 @@ class Previous:
         return cls(files, tensors)
 
     def has(self, role: str, specs: Mapping[str, TensorSpec]) -> bool:
-        """Whether just these tensors were written then, whatever their bytes."""
+        """Whether exactly these tensors were written then, regardless of their bytes."""
         known = self.tensors.get(role)
         return known is not None and {name: (r.dtype, r.shape) for name, r in known.items()} == {
             name: (dtype_code(spec.dtype), spec.shape) for name, spec in specs.items()
         }
 
     def unchanged(self, role: str, sources: Mapping[str, TensorSource]) -> bool:
-        """Whether these tensors are the ones written then; stops at the first that differs."""
+        """Whether these tensors equal the ones written then; stops at the first difference."""
         known = self.tensors.get(role)
         if known is None or known.keys() != sources.keys():
             return False
@@ -105,7 +105,7 @@ class Previous:
 def write_part(
     storage: Storage, target: TensorFileName, sources: Mapping[str, TensorSource], previous: Previous
 ) -> WrittenFile | None:
-    """Write one role of this rank; None when nothing changed and nothing was written."""
+    """Write this rank's part of one role; None when nothing changed, so nothing was written."""
     if previous.unchanged(target.role, sources):
         for source in sources.values():
             source.release()
@@ -114,7 +114,7 @@ def write_part(
 
 
 def copy_part(storage: Storage, target: TensorFileName, previous: Previous) -> WrittenFile:
-    """Write the role as it was in the checkpoint before, from its file there."""
+    """Write the role again by copying its file of the previous checkpoint."""
     file = previous.files[target.role]
     records = previous.tensors[target.role]
     with storage.open(file.path) as handle:
@@ -130,7 +130,7 @@ def copy_part(storage: Storage, target: TensorFileName, previous: Previous) -> W
 
 
 class _StoredSource:
-    """A tensor that lies in a file."""
+    """A tensor in a file."""
 
     def __init__(self, handle: ReadHandle, record: TensorRecord) -> None:
         self.dtype = record.dtype
@@ -145,11 +145,11 @@ class _StoredSource:
             yield chunk
 
     def release(self) -> None:
-        """The handle is closed by who opened it."""
+        """Whoever opened the handle closes it."""
 
 
 def part_to_json(written: WrittenFile | None) -> Any:
-    """What a rank tells the others of one role."""
+    """What a rank sends to the others about one role."""
     if written is None:
         return None
     tensors = [
@@ -160,7 +160,7 @@ def part_to_json(written: WrittenFile | None) -> Any:
 
 
 def part_from_json(value: Any) -> WrittenFile | None:
-    """What another rank told of one role."""
+    """What another rank sent about one role."""
     if value is None:
         return None
     path, size, digest, tensors = value

@@ -1,15 +1,15 @@
-"""Pruning a run's folder by hand: what would go and why, and letting it go.
+"""Pruning a run's folder by hand: what would be removed and why, and removing it.
 
 `Pruning` looks once and changes nothing; `carry_out` removes what it found, in the order of `cleaning`:
-manifests first and their folder synced, then files, then journal segments. Who prunes must hold the run's
-lock. It refuses to keep the best by a figure that no checkpoint carries: a slip of the pen would
-cost the best ones. Whatever the policy says, the newest valid checkpoint stays, and so does the
-journal from the oldest kept checkpoint on. What is valid `look` says; without it one is when its
-manifest proves intact and all its files are there with their sizes.
+manifests first and their folder synced, then files, then journal segments. The caller must hold the run's
+lock. Pruning refuses to keep the best by a metric that no checkpoint has: a typo would cost the best
+ones. Whatever the policy says, the newest valid checkpoint stays, and so does the journal from the
+oldest kept checkpoint on. `look` decides what is valid; without it, a checkpoint is valid when its
+manifest is intact and all its files are there with the right sizes.
 
-What could not be read this time is no reason to remove anything: it stays, with all that it may need, and
-`warnings` says so. Where no checkpoint is valid nothing goes at all: then what no manifest names may be all
-that is left of the run.
+A read error is no reason to remove anything: what could not be read stays, with everything it may need, and
+`warnings` says so. If no checkpoint is valid, nothing is removed at all: the files that no manifest lists
+may then be all that is left of the run.
 """
 
 from collections.abc import Iterable, Iterator
@@ -48,23 +48,23 @@ from rollforward.store.summary import Summary
 
 @dataclass(frozen=True)
 class Removal:
-    """What pruning would remove."""
+    """One thing that pruning would remove."""
 
     what: Literal["checkpoint", "file", "journal"]
     name: str
     """The position of a checkpoint; the path of anything else."""
     size: int
-    """Bytes that it gives back; files that kept checkpoints share are not among them."""
+    """Bytes that this frees; files shared with kept checkpoints do not count."""
     reason: str
 
 
 class Pruning:
-    """What pruning would remove, found out once."""
+    """What pruning would remove, determined once."""
 
     def __init__(self, storage: Storage, retention: Retention, look: Look | None = None) -> None:
         self.removals: list[Removal] = []
         self.warnings: list[str] = []
-        """What is kept since it could not be read, a line each."""
+        """What is kept because it could not be read, one line each."""
         self._storage = storage
         self._inventory = inventory = Inventory(storage, look)
         _check_metric(inventory, retention)
@@ -86,7 +86,7 @@ class Pruning:
         self._plan_journal()
 
     def carry_out(self) -> list[str]:
-        """Remove what was found, and what interrupted saves left; returns warnings, a line each."""
+        """Remove what was found, and leftovers of interrupted saves; returns warnings, one line each."""
         if self._kept is None:
             return []
         warnings = take_back(self._storage, self._inventory, self._doomed)
@@ -139,13 +139,13 @@ def plan(storage: Storage, retention: Retention, look: Look | None = None) -> li
 
 
 def prune(storage: Storage, retention: Retention, look: Look | None = None) -> list[str]:
-    """Remove what the policy lets go, and what interrupted saves left; returns warnings, a line each."""
+    """Remove what the policy does not keep, and leftovers of interrupted saves; returns warnings."""
     pruning = Pruning(storage, retention, look)
     return [*pruning.warnings, *pruning.carry_out()]
 
 
 def look_at_every_byte() -> Look:
-    """A look that reads every byte of what it is asked about, once."""
+    """A `Look` that reads every byte of a checkpoint, once."""
     known: dict[Position, CheckpointInvalid | None] = {}
 
     def look(storage: Storage, position: Position) -> CheckpointInvalid | None:
@@ -159,10 +159,10 @@ def look_at_every_byte() -> Look:
 def _unneeded_segments(
     storage: Storage, kept: Kept, rank: int, oldest: Position
 ) -> Iterator[tuple[Segment, str]]:
-    """Segments that no replay from `oldest` or later needs, and why; the oldest first.
+    """Segments that no replay from `oldest` or later needs, and why; oldest first.
 
-    CheckpointInvalid when the newest start's own words about what it inherits cannot be read: then nobody
-    knows which steps of earlier starts belong to its history.
+    CheckpointInvalid when the newest start's own record of what it inherits cannot be read: then it is
+    unknown which steps of earlier starts belong to its history.
     """
     segments = {segment.name: segment for segment in list_segments(storage, rank)}
     if not kept.may_need_journal_of(rank):
@@ -199,7 +199,7 @@ def _check_metric(inventory: Inventory, retention: Retention) -> None:
 
 
 def _files_of(summary: Summary | None, paths: Iterable[str]) -> list[str]:
-    """Those of the paths that a checkpoint needs."""
+    """The paths, of those given, that a checkpoint needs."""
     if summary is None:
         return []
     parsed = ((path, TensorFileName.parse(path)) for path in paths)

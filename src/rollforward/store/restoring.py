@@ -1,8 +1,8 @@
 """Reading a checkpoint back: every byte is verified before it is handed out.
 
-Each file is first held against the manifest (size, header, digests of its tensors), then each
-tensor is read and digested on the way. CheckpointInvalid says, in one line, what does not
-prove intact; what was yielded before that was intact.
+Each file is first compared with the manifest (size, header, digests of its tensors), then each
+tensor is read and digested on the way. CheckpointInvalid says, in one line, what is not intact;
+anything yielded before it was intact.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -30,7 +30,7 @@ from rollforward.store.unreadable import rejection
 from rollforward.tensors import Layout, Tensors
 
 _OPEN_FILES = 64
-"""So many at once while restoring: a thousand ranks have more files than a process may open."""
+"""Files open at once while restoring: a thousand ranks have more files than a process may open."""
 
 
 def read_tensors(
@@ -40,9 +40,9 @@ def read_tensors(
     *,
     only: Collection[tuple[str, str]] | None = None,
 ) -> Iterator[tuple[str, str, NDArray[Any]]]:
-    """Yield (role, name, array) of every tensor of the roles (None: all), each verified before.
+    """Yield (role, name, array) for every tensor of the roles (None: all), verified first.
 
-    `only` picks single tensors by (role, name). BF16 and FP8 tensors have the dtypes of `ml_dtypes`.
+    `only` selects single tensors by (role, name). BF16 and FP8 tensors have the dtypes of `ml_dtypes`.
     """
     for file, role, records in _by_file(manifest, roles):
         with open_checked(storage, file, records) as handle:
@@ -61,12 +61,12 @@ def restore_into(
     *,
     threads: int = 4,
 ) -> int:
-    """Read a checkpoint's tensors straight into arrays, several at once; returns the bytes.
+    """Read a checkpoint's tensors straight into arrays, several at once; returns the number of bytes.
 
-    `tensors` is role -> name -> writable array, of the dtypes and shapes that `check_layout` checks;
-    roles that are not in it are left out. Every byte is verified, but only after it is in its place:
-    after CheckpointInvalid the arrays hold bytes that must not be used, until an older checkpoint
-    has been restored over them.
+    `tensors` is role -> name -> writable array, with the dtypes and shapes that `check_layout` checks;
+    roles that are not in it are skipped. Every byte is verified, but only after it is in place:
+    after CheckpointInvalid the arrays hold bytes that must not be used until an older checkpoint has
+    been restored over them.
     """
     files = list(_by_file(manifest, tensors.keys()))
     size = 0
@@ -77,7 +77,7 @@ def restore_into(
                 for file, role, records in files[begin : begin + _OPEN_FILES]:
                     handle = opened.enter_context(open_checked(storage, file, records))
                     reads += [(record, handle, file.path, tensors[role][record.name]) for record in records]
-                # The largest first, so that no thread is left alone with one at the end.
+                # The largest first, so that no single thread is left with a large one at the end.
                 reads.sort(key=lambda read: -read[0].size)
                 _wait_for_all([pool.submit(_read_into, *read) for read in reads])
                 size += sum(read[0].size for read in reads)
@@ -85,7 +85,7 @@ def restore_into(
 
 
 def _wait_for_all(waiting: list[Future[None]]) -> None:
-    """Raise the first error; then what has not begun is not begun, and what has is waited for."""
+    """Raise the first error, after cancelling what has not started and waiting for what has."""
     try:
         for done in waiting:
             done.result()
@@ -100,19 +100,19 @@ def _read_into(record: TensorRecord, handle: ReadHandle, path: str, array: NDArr
         return
     found, data = new_array(record)
     read_verified(handle, record, path, data)
-    # Bits, not values: a framework may have a bfloat16 of its own.
+    # Bits, not values: a framework may have its own bfloat16.
     array[...] = found if array.dtype.byteorder == ">" else found.view(array.dtype)
 
 
 def verify(storage: Storage, manifest: Manifest) -> None:
-    """Read and digest every byte of a checkpoint; CheckpointInvalid for the first that is wrong."""
+    """Read and digest every byte of a checkpoint; CheckpointInvalid for the first mismatch."""
     for _ in read_tensors(storage, manifest):
         pass
     read_attachments(storage, manifest)
 
 
 def read_attachments(storage: Storage, manifest: Manifest) -> Mapping[str, bytes]:
-    """File name -> content of every attachment, verified; CheckpointInvalid when neither copy is whole."""
+    """File name -> content of every attachment, verified; CheckpointInvalid when neither copy is intact."""
     return locate_attachments(storage, manifest).contents
 
 
@@ -125,7 +125,7 @@ def locate_attachments(storage: Storage, manifest: Manifest) -> FoundAttachments
 
 
 def check_layout(manifest: Manifest, layout: Layout, *, world_size: int) -> None:
-    """CheckpointMismatch unless the checkpoint is of these tensors and this many workers."""
+    """CheckpointMismatch unless the checkpoint has these tensors and this many workers."""
     if manifest.world_size != world_size:
         raise CheckpointMismatch(
             f"checkpoint {manifest.position} was saved by {manifest.world_size} workers and this run has "
@@ -168,9 +168,9 @@ def _by_file(
 
 
 def open_checked(storage: Storage, file: FileRecord, records: list[TensorRecord]) -> ReadHandle:
-    """Open a tensor file that holds just what the manifest says, by its header; the data is not read yet.
+    """Open a tensor file whose header matches the manifest; the data is not read yet.
 
-    `records` are the manifest's tensors of the file in the order of their data.
+    `records` are the manifest's tensors in this file, in the order of their data.
     """
     try:
         handle = storage.open(file.path)

@@ -1,7 +1,7 @@
-"""Which checkpoints stay: a pure function from what there is to what to keep.
+"""Which checkpoints stay: a pure function from the existing checkpoints to those to keep.
 
-No clock, no disk. Whatever the policy says, the newest valid checkpoint is kept, so that
-something to resume from is never the thing that is removed.
+No clock, no disk. Whatever the policy says, the newest valid checkpoint is kept, so there is
+always something to resume from.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +12,11 @@ from rollforward.position import Position
 
 
 class Verdict(Enum):
-    """What is known of a checkpoint."""
+    """What is known about a checkpoint."""
 
     VALID = "valid"
     INVALID = "invalid"
-    """It was read, and proved to be bad."""
+    """It was read and found to be bad."""
     UNKNOWN = "unknown"
     """It could not be read this time."""
 
@@ -29,34 +29,34 @@ class Candidate:
     position: Position
     global_step: int = 0
     metric: float | None = None
-    """For `Retention.best`; None when it carries none."""
+    """For `Retention.best`; None when it has none."""
     readable: bool = True
-    """False when its manifest could not be read this time: no rule can be applied to it, so it stays."""
+    """False when its manifest could not be read this time: no rule applies to it, so it stays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What to keep; a checkpoint stays when any of the rules wants it."""
+    """What to keep; a checkpoint stays if any of the rules keeps it."""
 
     newest: int = 5
     """This many of the newest (`save_max_ckpt_num`); 0 keeps all."""
     every: int = 0
-    """Those whose global step is a multiple of this; 0 for none."""
+    """Those whose global step is a multiple of this; 0 keeps none."""
     best: int = 0
-    """This many with the greatest metric; of equals the newest."""
+    """This many with the highest metric; the newest wins a tie."""
     metric: str = "reward"
-    """Which of the figures that checkpoints carry (`Manifest.metrics`) `best` goes by."""
+    """The metric that `best` uses, one of those in checkpoints (`Manifest.metrics`)."""
 
 
 def keep_mask(
     candidates: Sequence[Candidate], retention: Retention, judge: Callable[[Candidate], Verdict]
 ) -> list[bool]:
-    """For each candidate whether it stays.
+    """For each candidate, whether it stays.
 
-    One is valid when its manifest proves intact and no file is missing. Only valid ones count towards
+    A candidate is valid when its manifest is intact and no file is missing. Only valid ones count towards
     `newest` and `best`. An invalid one is kept, as evidence, while it is newer than the oldest of the
-    `newest` valid ones or there are not as many yet. One of which nothing is known stays wherever a valid
-    one would, and takes no place. `judge` may be slow: it is asked of those only on which something depends.
+    `newest` valid ones or there are not yet that many. An unknown one stays if a valid one would, and does
+    not count. `judge` may be slow, so it is called only when the result depends on it.
     """
     if not 0 < retention.newest < len(candidates):
         return [True] * len(candidates)
@@ -83,7 +83,7 @@ def keep_mask(
 def _best(
     order: Sequence[Candidate], count: int, judge: Callable[[Candidate], Verdict]
 ) -> Iterator[Candidate]:
-    """The valid ones with the greatest metric, of equals the first; and those between that may be valid."""
+    """The valid ones with the highest metric, the first of equals; and those in between that may be valid."""
     ranked = [(item.metric, item) for item in order if item.metric is not None]
     for _, item in sorted(ranked, key=lambda pair: -pair[0]):
         if count <= 0:

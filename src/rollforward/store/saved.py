@@ -1,4 +1,4 @@
-"""What a save is given besides tensors, and what comes out of it."""
+"""What a save takes in addition to tensors, and what it returns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ from rollforward.store.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What every checkpoint of a run says besides its tensors, whatever step it is of."""
+    """What every checkpoint of a run contains besides its tensors, at whatever step."""
 
     run_id: str
     incarnation: int
     state: Mapping[str, Any]
     """JSON."""
     fingerprint: str = ""
-    """Of what influences the numbers."""
+    """Covers everything that influences the numbers."""
     versions: Mapping[str, str] = field(default_factory=dict)
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     """File name -> content, kept in the run's `model/` folder."""
@@ -26,7 +26,7 @@ class About:
     def at(
         self, position: Position, global_step: int, state: Mapping[str, Any] | None = None
     ) -> "Description":
-        """Of the checkpoint at a position; `state` stands in for that of all."""
+        """The description of the checkpoint at a position; `state` replaces the common one."""
         return Description(
             position=position,
             global_step=global_step,
@@ -41,7 +41,7 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a checkpoint says besides its tensors; the same on all ranks."""
+    """What a checkpoint contains besides its tensors; the same on all ranks."""
 
     position: Position
     global_step: int
@@ -59,7 +59,7 @@ class Committed:
 
     manifest: Manifest
     kept: Kept
-    """What must stay on disk now."""
+    """What must now stay on disk."""
     warnings: tuple[str, ...]
     suspicion: str | None
     """See `Saved.suspicion`."""
@@ -67,17 +67,17 @@ class Committed:
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint, and what saving it took on this rank."""
+    """A committed checkpoint, and what saving it cost on this rank."""
 
     manifest: Manifest
     bytes_written: int
-    """Tensor bytes written by this rank; what did not change was not written."""
+    """Tensor bytes written by this rank; unchanged roles are not written."""
     seconds: float
-    """Spent on writing and publishing; waiting for a step boundary is not among them."""
+    """Spent on writing and publishing, not counting the wait for a step boundary."""
     blocked: float
-    """Seconds for which the caller had to wait."""
+    """Seconds that the caller had to wait."""
     warnings: tuple[str, ...]
-    """What went wrong after it was committed; one line each."""
+    """What went wrong after the commit; one line each."""
     suspicion: str | None
-    """Why this checkpoint looks as if nothing had been learnt since the one before, in one line;
-    None where it does not."""
+    """Why it looks as if nothing was learned since the previous checkpoint, in one line;
+    None when it does not."""

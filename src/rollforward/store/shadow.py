@@ -1,24 +1,24 @@
-"""Checkpoints in the shadow of generation: written from the live tensors while the next step generates.
+"""Checkpoints hidden behind generation: written from the live tensors while the next step generates.
 
     begin          agree on names, start a thread, return
     (generation)   the thread writes this rank's part of what may have changed, straight from the live tensors
-    before_update  what is not written yet, normally nothing, is copied aside
-    boundary       when every rank's part is durable: gather what was written, collectively
+    before_update  what is not yet written, normally nothing, is copied aside
+    boundary       once every rank's part is durable: gather what was written, collectively
     (generation)   rank 0's thread publishes the manifest
     boundary       every rank learns that the checkpoint exists
-    (generation)   the thread derives meta.json and removes old files, and what `tidied` removes
+    (generation)   the thread updates meta.json, removes old files, and calls `tidied`
 
 Promises: what is saved is the state as it was at `begin`, to the bit, as long as tensors change
 only between `before_update` and the next `begin`. The caller waits for at most one copy of its
-part, and normally not at all. No tensor of another rank's part is read, and no role that has the
-revision that it had in the checkpoint before (see `live`). Everything collective happens on the
-caller's thread. A failure in the background is told at the next boundary; training goes on, since the
-checkpoint before stands; what never succeeded is raised by `close`. With `prove_unchanged` every tensor
-of the part is digested in `begin` already. A tensor that has other bytes when it is written fails the
-save, and so does one that has other bytes than in the checkpoint before although its role has the
-revision of then.
+part, and normally not at all. No tensor of another rank's part is read, nor any role whose revision
+is the same as in the previous checkpoint (see `live`). All collectives run on the caller's thread. A
+failure in the background is reported at the next boundary; training continues, since the previous
+checkpoint remains valid; `close` raises if the newest state was never saved. With `prove_unchanged`,
+`begin` already digests every tensor of the part. The save then fails if a tensor's bytes are different
+when it is written, or if they differ from the previous checkpoint although its role's revision is
+the same.
 
-It fits `grpo.ports.Checkpoints`, which it does not know.
+It fits `grpo.ports.Checkpoints`, although it does not import it.
 """
 
 import queue
@@ -42,21 +42,21 @@ Digests = Mapping[tuple[str, str], str]
 
 
 class _Worker:
-    """One thread that does one thing after the other. It ends with the process."""
+    """One thread that runs one task after another. It ends with the process."""
 
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def submit(self, task: Callable[[], None]) -> None:
-        """Do this after what was given before; does not wait."""
+        """Run this after the tasks submitted before; does not wait."""
         self._tasks.put(task)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
             self._thread.start()
 
     def wait(self) -> None:
-        """Until all that was given is done, or the thread is no more."""
+        """Wait until all submitted tasks are done, or the thread has ended."""
         done = threading.Event()
         self.submit(done.set)
         while not done.wait(1.0) and self._thread is not None and self._thread.is_alive():
@@ -68,23 +68,23 @@ class _Worker:
 
 
 class _Job:
-    """One checkpoint under way, and what came of the thread's work for it: write, then publish."""
+    """One checkpoint in progress, and the results of the thread's work on it: write, then publish."""
 
     def __init__(self, attempt: Attempt, share: Share) -> None:
         self.attempt = attempt
         self.share: list[LiveSource] = [source for named in share.values() for source in named.values()]
         self.manifest: Manifest | None = None
-        """Set when all ranks have written: from then on it is being published."""
+        """Set once all ranks have written: from then on it is being published."""
         self.verdict: Any = None
         self.error: Exception | None = None
         self.blocked = 0.0
         self.seconds = 0.0
-        """How long the thread has worked for it."""
+        """How long the thread has worked on it."""
         self.idle = threading.Event()
-        """Set when the thread has done what it was given."""
+        """Set when the thread has finished its current task."""
 
     def run(self, work: Callable[[], Any]) -> None:
-        """On the thread."""
+        """Runs on the thread."""
         began = time.perf_counter()
         try:
             self.verdict = work()
@@ -96,13 +96,13 @@ class _Job:
 
 
 class ShadowCheckpoints:
-    """`CheckpointStore.save` spread over a step. Collective: all ranks call each method at the same point.
+    """`CheckpointStore.save`, spread over a step. Collective: all ranks call each method at the same point.
 
-    `live` is what is saved, or a function that gives its arrays; `about` goes to every checkpoint. `saved` is
-    told of each committed checkpoint, `failed` of each that could not be saved, `warned` of what went wrong
-    after a commit; all on the caller's thread. `tidied` is called on the background thread after each
-    commit, for what else can be removed now, and returns warnings: so no removal, however slow the disk,
-    holds up the caller.
+    `live` is what is saved, or a function that returns its arrays; `about` goes into every checkpoint.
+    `saved` is called for each committed checkpoint, `failed` for each that could not be saved, `warned` for
+    problems after a commit; all on the caller's thread. `tidied` is called on the background thread after
+    each commit, to remove whatever else is no longer needed, and returns warnings: so no removal, however
+    slow the disk, delays the caller.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ShadowCheckpoints:
         prove_unchanged: bool = False,
     ) -> None:
         self.copied_bytes = 0
-        """How much the last checkpoint had to copy aside."""
+        """Bytes that the last checkpoint had to copy aside."""
         self._store = store
         self._live = as_live(live)
         self._about = about
@@ -134,9 +134,9 @@ class ShadowCheckpoints:
         self._unsaved: StorageError | None = None
 
     def begin(self, position: Position, global_step: int, *, state: Mapping[str, Any] | None = None) -> None:
-        """Start to save the state as it is now, and return. `state` stands in for that of `about`.
+        """Start saving the current state, and return. `state` replaces the one in `about`.
 
-        A checkpoint that is still under way is waited for and committed first.
+        If a checkpoint is still in progress, waits for it and commits it first.
         """
         self._settle()
         started = time.perf_counter()
@@ -154,7 +154,7 @@ class ShadowCheckpoints:
         job.blocked += time.perf_counter() - started
 
     def before_update(self) -> None:
-        """The arrays may change once this returns."""
+        """Once this returns, the arrays may change."""
         job = self._job
         if job is None or job.manifest is not None or job.idle.is_set():
             return
@@ -164,7 +164,7 @@ class ShadowCheckpoints:
         job.blocked += time.perf_counter() - started
 
     def boundary(self) -> None:
-        """Go on with what all ranks have finished; tell of what is committed and what failed."""
+        """Advance what all ranks have finished; report what was committed and what failed."""
         self._tell_warnings()
         job = self._job
         if job is None:
@@ -176,7 +176,7 @@ class ShadowCheckpoints:
             self._advance(job)
 
     def close(self) -> None:
-        """Finish and commit what is under way; StorageError when the newest state could not be saved."""
+        """Finish and commit what is in progress; StorageError when the newest state could not be saved."""
         self._settle()
         self._worker.wait()
         self._tell_warnings()
@@ -184,9 +184,9 @@ class ShadowCheckpoints:
             raise self._with_what_stands(self._unsaved)
 
     def abandon(self) -> None:
-        """Leave what is under way uncommitted: for a run that ends with an error. Not collective.
+        """Leave what is in progress uncommitted: for a run that ends with an error. Not collective.
 
-        Nothing is read from the arrays or written any more once this returns.
+        Once this returns, nothing more is read from the arrays or written.
         """
         self._job = None
         self._worker.wait()
@@ -197,7 +197,7 @@ class ShadowCheckpoints:
         return StorageError(f"{error.message}; {stands}", hint=error.hint)
 
     def _settle(self) -> None:
-        """Wait for what is under way and commit it."""
+        """Wait for what is in progress and commit it."""
         while (job := self._job) is not None:
             started = time.perf_counter()
             job.idle.wait()
@@ -206,7 +206,7 @@ class ShadowCheckpoints:
             self._advance(job)
 
     def _advance(self, job: _Job) -> None:
-        """All ranks have written: let rank 0 publish. It has published: believe it."""
+        """If all ranks have written, let rank 0 publish. If it has published, conclude."""
         started = time.perf_counter()
         try:
             if job.manifest is None:
@@ -246,7 +246,7 @@ class ShadowCheckpoints:
         self._worker.submit(lambda: job.run(work))
 
     def _write(self, job: _Job, proof: Digests | None) -> None:
-        """On the thread: this rank's part."""
+        """On the thread: write this rank's part."""
         try:
             job.attempt.write()
             if proof is not None:
@@ -257,17 +257,17 @@ class ShadowCheckpoints:
                 source.release()
 
     def _tidy(self, committed: Committed) -> None:
-        """On the thread: what a commit leaves to do."""
+        """On the thread: clean up after a commit."""
         try:
             self._leftover_warnings += [*self._store.tidy(committed), *self._tidied()]
         except Exception as error:
             self._leftover_warnings.append(f"tidying up failed: {type(error).__name__}: {error}")
 
     def _proof(self, attempt: Attempt) -> Digests:
-        """Of the bytes as they are now: this rank's part, and what it leaves out as unchanged."""
+        """Digests of the current bytes: this rank's part, and what it leaves out as unchanged."""
         names = [*attempt.share(), *attempt.left_out()]
         found = {}
-        # Read apart from what is written later: a copy made now would prove nothing of that.
+        # Read separately from what is written later: a copy made now would prove nothing about that.
         for role, named in sources_of(self._live, names, self._guard).items():
             for name, source in named.items():
                 hasher = xxhash.xxh3_128()

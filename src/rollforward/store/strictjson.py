@@ -1,10 +1,10 @@
-"""JSON as it is read from a disk: nothing is taken that two readers could understand differently.
+"""JSON from a disk, parsed strictly: anything that two parsers could understand differently is rejected.
 
-Duplicate keys, NaN, Infinity and numbers that become infinite (`1e999`) are refused; so is what nests too
-deep or holds absurd numbers. Every refusal is a ValueError whose text fits one line.
+Duplicate keys, NaN, Infinity and numbers that become infinite (`1e999`) are rejected; so is excessive
+nesting, and so are absurd numbers. Every rejection is a ValueError whose text fits one line.
 
-A value in memory takes up to a hundred times the bytes that it takes in a text (`[]` is two of them), so
-how many values a text may hold is counted before it is parsed.
+A value in memory takes up to a hundred times the bytes that it takes in the text (`[]` is two bytes), so
+the number of values a text may hold is counted before it is parsed.
 """
 
 import json
@@ -14,15 +14,15 @@ from typing import Any, NoReturn
 from rollforward.inputs import unique_keys
 
 MOST_VALUES = 2_000_000
-"""Room for 150,000 tensors in a manifest or header; some 300 MB when they are parsed."""
+"""Room for 150,000 tensors in a manifest or header; some 300 MB once parsed."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _ASCII = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def parse(content: bytes, *, most: int = MOST_VALUES) -> Any:
-    """The value that the bytes hold; ValueError too when it may hold more than `most` values."""
-    # Those within texts count too: this is a bound.
+    """The parsed value; ValueError too when the text may hold more than `most` values."""
+    # This also counts those within strings: it is an upper bound.
     values = content.count(b",") + content.count(b"[") + content.count(b"{")
     if values > most:
         raise ValueError(f"JSON of up to {values} values, where at most {most} are expected")
@@ -42,9 +42,9 @@ def parse(content: bytes, *, most: int = MOST_VALUES) -> Any:
 
 
 def dump(value: Any) -> str:
-    """JSON on one line, in the order of the keys; ValueError for NaN and what JSON has no form for.
+    """JSON on one line, keys in their given order; ValueError for NaN and what JSON cannot represent.
 
-    Text that UTF-8 has no form for (a name on disk that is not UTF-8) is written with escapes.
+    Text that UTF-8 cannot encode (a name on disk that is not UTF-8) is written with escapes.
     """
     try:
         text = _ENCODER.encode(value)

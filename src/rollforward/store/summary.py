@@ -1,9 +1,9 @@
-"""A manifest in short: what retention and cleaning need to know of a checkpoint.
+"""The summary of a manifest: what retention and cleaning need to know about a checkpoint.
 
 A folder may hold a thousand checkpoints, and what makes a manifest large is its tensors. They are
-passed over here: the manifest's own digest is checked over every byte, then only what stands before
-the tensors is parsed, and kept only as far as it is needed. Whether the files are there, and whether
-the rest of the manifest keeps the rules, is another question (`catalog`).
+skipped here: the manifest's own digest is checked over every byte, then only the part before the
+tensors is parsed, and only what is needed is kept. Whether the files are there, and whether the
+rest of the manifest follows the rules, is another question (`catalog`).
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from rollforward.store.layout import TensorFileName
 from rollforward.store.manifest import Attachment, Generation, Manifest
 
 _TENSORS = b',\n"tensors":['
-"""What comes before the tensors; never inside a text, where JSON has no line breaks."""
+"""The text just before the tensors; never inside a string, where JSON has no line breaks."""
 _KEYS = manifests.KEYS - {"tensors", "digest"}
 _FIRST_RANK = "/rank_0/"
 
@@ -28,7 +28,7 @@ _Entry = tuple[str, int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What counts of one checkpoint."""
+    """The essentials of one checkpoint."""
 
     incarnation: int
     position: Position
@@ -36,13 +36,13 @@ class Summary:
     world_size: int
     metrics: Mapping[str, float]
     generations: frozenset[Generation]
-    """Which tensor files it needs, of all ranks."""
+    """The tensor files it needs, of all ranks."""
     attachments: Mapping[str, str]
     """Path -> digest."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Summary":
-        """Of a whole manifest."""
+        """The summary of a full manifest."""
         return cls(
             incarnation=manifest.incarnation,
             position=manifest.position,
@@ -55,11 +55,11 @@ class Summary:
 
 
 def summarise(content: bytes, name: str) -> Summary:
-    """The summary of the manifest that the file `commits/<name>` holds; CheckpointInvalid when it is none."""
+    """The summary of the manifest in the file `commits/<name>`; CheckpointInvalid when it is not one."""
     try:
         front = _front(content, name)
     except (ValueError, TypeError, AttributeError):
-        # Damaged, or not laid out as we lay it out: looking at all of it tells.
+        # Damaged, or laid out differently from ours: parsing all of it tells which.
         return Summary.of(manifests.parse(content, name))
     return Summary(
         incarnation=front.head["incarnation"],
@@ -73,7 +73,7 @@ def summarise(content: bytes, name: str) -> Summary:
 
 
 def listed_files(content: bytes, name: str) -> tuple[list[tuple[str, int]], list[Attachment]]:
-    """Path and size of every tensor file, and every attachment; CheckpointInvalid as `summarise`."""
+    """Path and size of every tensor file, and every attachment; CheckpointInvalid as from `summarise`."""
     try:
         front = _front(content, name)
     except (ValueError, TypeError, AttributeError):
@@ -83,7 +83,7 @@ def listed_files(content: bytes, name: str) -> tuple[list[tuple[str, int]], list
 
 
 class _Front(NamedTuple):
-    """What stands before the tensors."""
+    """The part before the tensors."""
 
     head: Mapping[str, Any]
     generations: frozenset[Generation]
@@ -98,7 +98,7 @@ def _front(content: bytes, name: str) -> _Front:
     files, attachments = value["files"], value["attachments"]
     for path, _, _ in attachments:
         check_path(path)
-    # A role has a file of every rank, so those of the first rank tell them all.
+    # A role has a file for every rank, so the first rank's files show all roles.
     first = [TensorFileName.parse(path) for path, _, _ in files if _FIRST_RANK in path]
     generations = frozenset((item.role, item.position, item.attempt) for item in first if item is not None)
     manifests.check_version(value, (role for role, _, _ in generations))

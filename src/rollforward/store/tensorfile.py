@@ -1,15 +1,15 @@
-"""Tensor files: safetensors, written straight from live arrays and verified as they are read.
+"""Tensor files: safetensors, written straight from live arrays and verified while being read.
 
 Promises: no copy on the way out (non-contiguous arrays excepted), a digest of each tensor
-computed while it is written, data that begins on a page. On the way in nothing is believed:
-the header's length is bounded by the file's size and by what real models need before memory is taken, so
-are the entries in it, and each is checked against the data region. Format: the docstring of
-`rollforward.store`, and https://github.com/huggingface/safetensors#format.
+computed while it is written, data that starts on a page boundary. On the way in nothing is trusted:
+before any memory is allocated, the header's length and its number of entries are bounded by the file's
+size and by what real models need, and each entry is checked against the data region. Format: the docstring
+of `rollforward.store`, and https://github.com/huggingface/safetensors#format.
 
 Element types are those of safetensors. BF16 and the FP8 types are the dtypes of `ml_dtypes`.
 
-Left out: memory mapping, which would hand out bytes before they are verified; and types whose
-elements share bytes (F4, F6_E2M3, F6_E3M2), which are refused.
+Left out: memory mapping, which would hand out unverified bytes; and types whose elements share
+bytes (F4, F6_E2M3, F6_E3M2), which are rejected.
 """
 
 import math
@@ -43,7 +43,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
     "C64": np.dtype("<c8"),
-    # NumPy has no such numbers of its own: these dtypes are registered with it by ml_dtypes.
+    # NumPy itself has no such numbers: ml_dtypes registers these dtypes with it.
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
@@ -51,23 +51,23 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
-"""The names that safetensors gives to element types, and the NumPy type of each."""
+"""safetensors' names for element types, and the NumPy type of each."""
 
 PACKED = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
-"""Types of safetensors whose elements share bytes. NumPy cannot hold them, and they are refused."""
+"""safetensors types whose elements share bytes. NumPy cannot hold them, so they are rejected."""
 
 _CODES = {dtype.name: code for code, dtype in DTYPES.items()}
-"""By name: a framework may bring a `bfloat16` of its own, and its bits are the same."""
+"""By name: a framework may have its own `bfloat16`, with the same bits."""
 
 CHUNK_BYTES = 4 << 20
-"""Small enough that a chunk is still in the cache when it is copied after it was digested."""
+"""Small enough that a chunk is still cached when it is copied after being digested."""
 
 READ_CHUNK_BYTES = 256 << 10
-"""Smaller: what was read is digested while it is still in the core's own cache."""
+"""Smaller, so that what was read is digested while it is still in the core's own cache."""
 
 ALIGNMENT = 4096
 MAX_HEADER_BYTES = 32 << 20
-"""Room for more tensors than `strictjson.MOST_VALUES` allows. What the safetensors library allows, 100 MB,
+"""Room for more tensors than `strictjson.MOST_VALUES` allows. The safetensors library's limit of 100 MB
 would take gigabytes to parse."""
 
 
@@ -80,10 +80,10 @@ class TensorRecord:
     """A key of `DTYPES`."""
     shape: tuple[int, ...]
     begin: int
-    """First byte, counted from the beginning of the file."""
+    """Offset of the first byte in the file."""
     end: int
     digest: str = ""
-    """XXH3-128 of its bytes; empty when read from a header, which holds none."""
+    """XXH3-128 of its bytes; empty when read from a header, which holds no digests."""
 
     @property
     def size(self) -> int:
@@ -92,13 +92,13 @@ class TensorRecord:
 
     @property
     def place(self) -> tuple[int, int, str]:
-        """Sorts tensors in the order of their data; empty ones at the same place by name."""
+        """Sort key: tensors in the order of their data, empty ones at the same place by name."""
         return self.begin, self.end, self.name
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """What `write_tensors` wrote, and what a manifest says of it."""
+    """What `write_tensors` wrote, and what a manifest records about it."""
 
     path: str
     size: int
@@ -119,22 +119,22 @@ class Header:
 
 
 class TensorSource(Protocol):
-    """Where a tensor's bytes come from, at the moment when they are written."""
+    """Where a tensor's bytes come from when they are written."""
 
     dtype: str
     shape: tuple[int, ...]
 
     def chunks(self) -> Generator[memoryview, None, None]:
-        """The bytes in order. A chunk may change after the next one was asked for, or after a `close`."""
+        """The bytes in order. A chunk may change once the next one is requested, or after `close`."""
         ...
 
     def release(self) -> None:
-        """Its bytes will not be asked for again."""
+        """Its bytes will not be needed again."""
         ...
 
 
 class ArraySource:
-    """A NumPy array, read where it lies."""
+    """A NumPy array, read in place."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.dtype = dtype_code(array.dtype)
@@ -142,17 +142,17 @@ class ArraySource:
         self._array = array
 
     def chunks(self) -> Generator[memoryview, None, None]:
-        """Views; a copy only where the array is not C-contiguous or not little-endian."""
+        """Views; a copy only if the array is not C-contiguous or not little-endian."""
         data = as_bytes(self._array).data
         for begin in range(0, data.nbytes, CHUNK_BYTES):
             yield data[begin : begin + CHUNK_BYTES]
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 def dtype_code(dtype: np.dtype[Any]) -> str:
-    """The safetensors name of an element type; ValueError where there is none."""
+    """The safetensors name of an element type; ValueError when there is none."""
     code = _CODES.get(dtype.name)
     if code is None:
         raise ValueError(
@@ -169,7 +169,7 @@ def as_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSource]) -> WrittenFile:
-    """Write a tensor file durably and digest it on the way. StorageError from the storage."""
+    """Write a tensor file durably, digesting it on the way. StorageError from the storage."""
     header, planned = lay_out(tensors, metadata={"format": "pt"}, alignment=ALIGNMENT)
     digests: list[str] = []
 
@@ -190,7 +190,7 @@ def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSourc
             tensors[record.name].release()
             digests.append(hasher.hexdigest())
 
-    # A write that fails leaves a chunk given out, and what guards it held for as long as the error lives.
+    # Closed, since a failed write would otherwise hold the last chunk's guard as long as the error lives.
     with closing(content()) as buffers:
         size = storage.write(path, buffers)
     pairs = zip(planned, digests, strict=True)
@@ -208,9 +208,9 @@ def file_digest(header_digest: str, tensors: tuple[TensorRecord, ...]) -> str:
 def lay_out(
     tensors: Mapping[str, TensorSource], *, metadata: Mapping[str, str], alignment: int
 ) -> tuple[bytes, list[TensorRecord]]:
-    """The bytes in front of the data, and the tensors in the order of their data.
+    """The bytes before the data, and the tensors in the order of their data.
 
-    Larger elements come first, so that each is aligned to its own size; the data begins on a
+    Larger elements come first, so that each is aligned to its own size; the data starts at a
     multiple of `alignment`.
     """
     order = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype].itemsize, name))
@@ -238,7 +238,7 @@ def lay_out(
 
 
 def read_header(handle: ReadHandle, path: str) -> Header:
-    """Read and check the front of a tensor file; CheckpointInvalid says what is wrong with it."""
+    """Read and check the header of a tensor file; CheckpointInvalid says what is wrong with it."""
     if handle.size < 8:
         raise CheckpointInvalid(f"{path}: {handle.size} bytes, too short for a tensor file")
     length_bytes = bytearray(8)
@@ -281,12 +281,12 @@ def _parse_entry(name: str, entry: Any, data_begin: int) -> TensorRecord:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a JSON value is an integer of at least 0 that fits 63 bits."""
+    """Whether a JSON value is a non-negative integer that fits into 63 bits."""
     return type(value) is int and 0 <= value < 1 << 63
 
 
 def parse_shape(value: Any, name: str) -> tuple[int, ...]:
-    """A shape from JSON; ValueError when it is not one, or one that no array can have."""
+    """A shape from JSON; ValueError when it is not one, or no array can have it."""
     if not isinstance(value, list) or len(value) > 32 or not all(is_count(size) for size in value):
         raise ValueError(f"the shape of {name[:60]!r} is malformed")
     if math.prod(max(size, 1) for size in value) >= 1 << 59:
@@ -295,7 +295,7 @@ def parse_shape(value: Any, name: str) -> tuple[int, ...]:
 
 
 def check_span(name: str, dtype: Any, shape: tuple[int, ...], begin: int, end: int) -> None:
-    """ValueError unless the byte range has just the size that dtype and shape ask for."""
+    """ValueError unless the byte range has exactly the size that dtype and shape require."""
     if isinstance(dtype, str) and dtype in PACKED:
         raise ValueError(f"the dtype of {name[:60]!r} is {dtype}, a packed type, which is not supported")
     if not isinstance(dtype, str) or dtype not in DTYPES:

@@ -1,12 +1,12 @@
-"""What an error of the storage says about a checkpoint: that it is bad, or that nobody could look."""
+"""What a storage error says about a checkpoint: that it is bad, or only that it could not be read."""
 
 from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, StorageError
 
 
 def rejection(error: StorageError, what: str = "") -> CheckpointInvalid:
-    """The CheckpointInvalid to raise where reading failed, its message beginning with `what`.
+    """The CheckpointInvalid to raise when reading failed; its message starts with `what`.
 
-    CheckpointUnreadable unless the error says what is there: EIO today may be none tomorrow.
+    CheckpointUnreadable unless the error says what is there: an EIO today may be gone tomorrow.
     """
     before = f"{what}: " if what else ""
     if error.settled:

@@ -1,18 +1,18 @@
-"""Frames: how records lie in a journal segment, and how damage is told from a torn write.
+"""Frames: how records are stored in a journal segment, and how to tell damage from a torn write.
 
     magic 8 | payload length u64 | sequence number u64 | digest 16 | payload        (little-endian)
 
 The digest is XXH3-128 over salt, payload length, sequence number and payload. The salt is 16
-zero bytes for the first frame of a segment and the first frame's digest for all others: a frame
-proves that it belongs to just this segment, so neither one copied from elsewhere nor one that
-the file system brings back from a deleted file passes.
+zero bytes for the first frame of a segment and the first frame's digest for all others. So a frame
+proves that it belongs to exactly this segment: one copied from elsewhere, or one that the file
+system brings back from a deleted file, does not pass.
 
-Each frame is durable before the next is written, so a crash can spoil the last one only. A
-frame that does not prove intact is *torn* when nothing intact lies behind it, and *damage* when
-something does. No length is believed before it was compared with the file's size and with the most that a
-frame may have; and a long frame takes memory only once its digest has proved right, since a sparse file has
-whatever size it likes. What is longer than any frame cannot be what one write left: it is damage, and is
-not searched.
+Each frame is durable before the next is written, so a crash can only spoil the last one. A frame
+that is not intact is *torn* when nothing intact follows it, and *damage* when something does. No
+length is trusted before it was compared with the file's size and with the maximum frame size; and a long
+frame is loaded into memory only once its digest has been verified, since a sparse file can claim any size.
+Bytes that are longer than any frame cannot come from a single write: they are damage, and are not
+searched.
 """
 
 import struct
@@ -24,42 +24,42 @@ import xxhash
 from rollforward.storage import ReadHandle
 
 MAGIC = b"\x93RFWDJ1\n"
-"""Not text, not UTF-8, and broken by whatever changes line ends; the digit is the format's version."""
+"""Not text, not UTF-8, and broken by anything that changes line endings; the digit is the format version."""
 
 _FRONT = struct.Struct("<8sQQ16s")
 FRONT_BYTES = _FRONT.size
 NO_SALT = bytes(16)
 MAX_FRAME_BYTES = 1 << 29
-"""Of a payload. The largest chunk of rollouts that fits a trainer has a fraction of it."""
+"""For a payload. The largest chunk of rollouts that fits a trainer is a fraction of this."""
 _SEARCH_BYTES = 1 << 20
 _LONG_BYTES = 32 << 20
-"""A payload that is longer is digested before it is read."""
+"""A payload longer than this is digested before it is loaded."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame that proved intact."""
+    """An intact frame."""
 
     offset: int
-    """Of its first byte in the segment."""
+    """Of its first byte, in the segment."""
     sequence: int
     payload: bytes
     digest: bytes
 
     @property
     def end(self) -> int:
-        """Of the byte after it."""
+        """Offset of the byte after it."""
         return self.offset + FRONT_BYTES + len(self.payload)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a segment ends, behind its last intact frame."""
+    """How a segment ends, after its last intact frame."""
 
     offset: int
     """Where the intact frames end."""
     problem: str = ""
-    """What lies there, in one line; empty when the file ends there too."""
+    """What is there, in one line; empty when the file ends there too."""
     damaged: bool = False
     """True when it cannot be a torn write: intact frames follow, or the file cannot be read."""
 
@@ -69,7 +69,7 @@ class BadFrame(ValueError):
 
 
 def encode_frame(sequence: int, payload: bytes, salt: bytes) -> bytes:
-    """A frame around a payload; ValueError when it is too long to be read again."""
+    """A frame around a payload; ValueError when it is too long to be read back."""
     if len(payload) > MAX_FRAME_BYTES:
         raise ValueError(f"a record of {len(payload)} bytes; {MAX_FRAME_BYTES} are the most")
     digest = _digest(sequence, payload, salt)
@@ -77,7 +77,7 @@ def encode_frame(sequence: int, payload: bytes, salt: bytes) -> bytes:
 
 
 def read_frame(handle: ReadHandle, offset: int, salt: bytes) -> Frame:
-    """The frame that begins at `offset`; BadFrame when there is no intact one.
+    """The frame that starts at `offset`; BadFrame when there is no intact one.
 
     StorageError when the file cannot be read.
     """
@@ -105,7 +105,7 @@ def read_frame(handle: ReadHandle, offset: int, salt: bytes) -> Frame:
 
 
 def read_frames(handle: ReadHandle) -> Iterator[Frame]:
-    """The intact frames of a segment, in order, up to the first that is not. Sequence numbers have no gap.
+    """The intact frames of a segment, in order, up to the first bad one. Sequence numbers have no gap.
 
     StorageError when the file cannot be read.
     """
@@ -123,7 +123,7 @@ def read_frames(handle: ReadHandle) -> Iterator[Frame]:
 
 
 def examine(handle: ReadHandle, last: Frame | None, salt: bytes) -> Ending:
-    """What lies behind the last intact frame; `salt` is the first frame's digest."""
+    """What follows the last intact frame; `salt` is the first frame's digest."""
     offset = last.end if last is not None else 0
     if offset == handle.size:
         # An empty file is a segment whose first frame was never written.
@@ -140,17 +140,17 @@ def examine(handle: ReadHandle, last: Frame | None, salt: bytes) -> Ending:
             offset, f"{problem}; {handle.size - offset} bytes, more than any frame has", damaged=True
         )
     if last is None:
-        # The first frame is alone in the file until it is durable: anything like a frame behind it
-        # was written later. Its digest is the salt, so what follows cannot be proved without it.
+        # The first frame is alone in the file until it is durable: anything like a frame after it
+        # was written later. Its digest is the salt, so what follows cannot be verified without it.
         return Ending(0, problem, damaged=any(_magics(handle, 1)))
     behind = _intact_behind(handle, offset + 1, last, salt)
     return Ending(offset, problem, damaged=behind)
 
 
 def _intact_behind(handle: ReadHandle, begin: int, last: Frame, salt: bytes) -> bool:
-    """Whether any intact frame of this segment begins at `begin` or later.
+    """Whether any intact frame of this segment starts at `begin` or later.
 
-    True too when so much looks like frames that to try all of it would take too long: no torn write does.
+    True too when so much looks like frames that trying it all would take too long: no torn write does that.
     """
     left = max(4 * (handle.size - begin), _LONG_BYTES)
     for offset in _magics(handle, begin):
@@ -159,7 +159,7 @@ def _intact_behind(handle: ReadHandle, begin: int, last: Frame, salt: bytes) -> 
         front = bytearray(FRONT_BYTES)
         handle.read_into(memoryview(front), offset)
         _, length, sequence, _ = _FRONT.unpack(front)
-        # Before the payload is read: no more frames can follow than there is room for.
+        # Check before reading the payload: no more frames can follow than there is room for.
         if not last.sequence < sequence <= last.sequence + 1 + (handle.size - last.end) // FRONT_BYTES:
             continue
         left -= length if length <= min(handle.size - offset, MAX_FRAME_BYTES) else 0
@@ -174,7 +174,7 @@ def _intact_behind(handle: ReadHandle, begin: int, last: Frame, salt: bytes) -> 
 
 
 def _magics(handle: ReadHandle, begin: int) -> Iterator[int]:
-    """Where the magic stands at `begin` or later. Reads a bounded piece at a time."""
+    """Offsets of the magic at `begin` or later. Reads a bounded piece at a time."""
     overlap = len(MAGIC) - 1
     while begin < handle.size:
         piece = bytearray(min(_SEARCH_BYTES + overlap, handle.size - begin))
@@ -187,7 +187,7 @@ def _magics(handle: ReadHandle, begin: int) -> Iterator[int]:
 
 
 def _digest_of_file(handle: ReadHandle, offset: int, length: int, sequence: int, salt: bytes) -> bytes:
-    """`_digest` of a payload that lies in the file, a piece in memory at a time."""
+    """`_digest` of a payload in the file, with one piece in memory at a time."""
     hasher = xxhash.xxh3_128(salt + struct.pack("<QQ", length, sequence))
     begin, end = offset + FRONT_BYTES, offset + FRONT_BYTES + length
     buffer = bytearray(_SEARCH_BYTES)

@@ -1,7 +1,7 @@
-"""What a journal tells of a run's past: each start, how far it came, and what became of it.
+"""What a journal says about a run's past: each start, how far it got, and what became of it.
 
-For people who look at a run, not for training: every segment is read, those of abandoned
-histories too. Nothing on disk is changed.
+For people inspecting a run, not for training: every segment is read, including those of abandoned
+histories. Nothing on disk is changed.
 """
 
 from collections.abc import Sequence
@@ -18,29 +18,29 @@ from rollforward.store.layout import JOURNAL, parse_rank
 
 @dataclass
 class StartOfRun:
-    """One incarnation of one rank, as its segments tell it."""
+    """One incarnation of one rank, according to its segments."""
 
     incarnation: int
     header: SegmentHeader | None = None
-    """Of its first segment that can be read; None when there is none."""
+    """From its first readable segment; None when there is none."""
     chunks: int = 0
     updates: int = 0
     first: Position | None = None
-    """Earliest step of which it wrote a record."""
+    """Earliest step for which it wrote a record."""
     last: Position | None = None
-    """Latest step of which it wrote a record."""
+    """Latest step for which it wrote a record."""
     last_time: str = ""
-    """When it wrote last, UTC: where it was killed, this is shortly before."""
+    """Time of its last write, UTC: if it was killed, that was shortly after."""
     size: int = 0
     """Bytes of its segments."""
     events: list[Record] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """Torn and damaged places, a line each."""
+    """Torn and damaged places, one line each."""
     abandoned_from: Position | None = None
-    """A later start went on from here and left what this one had done beyond; None when none did."""
+    """Where a later start continued, abandoning what this one had done beyond; None when none did."""
 
     def add(self, record: Record) -> None:
-        """One more record, in the order of writing."""
+        """Add one more record, in the order of writing."""
         self.last_time = record.time
         if record.kind == "segment":
             return
@@ -55,13 +55,13 @@ class StartOfRun:
 
 @dataclass(frozen=True)
 class Extent:
-    """How much journal there is, over all ranks; from names and sizes alone, whatever the files hold."""
+    """How much journal there is, over all ranks; from names and sizes alone, no file is read."""
 
     segments: int
     size: int
     """Bytes."""
     reaches_back_to: Position | None
-    """The earliest step that every rank's segments begin with; None without segments."""
+    """The earliest step that every rank's segments cover; None without segments."""
 
 
 def extent(storage: Storage) -> Extent:
@@ -79,7 +79,7 @@ def journal_ranks(storage: Storage) -> list[int]:
 
 
 def history(storage: Storage, rank: int) -> list[StartOfRun]:
-    """Every start of which there still are segments, oldest first."""
+    """Every start that still has segments, oldest first."""
     starts: dict[int, StartOfRun] = {}
     segments = list_segments(storage, rank)
     for segment in segments:
@@ -117,7 +117,7 @@ def _said(ending: Ending) -> str:
 
 
 def _mark_abandoned(starts: Sequence[StartOfRun]) -> None:
-    """The last start's history says what of each earlier one it left behind."""
+    """Mark what the last start's history left behind of each earlier start."""
     newest = next((start.header for start in reversed(starts) if start.header is not None), None)
     if newest is None:
         return

@@ -1,9 +1,9 @@
-"""Reading a journal: what one rank has of one history, found without holding it in memory.
+"""Reading a journal: what one rank has of one history, indexed without holding it in memory.
 
-`read_journal` takes a history that holds the checkpoint to resume from (`timeline.choose_history` says
-which), and makes an index of its records: where each is, not what it says.
+`read_journal` picks a history that contains the checkpoint to resume from (`timeline.choose_history`
+decides which), and builds an index of its records: where each one is, not what it says.
 Every frame is verified here, and again when it is read. Nothing on disk is changed, so anyone may
-look at any time; only `repair`, for who holds the run's lock, cuts a torn end.
+read at any time; only `repair`, for the holder of the run's lock, cuts off a torn end.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,23 +73,23 @@ class JournalView:
     """One rank's records of one history."""
 
     header: SegmentHeader | None = None
-    """Of the newest segment of the newest incarnation; None when the history has no journal."""
+    """From the newest segment of the newest incarnation; None when the history has no journal."""
     lineage: Lineage = field(default_factory=dict)
-    """Which incarnations' records belong to it, and up to where."""
+    """Which incarnations' records belong to the history, and up to where."""
     rollouts: Mapping[Key, Place] = field(default_factory=dict)
     outcomes: Mapping[Key, Place] = field(default_factory=dict)
     events: Sequence[Place] = ()
     headers: Mapping[SegmentName, SegmentHeader] = field(default_factory=dict)
-    """Of every segment that was read."""
+    """The header of every segment that was read."""
     problems: tuple[str, ...] = ()
-    """What was found wrong, a line each."""
+    """Problems found, one line each."""
     torn: tuple[tuple[Segment, Ending], ...] = ()
     """Segments whose last write was cut off by a crash."""
     newest_incarnation: int = 0
-    """Of all segments there are, those of other histories included."""
+    """Of all existing segments, including those of other histories."""
 
     def first_incomplete(self, start: Position, *, chunks_per_step: int, steps_per_epoch: int) -> Position:
-        """The first step from `start` on that lacks a chunk: how far updates can be replayed."""
+        """The first step, from `start` on, with a missing chunk: how far updates can be replayed."""
         position = start
         while all((position, chunk) in self.rollouts for chunk in range(chunks_per_step)):
             position = position.following(steps_per_epoch)
@@ -97,13 +97,13 @@ class JournalView:
 
     @property
     def writers(self) -> list[Identity]:
-        """Who wrote the records, oldest first; a start that recorded nothing is not among them."""
+        """The starts that wrote the records, oldest first; those that recorded nothing are not included."""
         places = (*self.rollouts.values(), *self.outcomes.values())
         names = sorted({place.segment.name for place in places})
         return [self.headers[name].identity for name in names]
 
     def inherited(self, before: Position) -> "JournalView":
-        """What a new start has of it that takes over nothing of `before` or later."""
+        """The part that a new start inherits if it takes over nothing from `before` or later."""
         return replace(
             self,
             lineage=inherit(self.lineage, before),
@@ -113,7 +113,7 @@ class JournalView:
 
 
 def read_record(place: Place) -> Record:
-    """The record at a place, verified; CheckpointInvalid says in one line why it cannot be had."""
+    """The record at a place, verified; CheckpointInvalid says in one line why it cannot be read."""
     try:
         with place.segment.storage.open(place.segment.name.path) as handle:
             return decode_record(read_frame(handle, place.offset, place.salt).payload)
@@ -134,7 +134,7 @@ def list_segments(storage: Storage, rank: int) -> list[Segment]:
 
 
 def odd_segments(storage: Storage, rank: int) -> list[str]:
-    """What has the name of a segment and is not a file, a line each."""
+    """Entries that are named like a segment but are not files, one line each."""
     return [
         f"journal segment {name.path}: it is a {entry.kind}, not a file"
         for entry in storage.scan(journal_folder(rank))
@@ -143,11 +143,11 @@ def odd_segments(storage: Storage, rank: int) -> list[str]:
 
 
 def remove_segments(storage: Storage, names: Sequence[SegmentName]) -> None:
-    """Remove segments of one rank, given oldest first, with what was cut off their ends; durably."""
+    """Durably remove segments of one rank, given oldest first, and what was cut off their ends."""
     for name in names:
         storage.remove(name.path)
         storage.remove(name.torn_path)
-        # One by one, oldest first: a crash in between must not look like a segment that was lost.
+        # One by one, oldest first: a crash in between must not look like a lost segment.
         storage.sync_folder(journal_folder(name.rank))
 
 
@@ -172,13 +172,13 @@ def read_journal(
     run_id: str | None = None,
     history: Start | None = None,
 ) -> JournalView:
-    """What the journal of `rank` has of positions from `since` on and, where it is given, before `before`.
+    """What the journal of `rank` has for positions from `since` on and, if given, before `before`.
 
-    `storages`: the folders of the run, those it was resumed from first; of a segment that several have,
-    the first counts. `history`: the start whose history is read; None takes the newest which did
-    anything, among those that hold the `checkpoint`: incarnation and position of the one to resume from.
-    `run_id`: segments of other runs are passed over. What is damaged is reported in `problems` and never
-    handed out.
+    `storages`: the folders of the run, those it was resumed from first; if several have the same segment,
+    the first counts. `history`: the start whose history is read; None takes the newest one that did
+    anything, among those that contain the `checkpoint`: incarnation and position of the one to resume from.
+    `run_id`: segments of other runs are skipped. Damage is reported in `problems` and damaged records are
+    never handed out.
     """
     segments = _segments(storages, rank)
     newest = max((segment.name.incarnation for segment in segments), default=0)
@@ -186,7 +186,7 @@ def read_journal(
     chosen = history or choose_history(_starts(segments, headers), checkpoint)
     lineage: Lineage = {} if chosen is None else chosen.lineage
     tip = None if chosen is None else headers.get(chosen.incarnation)
-    # Whose a segment without a header is nobody knows; it may belong to the newest history.
+    # A segment without a header may belong to any history, even to the newest.
     known = SegmentName(rank, tip.identity.incarnation, tip.first) if tip is not None else None
     unreadable = [segment for segment in unreadable if known is None or segment.name > known]
     if before is not None:
@@ -217,13 +217,13 @@ def read_journal(
 
 
 def read_starts(storages: Sequence[Storage], *, rank: int, run_id: str | None = None) -> list[Start]:
-    """The starts of which `rank` has a journal, oldest first."""
+    """The starts for which `rank` has a journal, oldest first."""
     segments = _segments(storages, rank)
     return _starts(segments, _headers_of_starts(segments, run_id)[0])
 
 
 def _segments(storages: Sequence[Storage], rank: int) -> list[Segment]:
-    """Of all folders, each once, oldest first."""
+    """The segments of all folders, each once, oldest first."""
     found: dict[SegmentName, Segment] = {}
     for storage in storages:
         for segment in list_segments(storage, rank):
@@ -233,19 +233,19 @@ def _segments(storages: Sequence[Storage], rank: int) -> list[Segment]:
 
 @dataclass(frozen=True)
 class SegmentsChecked:
-    """What reading every segment of a rank found."""
+    """The result of reading every segment of a rank."""
 
     segments: Sequence[Segment]
     problems: tuple[str, ...]
     torn: tuple[tuple[Segment, Ending], ...]
     last: Position | None
-    """Of the newest record, whichever history it is of; None when there is none."""
+    """Position of the newest record, of whatever history; None when there is none."""
 
 
 def check_segments(storage: Storage, rank: int) -> SegmentsChecked:
-    """Read and digest every record of a rank, those of abandoned futures too.
+    """Read and digest every record of a rank, including those of abandoned futures.
 
-    A run that trains may remove segments meanwhile, the oldest first: they are passed over.
+    A live run may remove segments in the meantime, oldest first: those are skipped.
     """
     segments = list_segments(storage, rank)
     reading = _Reading(
@@ -266,7 +266,7 @@ def check_segments(storage: Storage, rank: int) -> SegmentsChecked:
 def _headers_of_starts(
     segments: Sequence[Segment], run_id: str | None
 ) -> tuple[dict[int, SegmentHeader], list[Segment]]:
-    """The newest header of each start, by its incarnation; and the segments that have none."""
+    """The newest header of each start, by incarnation; and the segments without one."""
     headers: dict[int, SegmentHeader] = {}
     unreadable = []
     for segment in reversed(segments):
@@ -297,9 +297,9 @@ def _starts(segments: Sequence[Segment], headers: Mapping[int, SegmentHeader]) -
 
 
 def _has_work(segment: Segment) -> bool:
-    """Whether it holds rollouts or an outcome: more than words about the start itself.
+    """Whether it holds rollouts or an outcome: more than notes about the start itself.
 
-    What cannot be read may be work too: no history is passed over on the strength of an error.
+    What cannot be read may be work too: no history is skipped because of an error.
     """
     try:
         with segment.storage.open(segment.name.path) as handle:
@@ -314,7 +314,7 @@ def _has_work(segment: Segment) -> bool:
 
 
 class _Reading:
-    """Goes through segments, oldest first, and notes where the records of a history are."""
+    """Scans segments, oldest first, and notes where the records of a history are."""
 
     def __init__(
         self, run_id: str | None, lineage: Lineage, since: Position, *, vanishing: bool = False
@@ -329,12 +329,12 @@ class _Reading:
         self._lineage = lineage
         self._since = since
         self._vanishing = vanishing
-        """Whether segments that were listed may be gone when they are opened."""
+        """Whether listed segments may be gone by the time they are opened."""
         self._due: tuple[int, int] | None = None
-        """Incarnation and sequence number of the next frame, should the next segment be of the same one."""
+        """Incarnation and sequence number of the next frame, if the next segment is of that incarnation."""
 
     def segment(self, segment: Segment, *, last: bool) -> None:
-        """Read one; `last`: its incarnation has no later one, so that its end may be torn."""
+        """Read one segment; `last`: its incarnation has no later one, so its end may be torn."""
         try:
             with segment.storage.open(segment.name.path) as handle:
                 self._frames(segment, handle, last=last)
@@ -402,9 +402,9 @@ class _Reading:
 
 
 def repair(storage: Storage, view: JournalView) -> list[str]:
-    """Cut the torn ends of segments in `storage`, each copied aside first; says what was done, a line each.
+    """Cut off torn ends of segments in `storage`, copying each aside first; returns what was done, by line.
 
-    For the one who holds the run's lock. Torn ends in other storages are left as they are.
+    For the holder of the run's lock. Torn ends in other storages are left as they are.
     """
     done = []
     for segment, ending in view.torn:
@@ -427,9 +427,9 @@ def repair(storage: Storage, view: JournalView) -> list[str]:
 
 
 def adopt(storage: Storage, inherited: JournalView) -> None:
-    """Copy the segments of other folders that hold inherited records, so that `storage` needs no other.
+    """Copy segments with inherited records from other folders, so that `storage` needs no other folder.
 
-    As they are, but for torn ends, which are left out.
+    They are copied as they are, except for torn ends, which are left out.
     """
     torn = {segment.name: ending.offset for segment, ending in inherited.torn}
     places = [*inherited.rollouts.values(), *inherited.outcomes.values()]

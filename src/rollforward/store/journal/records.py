@@ -1,9 +1,9 @@
-"""Records: what the frames of a journal hold, as safetensors blobs.
+"""Records: the contents of a journal's frames, as safetensors blobs.
 
-The metadata of a blob are texts: `kind`, `position`, `time`, and what the kind asks for. There are
-four kinds. `segment` stands first in every segment and says whose it is; `rollouts` is one chunk
-of experience; `outcome` is what one update gave; `event` is a line for the history of the run.
-What the arrays mean is the caller's affair: this room moves names, dtypes, shapes and bytes.
+The metadata of a blob are strings: `kind`, `position`, `time`, and what the kind requires. There are
+four kinds. `segment` comes first in every segment and says whose it is; `rollouts` is one chunk
+of experience; `outcome` is the result of one update; `event` is a line for the history of the run.
+What the arrays mean is up to the caller: this module only handles names, dtypes, shapes and bytes.
 """
 
 import math
@@ -32,14 +32,14 @@ class Record:
     kind: str
     position: Position
     time: str
-    """UTC, when it was written."""
+    """UTC time of writing."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Everything else."""
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Read-only."""
 
     def number(self, name: str) -> int:
-        """A count among the metadata; ValueError when it is missing or none."""
+        """A count from the metadata; ValueError when it is missing or not a count."""
         text = self.metadata.get(name, "")
         if not (text.isascii() and text.isdigit() and len(text) < 19):
             raise ValueError(f"{name} is not a count")
@@ -48,23 +48,23 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Who writes: the same for all segments of one incarnation of one rank."""
+    """The writer: the same for all segments of one incarnation of one rank."""
 
     run_id: str
     rank: int
     world_size: int
     incarnation: int
     fingerprint: str
-    """Of the configuration."""
+    """The configuration's."""
     versions: Mapping[str, str]
     device: str
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What readers may want to know, such as the names of the verifiers; JSON."""
+    """Extra information for readers, such as the names of the verifiers; JSON."""
     fingerprints: frozenset[str] = field(default=frozenset(), compare=False)
-    """Others that mean the same configuration, as versions made them that knew less of it. Not written."""
+    """Other fingerprints of the same configuration, from versions that covered less of it. Not written."""
 
     def is_configured_as(self, other: "Identity") -> bool:
-        """Whether what the other wrote was made with this configuration, on this number of ranks."""
+        """Whether the other's records were made with this configuration, on this number of ranks."""
         names = {self.fingerprint, *self.fingerprints}
         return other.fingerprint in names and other.world_size == self.world_size
 
@@ -75,16 +75,16 @@ class SegmentHeader:
 
     identity: Identity
     first: Position
-    """No record of the segment is of an earlier position."""
+    """The segment holds no record of an earlier position."""
     start: Position
-    """Where this incarnation began: the checkpoint it went on from."""
+    """Where this incarnation started: the checkpoint it resumed from."""
     created: str
     lineage: Lineage
-    """What it inherits; its own incarnation is not in it."""
+    """What it inherits, not including its own incarnation."""
 
     @property
     def whole_lineage(self) -> dict[int, Position | None]:
-        """With its own records."""
+        """The lineage including its own records."""
         return {**self.lineage, self.identity.incarnation: None}
 
 
@@ -102,7 +102,7 @@ def encode_record(record: Record) -> bytes:
 
 
 def decode_record(payload: bytes) -> Record:
-    """The record that a blob holds; ValueError says in one line why it holds none."""
+    """The record in a blob; ValueError says in one line why there is none."""
     try:
         header = read_header(_InMemory(payload), "the record")
     except CheckpointInvalid as error:
@@ -141,7 +141,7 @@ def encode_header(header: SegmentHeader) -> bytes:
 
 
 def decode_header(payload: bytes, name: SegmentName) -> SegmentHeader:
-    """The header of the segment of that name; ValueError says why it is none, or another's."""
+    """The header of the segment with that name; ValueError says why it is not one, or is another's."""
     record = decode_record(payload)
     if record.kind != "segment":
         raise ValueError(f"its first record is of kind {record.kind[:20]!r}")
@@ -182,7 +182,7 @@ class _InMemory:
         buffer[:] = self._content[offset : offset + len(buffer)]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
     def __enter__(self) -> ReadHandle:
         return self

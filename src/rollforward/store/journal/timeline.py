@@ -1,13 +1,13 @@
 """Which records of a journal belong to one history of a run, and which segments may go. Pure functions.
 
-A run that is started again goes on from a checkpoint and from what the journal has beyond it.
-Whatever an earlier start (incarnation) recorded at or after the point where the new one stops
-inheriting is a future that did not happen: it stays on disk, and is never replayed again.
+A restarted run resumes from a checkpoint and from what the journal has beyond it. Whatever an
+earlier start (incarnation) recorded at or after the point where the new one stops inheriting is a
+future that did not happen: it stays on disk, and is never replayed again.
 
-A **lineage** says this once and for all, in each segment: incarnation -> the position before which
-its records are part of this history. Incarnations that are not in it belong to other histories.
-None, for an incarnation's own records, means no bound. So the newest segment alone tells
-the whole history, whatever became of the older ones.
+A **lineage** records this in each segment: incarnation -> the position before which its records
+are part of this history. Incarnations that are not in it belong to other histories. None, for an
+incarnation's own records, means no bound. So the newest segment alone gives the whole history,
+whatever happened to the older ones.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ Lineage = Mapping[int, Position | None]
 
 
 def is_live(lineage: Lineage, incarnation: int, position: Position) -> bool:
-    """Whether a record of this incarnation and position is part of the history."""
+    """Whether a record with this incarnation and position is part of the history."""
     if incarnation not in lineage:
         return False
     before = lineage[incarnation]
@@ -35,9 +35,9 @@ def inherit(lineage: Lineage, before: Position) -> dict[int, Position | None]:
 
 
 def holds_checkpoint(lineage: Lineage, incarnation: int, position: Position) -> bool:
-    """Whether the checkpoint at `position` that this incarnation saved is a state of the history.
+    """Whether the checkpoint that this incarnation saved at `position` is a state of the history.
 
-    It is the state after the steps before `position`, so all of them have to be inherited.
+    It is the state after the steps before `position`, so all of those must be inherited.
     """
     if incarnation not in lineage:
         return False
@@ -51,18 +51,18 @@ class Start:
 
     incarnation: int
     fingerprint: str
-    """Of its configuration."""
+    """Its configuration's."""
     world_size: int
     lineage: Lineage
-    """Its own records included."""
+    """Includes its own records."""
     worked: bool
-    """Whether it recorded rollouts or an outcome, and not only that it was there."""
+    """Whether it recorded rollouts or an outcome, and not only that it started."""
 
 
 def with_idle(starts: Collection[Start]) -> list[Start]:
-    """The starts, their histories with those that continued them and recorded nothing.
+    """The starts, each history extended by later starts that continued it and recorded nothing.
 
-    Such a start may have saved a checkpoint all the same: of what it had replayed.
+    Such a start may still have saved a checkpoint: of what it had replayed.
     """
     idle = [start for start in starts if not start.worked]
     return [
@@ -85,13 +85,13 @@ def choose_history(
     also: Collection[str] = (),
     world_size: int | None = None,
 ) -> Start | None:
-    """The start whose history is resumed, of those that hold the checkpoint; None when there is none.
+    """The start whose history is resumed, among those that contain the checkpoint; None without any.
 
     `checkpoint`: incarnation and position; None for any. `also`: other fingerprints of this configuration,
-    as earlier versions made them. Taken is the newest start that worked and had this configuration and
-    number of ranks: its records can be used. If there is none, the newest that worked: so it can be said what
-    is not used. A start that did nothing (a slip at the resume, a kill in its first second) hides nothing of
-    those before it.
+    made by earlier versions. Picks the newest start that did work and had this configuration and number
+    of ranks: its records can be used. If there is none, picks the newest that did work, so that the caller
+    can report what is not used. A start that did nothing (a mistake when resuming, a kill in its first
+    second) does not hide the ones before it.
     """
     newest_first = [
         start
@@ -109,10 +109,10 @@ def choose_history(
 
 
 def ends(segments: Iterable[SegmentName], lineage: Lineage) -> dict[SegmentName, Position | None]:
-    """The position before which each segment's records of this history end; None where that is not known.
+    """The position before which each segment's records of this history end; None when unknown.
 
-    A segment holds whole steps: those from its first up to the first of the incarnation's next segment.
-    A segment of another history gets its own first position: it holds nothing of this one.
+    A segment holds whole steps: from its first up to the first of the incarnation's next segment.
+    A segment of another history gets its own first position: it holds nothing of this history.
     """
     found: dict[SegmentName, Position | None] = {}
     following: SegmentName | None = None
@@ -132,8 +132,8 @@ def ends(segments: Iterable[SegmentName], lineage: Lineage) -> dict[SegmentName,
 def removable(segments: Sequence[SegmentName], lineage: Lineage, oldest: Position) -> list[SegmentName]:
     """Segments that no replay from a position of `oldest` or later needs, oldest first.
 
-    Segments of an incarnation newer than all in the lineage stay: a writer that has been
-    replaced must not remove what its successor wrote.
+    Segments of an incarnation newer than any in the lineage stay: a writer that has been replaced
+    must not remove what its successor wrote.
     """
     newest = max(lineage, default=0)
     return sorted(

@@ -1,7 +1,7 @@
-"""Writing the journal of one rank: `Journal` holds what it has inherited and adds to it.
+"""Writing the journal of one rank: `Journal` holds what it inherited and adds to it.
 
-Promise: a record is on stable storage when the call that writes it returns. What the bytes are is
-said in the package's docstring; reading them, and mending a torn end, is in `reading`.
+Promise: a record is on stable storage when the call that writes it returns. The package's docstring
+describes the format; `reading` reads it and repairs a torn end.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,23 +21,23 @@ from rollforward.store.journal.timeline import removable
 from rollforward.store.layout import SegmentName, is_temporary, journal_folder
 
 SEGMENT_BYTES = 64 << 20
-"""A segment that has reached this size is the last step's: the next step begins another."""
+"""Once a segment has reached this size, the next step starts a new one."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 def utc_now() -> str:
-    """The time as records have it."""
+    """The current time in the format of records."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Journal:
-    """What one rank has inherited, and what it adds.
+    """What one rank inherited, and what it adds.
 
     `inherited` is the part of an earlier journal that this start takes over (`JournalView.inherited`);
-    what of it lies in another folder than `storage`, the one that is written to, is read there. The first
-    segment is durable when the constructor returns. Any StorageError in writing ends the journal:
-    nothing can be made durable before it is used any more, so the run has to stop.
+    parts of it outside `storage`, the folder that is written to, are read where they are. The first
+    segment is durable when the constructor returns. Any StorageError while writing ends the journal:
+    records can no longer be made durable before they are used, so the run must stop.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Journal:
             raise ValueError("it has to be said before which position records are inherited")
         self.inherited = inherited
         self.bytes_written = 0
-        """Of frames, durable."""
+        """Of frames that are durable."""
         self._storage = storage
         self.identity = identity
         self._start = start
@@ -78,7 +78,7 @@ class Journal:
         return _find(self.inherited.rollouts.get((position, chunk)))
 
     def find_outcome(self, position: Position, iteration: int) -> Record | None:
-        """An inherited outcome; otherwise as `find_rollouts`."""
+        """An inherited outcome; otherwise like `find_rollouts`."""
         return _find(self.inherited.outcomes.get((position, iteration)))
 
     def append(
@@ -90,7 +90,7 @@ class Journal:
     def record(
         self, position: Position, iteration: int, arrays: Arrays, metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Write what an update gave; it is on stable storage when this returns."""
+        """Write the outcome of an update; it is on stable storage when this returns."""
         self._write("outcome", position, {**(metadata or {}), "iteration": str(iteration)}, arrays)
 
     def note(self, position: Position | None, event: str, detail: Mapping[str, Any]) -> None:
@@ -102,13 +102,13 @@ class Journal:
         self._write("event", position or self._latest, metadata, {})
 
     def checkpoint_begun(self) -> None:
-        """From the next step on records go to a new segment, so that the older one can be removed one day."""
+        """From the next step on, write to a new segment, so that the old one can be removed some day."""
         self._roll = True
 
     def prune(self, oldest: Position) -> list[str]:
         """Remove segments that no replay from a position of `oldest` or later needs; returns their paths.
 
-        What a repair left that was killed goes with them. It may run on another thread than the one that
+        Leftovers of a killed repair are removed too. This may run on a different thread from the one that
         appends: the newest segment of this start always stays, and nothing here touches an open file.
         """
         rank = self.identity.rank
@@ -122,7 +122,7 @@ class Journal:
         return [name.path for name in removed]
 
     def close(self) -> None:
-        """Let go of the file. Everything written is durable already."""
+        """Close the file. Everything written is already durable."""
         if self._appender is not None:
             self._appender.close()
             self._appender = None
@@ -132,7 +132,7 @@ class Journal:
             raise ValueError(f"a record of step {position} after one of {self._latest}")
         if self._appender is None:
             raise StorageError("the journal was closed", hint="see the first error; resume the run")
-        # Only where a step begins: a segment holds whole steps.
+        # Only at the start of a step: a segment holds whole steps.
         if position > self._latest and (self._roll or self._appender.size >= self._segment_bytes):
             self._appender.close()
             self._begin_segment(position)
