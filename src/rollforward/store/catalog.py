@@ -149,13 +149,13 @@ def _what_to_try(*, rejected: bool, later: bool) -> str:
     if rejected:
         return (
             "put back what is missing, or start a new run in another folder; rollforward verify --deep "
-            "tells what is whole"
+            "shows what is intact"
         )
     if later:
         return "take the oldest checkpoint's position or a later one; steps before it cannot be rebuilt"
     return (
-        f"check the path, and that {COMMITS}/ was copied with the rest; without --resume_training training "
-        "begins anew"
+        f"check the path, and that {COMMITS}/ was copied with the rest; without --resume_training a new run "
+        "starts"
     )
 
 
