@@ -119,7 +119,7 @@ class NonFinite(RollforwardError):
         self.facts = dict(facts or {})
         self.arrays = dict(arrays or {})
         self.evidence: Any = None
-        """See `grpo.evidence`."""
+        """See `grpo.nonfinite`."""
 
 
 class ReplayDiverged(RollforwardError):

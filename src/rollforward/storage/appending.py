@@ -33,7 +33,6 @@ class FileAppender:
         self._named = named
 
     def append(self, buffers: Iterable[Buffer]) -> None:
-        """See `Appender.append`."""
         if self._fd < 0:
             raise StorageError(
                 f"appending to {self._path}: an earlier append failed or the file was closed",

@@ -151,7 +151,6 @@ class LocalStorage:
         return str(self.root)
 
     def write(self, path: str, buffers: Iterable[Buffer]) -> int:
-        """See `Storage.write`."""
         _, size = self._replace(self._full(path), buffers)
         return size
 
@@ -172,7 +171,6 @@ class LocalStorage:
             raise storage_error("opening", target, error) from error
 
     def appender(self, path: str) -> Appender:
-        """See `Storage.appender`."""
         target = self._full(path)
         self._make_durable_folder(target.rpartition("/")[0])
         try:
@@ -182,13 +180,11 @@ class LocalStorage:
         return FileAppender(self._ops, target, fd)
 
     def rewrite(self, path: str, buffers: Iterable[Buffer]) -> Appender:
-        """See `Storage.rewrite`."""
         target = self._full(path)
         fd, size = self._replace(target, buffers, stays_open=True)
         return FileAppender(self._ops, target, fd, size=size, named=True)
 
     def stat(self, path: str) -> Entry | None:
-        """See `Storage.stat`."""
         target = self._full(path)
         try:
             return self._ops.lstat(target)
@@ -198,7 +194,6 @@ class LocalStorage:
             raise storage_error("looking at", target, error) from error
 
     def scan(self, folder: str) -> list[Entry]:
-        """See `Storage.scan`."""
         target = self._full(folder) if folder else self.root
         try:
             return sorted(self._ops.scan(target), key=lambda entry: entry.name)
@@ -219,7 +214,6 @@ class LocalStorage:
             raise storage_error("removing", target, error) from error
 
     def sync_folder(self, path: str) -> None:
-        """See `Storage.sync_folder`."""
         self._sync(self._full(path) if path else self.root)
 
     def _replace(
@@ -370,7 +364,6 @@ class _LocalHandle:
         self._path = path
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """See `ReadHandle.read_into`."""
         left = buffer.cast("B")
         while left.nbytes:
             try:

@@ -74,11 +74,9 @@ class MindSporeEngine:
         self._learner.compile()
 
     def generate(self, prompt_ids: Ints, prompt_mask: Bools, uniforms: Floats) -> Generation:
-        """See `grpo.ports.Engine.generate`."""
         return self._generator.generate(prompt_ids, prompt_mask, uniforms)
 
     def reference_logprobs(self, tokens: TokenBatch) -> Floats:
-        """See `grpo.ports.Engine.reference_logprobs`."""
         rows = len(tokens.prompt_ids)
         side_by_side = columns(tokens)
         pieces = micro_batches(
@@ -98,13 +96,11 @@ class MindSporeEngine:
         return self._learner.update(batch, learning_rate)
 
     def sync_reference(self) -> None:
-        """See `grpo.ports.Engine.sync_reference`."""
         self._changing("ref")
         for name, values in self._tensors["policy_model"].items():
             self._memory.write(self._slots["ref"][name], values)
 
     def layout(self) -> Layout:
-        """See `grpo.ports.Engine.layout`."""
         return self._layout
 
     def tensors(self) -> Tensors:
@@ -116,7 +112,6 @@ class MindSporeEngine:
         return self._tensors
 
     def revision(self, role: str) -> int:
-        """See `grpo.ports.Engine.revision`."""
         return self._revisions[role]
 
     def load(self, role: str, name: str, array: NDArray[Any]) -> None:
