@@ -1,5 +1,6 @@
 """A run's folder carries its configuration: a resume and a rebuild need no `--config`."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -12,8 +13,11 @@ from rollforward.cli.main import main
 from rollforward.config.keys import Config
 from rollforward.config.loading import load
 from rollforward.config.schema import meaning_of, walk
+from rollforward.errors import StorageError
 from rollforward.run import configuration
 from rollforward.run.configuration import FILE, tree_of
+from rollforward.storage import LocalStorage, ReadHandle
+from rollforward.storage.failures import storage_error
 
 BUILT_IN: dict[str, Any] = {
     "reward_config__verifier_function": ["accuracy_reward"],
@@ -155,3 +159,16 @@ def test_everything_but_folders_is_carried(tmp_path: Path, monkeypatch: pytest.M
     assert again.rl_config.seed == 9
     gym = load(None, [("rl_config.dataset_file", "reasoning_gym:chain_sum")]).config
     assert tree_of(gym)["rl_config"]["dataset_file"] == "reasoning_gym:chain_sum"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+def test_a_read_error_does_not_cost_the_configurations_of_earlier_starts(place: Place, number: int) -> None:
+    class Failing(LocalStorage):
+        def open(self, path: str) -> ReadHandle:
+            raise storage_error("opening", path, OSError(number, "injected"))
+
+    killed(place)
+    before = (place.root / "run" / FILE).read_bytes()
+    with pytest.raises(StorageError, match="injected"):
+        configuration.keep(Failing(place.root / "run"), 2, load(None, []).config)
+    assert (place.root / "run" / FILE).read_bytes() == before

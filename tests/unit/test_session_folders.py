@@ -1,9 +1,14 @@
 """What is not the run's own is never written, replaced or removed."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_session import Killed, Place, ToyPackage, commit_at_once
@@ -181,3 +186,31 @@ def test_the_page_on_the_format_lists_every_file_of_a_run(
 
 def not_a_number(completions: list[str]) -> list[float]:
     return [float("nan") for _ in completions]
+
+
+def test_workers_that_claim_a_folder_at_the_same_moment_get_the_same_one(tmp_path: Path) -> None:
+    """A mark that is seen before its content is written would send the other rank to the next folder."""
+    for number in range(50):
+        folder, together = tmp_path / str(number) / "strategy", threading.Barrier(4)
+
+        def claim(folder: Path = folder, together: threading.Barrier = together) -> Path:
+            together.wait()
+            return output_folders.claim_strategies(folder, tmp_path / "run")
+
+        with ThreadPoolExecutor(4) as pool:
+            found = [each.result() for each in [pool.submit(claim) for _ in range(4)]]
+        assert found == [folder] * 4
+        assert [path.name for path in folder.iterdir()] == [output_folders.OWNER]
+
+
+def test_a_full_disk_leaves_no_mark_that_names_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "link", no_room)
+        assert output_folders.claim_logs(tmp_path / "log", tmp_path / "run") == tmp_path / "log"
+    assert list((tmp_path / "log").iterdir()) == []
+    assert output_folders.claim_logs(tmp_path / "log", tmp_path / "run") == tmp_path / "log"

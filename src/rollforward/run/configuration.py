@@ -125,13 +125,18 @@ def check_named(base: Carried, given: Sequence[tuple[str, Any]]) -> list[tuple[s
 
 
 def _read(storage: Storage) -> list[dict[str, Any]]:
-    """The entries of the file, oldest first; invalid lines are skipped."""
+    """The entries of the file, oldest first; invalid lines are skipped.
+
+    StorageError when it cannot be read this time: taken for empty, it would be replaced by one line.
+    """
     try:
         if storage.stat(FILE) is None:
             return []
         lines = read_small(storage, FILE, limit=_MOST_BYTES).splitlines()
-    except StorageError:
-        return []
+    except StorageError as error:
+        if error.settled:
+            return []
+        raise
     found = []
     for line in lines:
         try:

@@ -18,6 +18,7 @@ import fcntl
 import itertools
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,11 +112,18 @@ def _owner(folder: Path) -> str | None:
 
 
 def _mark(folder: Path, run: str) -> None:
-    """Record the owner, unless another run was faster."""
-    with suppress(FileExistsError):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / OWNER, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            os.write(descriptor, json.dumps({"run": run}).encode() + b"\n")
-        finally:
-            os.close(descriptor)
+    """Record the owner, unless another run was faster.
+
+    The file gets its name with its content: other ranks look at the same moment, and a kill or a full disk
+    must not leave an empty one, which would say that the owner cannot be determined.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    unnamed = folder / f"{OWNER}.{secrets.token_hex(4)}.tmp"
+    descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(json.dumps({"run": run}).encode() + b"\n")
+        with suppress(FileExistsError):
+            os.link(unnamed, folder / OWNER)
+    finally:
+        unnamed.unlink()

@@ -175,12 +175,16 @@ def make_ready(plan: Plan, package: EnginePackage, engine: Engine, worker: Worke
         for name, spec in engine.layout()[role].items()
     }
     content = package.strategy_file(shapes, group.world_size)
-    if content is not None:
-        strategy_folder.write(folder, group.rank, content)
+    logs = output_folders.claim_logs(plan.outputs.log, plan.outputs.run)
+
+    def write() -> None:
+        if content is not None:
+            strategy_folder.write(folder, group.rank, content)
+        logs.mkdir(parents=True, exist_ok=True)
+
+    together(write, group.all_gather)
     written = "" if content is None else ", strategy_<rank>.ckpt written"
     worker.log.line(f"strategy: {len(cleared)} old files cleared from {folder}{written}")
-    logs = output_folders.claim_logs(plan.outputs.log, plan.outputs.run)
-    logs.mkdir(parents=True, exist_ok=True)
     if worker.is_first:
         worker.log.keep(logs / "train.log")
     worker.log.line(f"logs: {logs}")
