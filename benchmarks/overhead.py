@@ -1,9 +1,9 @@
 """What being durable costs a run: python benchmarks/overhead.py [--steps 40] [--rounds 3] [--json FILE]
 
 The demo's training (`examples/arithmetic`) by `rollforward train`, a process each, in turn: with
-one checkpoint at the end, with one every ten steps, and with one after every step. The journal is
-always on. Each round's figure is taken from the time stamps of its metrics, so nothing that a step
-does escapes it; the first steps, in which graphs are compiled or loaded, are left out.
+one checkpoint at the end, with one every ten steps, as often as `auto` finds worth it, and with one after
+every step. The journal is always on. Each round's figure is taken from the time stamps of its metrics, so
+nothing that a step does escapes it; the first steps, in which graphs are compiled or loaded, are left out.
 
     tokens/s    completion tokens over seconds, of the steps after the first
     ratio       to the run that saves once, of the best rounds: what other processes do only adds
@@ -23,7 +23,12 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-WAYS = {"one checkpoint at the end": 1_000_000, "every 10 steps": 10, "every step": 1}
+WAYS: dict[str, int | str] = {
+    "one checkpoint at the end": 1_000_000,
+    "every 10 steps": 10,
+    "auto: 2 % of the time": "auto",
+    "every step": 1,
+}
 LEFT_OUT = 5
 """Steps at the beginning that are not counted."""
 
@@ -53,7 +58,7 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=2))
 
 
-def train(run: Path, interval: int, steps: int) -> list[Record]:
+def train(run: Path, interval: int | str, steps: int) -> list[Record]:
     """One run; its metrics, a record a step."""
     command = [sys.executable, "-m", "rollforward.cli.main", "train"]
     command += ["--config", "examples/arithmetic/grpo.yaml", "--save_checkpoint_dir", str(run / "save_ckpt")]

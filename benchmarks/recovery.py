@@ -1,23 +1,27 @@
 """Recovery side by side: python benchmarks/recovery.py [--model demo|large] [--rounds 2] [--picture FILE]
 
-A run with a checkpoint every ten steps is killed in mid-interval, halfway through generating a chunk.
-Copies of it go on in three ways (`recovery_runs` says what each is), and the seconds are taken from the
-start of the process until the first *new* step is done: the one that was under way.
+A run with a checkpoint every `--interval` steps is killed in mid-interval, halfway through a chunk.
+Copies of it go on in four ways (`recovery_runs` says what each is), and the seconds are taken until the first
+*new* step is done: the one that was under way. They begin with the death of the trainer where a standby
+takes over, and with the start of the process elsewhere. Two of the ways are taken once more with a run that
+chose its interval itself, which is what the targets are about: MindRLHF's way has no such choice.
 
+    notice     from the death until the standby is called: by the supervisor, which ends what is left
     start      interpreter, imports, configuration and data, and the framework: the same for all
     compile    model and graphs, from graphs that an earlier start kept: the same for all
     load       finding the checkpoint, reading it, verifying it (where that is done)
     journal    reading it
     redo       the steps since the checkpoint: replayed, or generated and trained again
-    new step   the first new one
+    new step   the first new one; all before it is the time to its start, for which there are targets
     other      what is left: the lock, folders, observers
 
 Of each part the best of the rounds is shown, since other work on a machine only adds; of start, compile
-and other, which are the same code, the best of all three ways. Totals are sums of these. Then goodput
-(`recovery_goodput`), and real runs of the demo's model that are killed again and again, to hold that against.
+and other, which are the same code, the best of all ways that have them. Totals are sums of these. Then
+goodput (`recovery_goodput`), and real runs of the demo's model that are killed again and again, to hold that
+against.
 
-Files are read from the page cache, where the run that was killed had left them. Left out: several
-workers, time to notice a kill, and a machine that has to be replaced.
+Files are read from the page cache, where the run that was killed had left them. A restart without a standby
+takes as long to notice as with one. Left out: several workers, and a machine that has to be replaced.
 """
 
 import argparse
@@ -30,15 +34,41 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import recovery_goodput
 from recovery_goodput import Costs
-from recovery_runs import HERE, WAYS, Run, Shape, Task, demo_task, random_task
+from recovery_runs import (
+    AUTO,
+    BY_STANDBY,
+    HERE,
+    WAYS,
+    WITHOUT_JOURNAL,
+    Run,
+    Shape,
+    Task,
+    demo_task,
+    random_task,
+)
 
-INTERVAL, KILL_STEP = 10, 5
-PARTS = ("start", "compile", "load", "journal", "redo", "new step", "other")
+from rollforward.replay.saving import INTERVAL
+from rollforward.wording import counted
+
+LEAST_STEPS = 4
+"""Before a kill: the first steps of a run are slower."""
+LEAST_AUTO_STEPS = 12
+"""Until a run that measures what saving costs has settled."""
+TARGETS = {
+    "demo": {"standby, auto": 1.5, "replay, auto": 3.0},
+    "large": {"standby, auto": 0.2, "replay, auto": 0.35},
+}
+"""Seconds from the death to the first new step's start; for the large model, of what `reload` takes."""
+GOODPUT_TARGET = 0.95
+"""Of the large model with a standby, killed once in `recovery_goodput.KILL_EVERY` steps."""
+PARTS = ("notice", "start", "compile", "load", "journal", "redo", "new step", "other")
 SAME = ("start", "compile", "other")
 """What has nothing to do with how a run goes on."""
 
@@ -46,6 +76,8 @@ SAME = ("start", "compile", "other")
 def main() -> None:
     """Measure, print tables, draw."""
     options, began = parse(), time.monotonic()
+    if find_spec("matplotlib") is None:
+        raise SystemExit("the picture needs matplotlib: pip install 'rollforward[plot]'")
     busy = os.getloadavg()[0]
     if busy > 0.5:
         print(f"warning: the load of this machine is {busy:.1f}; what else runs on it is measured too")
@@ -59,10 +91,11 @@ def main() -> None:
             else:
                 task = random_task(folder, Shape(**{field: getattr(options, field) for field in SHAPE}))
             print(f"{task.name}: {task.parameters / 1e6:.1f} M parameters", flush=True)
-            results[task.name] = measure(task, folder, options.rounds)
-            print(told(results[task.name]), flush=True)
+            result = results[task.name] = measure(task, folder, options.rounds, options.interval)
+            print(told(result), flush=True)
+            print(held_against_targets(model, result), flush=True)
             if model == "demo" and options.real_steps:
-                results[task.name]["real"] = real_runs(task, folder, results[task.name], options.real_steps)
+                result["real"] = real_runs(task, folder, result, options.real_steps)
     recovery_goodput.draw(results, options.picture)
     print(f"drawn: {options.picture}; all of it took {time.monotonic() - began:.0f} s")
     if options.json:
@@ -87,6 +120,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", choices=("demo", "large"), action="append", help="default: both")
     parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
     parser.add_argument(
+        "--interval", type=int, default=10, help="steps between checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
         "--real_steps", type=int, default=40, help="of the real runs; 0: none (default: %(default)s)"
     )
     for name, (default, text) in SHAPE.items():
@@ -97,31 +133,40 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(task: Task, folder: Path, rounds: int) -> dict[str, Any]:
-    """Kill a run, go on with copies of it in each way in turn, and what the model of goodput needs."""
-    killed = Run(task, folder / "killed", interval=INTERVAL, steps=100)
-    killed.kill_inside_generation(killed.start(), KILL_STEP)
+def measure(task: Task, folder: Path, rounds: int, interval: int) -> dict[str, Any]:
+    """Kill two runs, go on with copies in each way in turn, and what the model of goodput needs."""
+    killed = Run(task, folder / "killed", interval=interval, steps=100)
+    middle = interval // 2 + interval * -(-max(LEAST_STEPS - interval // 2, 0) // interval)
+    killed.kill_inside_generation(killed.start(), middle)
+    chose = Run(task, folder / "chose", interval="auto", steps=100)
+    chose.take_graphs(killed)
+    chose.kill_inside_generation(chose.start(), LEAST_AUTO_STEPS)
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     steps: list[dict[str, Any]] = killed.records()[2:]
     # It may have been hit a step later than it was aimed at.
-    again = killed.done() % INTERVAL
+    again = {way: (chose if way.endswith(AUTO) else killed).again() for way in WAYS}
     outcomes = set()
     for number in range(rounds):
         for way in WAYS:
-            run = killed.copy(folder / f"{way}_{number}")
-            run.until_done(run.start(way), run.done() + 1)
+            run = (chose if way.endswith(AUTO) else killed).copy(folder / f"{way}_{number}")
+            steps_done = run.done() + 1
+            if way in BY_STANDBY:
+                run.until_done_by_standby(steps_done)
+            else:
+                run.until_done(run.start(way), steps_done)
             found[way].append(parts(run))
             *redone, new = run.records()
-            if way != "replay":
+            if way in WITHOUT_JOURNAL:
                 # Whole steps too; the first one of a process is slower.
-                steps += redone[-again + 1 :]
+                steps += redone[-again[way] + 1 :]
             outcomes.add((new["global_step"], new["tokens"], new["loss"], new["grad_norm"]))
             print(f"  round {number + 1} of {rounds}: {way} {found[way][-1]['total']:.1f} s", flush=True)
-    if len(outcomes) != 1:
+    if len(outcomes) != len({step for step, *_ in outcomes}):
         raise SystemExit(f"the new step is not the same in all ways: {outcomes}")
     best = best_of(found)
     return {
         "steps_again": again,
+        "auto": chose.saved().state[INTERVAL]["steps"],
         "recoveries": best,
         "rounds": found,
         "costs": costs(killed, best, steps, again),
@@ -130,9 +175,12 @@ def measure(task: Task, folder: Path, rounds: int) -> dict[str, Any]:
 
 def best_of(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """Each way's best part by part, and their sum."""
-    everyone = [one for each in found.values() for one in each]
+    everyone = [one for way, each in found.items() if way not in BY_STANDBY for one in each]
     best = {
-        way: {part: min(one[part] for one in (everyone if part in SAME else each)) for part in PARTS}
+        way: {
+            part: min(one[part] for one in (everyone if part in SAME and way not in BY_STANDBY else each))
+            for part in PARTS
+        }
         for way, each in found.items()
     }
     return {way: {**one, "total": sum(one.values())} for way, one in best.items()}
@@ -143,13 +191,17 @@ def parts(run: Run) -> dict[str, float]:
     report, record, started = run.report(), run.records()[-1], run.started[-1]
     seconds = report.seconds
     total = record["time"] - started
+    # When its replay began, and how long before that its process was started, or a standby was called.
+    replayed = datetime.fromisoformat(report.time).timestamp()
+    called = replayed - (seconds["total"] - seconds["replay"])
     found = {
+        "notice": called - started if report.standby else 0.0,
         "start": seconds["prepare"] + seconds["framework"],
         "compile": seconds["engine"],
         "load": seconds["find"] + seconds["load"],
         "journal": seconds["journal"],
         "redo": seconds["replay"],
-        "new step": total - seconds["total"],
+        "new step": total - (replayed - started) - seconds["replay"],
     }
     return {**found, "other": total - sum(found.values()), "total": total}
 
@@ -158,7 +210,7 @@ def costs(
     killed: Run,
     best: Mapping[str, Mapping[str, float]],
     steps: Sequence[Mapping[str, Any]],
-    again: int,
+    again: Mapping[str, int],
 ) -> dict[str, Costs]:
     """What the model needs; besides what is known, from a run that saves at each step, and a save."""
     step = statistics.median(duration(record) for record in steps)
@@ -175,12 +227,13 @@ def costs(
             step=step,
             update=update,
             restart=max(one["total"] - one["redo"] - step, 0.0),
-            redo=one["redo"] / again,
+            redo=one["redo"] / max(again[way], 1),
             save=theirs if way == "reload" else max(ours, 0.0),
-            journal=way == "replay",
+            journal=way not in WITHOUT_JOURNAL,
             shadow=way != "reload",
         )
         for way, one in best.items()
+        if not way.endswith(AUTO)
     }
 
 
@@ -194,12 +247,13 @@ def told(result: Mapping[str, Any]) -> str:
     recoveries, of = result["recoveries"], result["costs"]["replay"]
     generation = 1 - of.update / of.step
     lines = [
-        f"a step takes {of.step:.2f} s, {generation:.0%} of it before its update; "
-        f"{result['steps_again']} steps to do again, seconds:",
-        f"{'':<18}" + "".join(f"{part:>10}" for part in (*PARTS, "total")),
+        f"a step takes {of.step:.2f} s, {generation:.0%} of it before its update; auto saves every "
+        f"{counted(result['auto'], 'step')}; seconds, and steps to do again:",
+        f"{'':<18}" + "".join(f"{part:>10}" for part in (*PARTS, "total", "steps")),
     ]
     for way, one in recoveries.items():
-        lines.append(f"{way:<18}" + "".join(f"{one[part]:>10.2f}" for part in (*PARTS, "total")))
+        figures = "".join(f"{one[part]:>10.2f}" for part in (*PARTS, "total"))
+        lines.append(f"{way:<18}{figures}{result['steps_again'][way]:>10}")
     ours, theirs = recoveries["replay"], recoveries["reload"]
     share = sum(theirs[part] for part in SAME) / theirs["total"]
     apart = [one["total"] - sum(one[part] for part in SAME) for one in (ours, theirs)]
@@ -215,6 +269,31 @@ def told(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def held_against_targets(model: str, result: Mapping[str, Any]) -> str:
+    """From the death to the first new step's start, and goodput, beside what they are to be."""
+    recoveries = result["recoveries"]
+    until = {way: one["total"] - one["new step"] for way, one in recoveries.items()}
+    # A supervisor notices as soon whether a standby waits or not.
+    until["replay, auto"] += recoveries["standby"]["notice"]
+    lines = []
+    for way, target in TARGETS[model].items():
+        figure, unit = until[way], "s"
+        if model == "large":
+            figure, unit = until[way] / until["reload"], f"of {until['reload']:.2f} s by MindRLHF's way"
+        said = "reached" if figure <= target else "missed"
+        lines.append(
+            f"death to the first new step's start, {way}: {figure:.2f} {unit}; target {target:.2f}: {said}"
+        )
+    if model == "large":
+        goodput = result["costs"]["standby"].goodput(result["auto"])
+        said = "reached" if goodput >= GOODPUT_TARGET else "missed"
+        lines.append(
+            f"goodput with a standby, auto, a checkpoint every {counted(result['auto'], 'step')}, killed "
+            f"once in {recovery_goodput.KILL_EVERY}: {goodput:.1%}; target {GOODPUT_TARGET:.0%}: {said}"
+        )
+    return "\n".join(lines)
+
+
 def real_runs(task: Task, folder: Path, result: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """A whole run in two ways, killed in mid-interval each time, beside what the model says of it."""
     interval = recovery_goodput.KILL_EVERY
@@ -222,7 +301,7 @@ def real_runs(task: Task, folder: Path, result: Mapping[str, Any], steps: int) -
     found = {}
     for way in ("replay", "reload"):
         run = Run(task, folder / f"real {way}", interval=interval, steps=steps)
-        run.take_graphs(Run(task, folder / "killed", interval=INTERVAL, steps=100))
+        run.take_graphs(Run(task, folder / "killed", interval=interval, steps=100))
         process, again, began = run.start(), [], 0.0
         for kill in kills:
             run.kill_inside_generation(process, kill)

@@ -10,7 +10,7 @@ once. For a checkpoint interval of I steps, each kill costs on average
 and each checkpoint what it holds up training. D is (I-1)/2 for saves that block. Ours go on while the next
 step generates and are committed at its end, so that step is done again too if it is killed: D is (I+1)/2.
 
-Left out: kills during a recovery, time to notice a kill, and waiting for a new machine.
+Left out: kills during a recovery, and waiting for a new machine; of all but `standby`, time to notice it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from typing import Any
 
 KILL_EVERY = 20
 INTERVALS = (1, 5, 20, 100)
-COLOURS = {"replay": "#d95f02", "without journal": "#7570b3", "reload": "#666666"}
+COLOURS = {"standby": "#1b9e77", "replay": "#d95f02", "without journal": "#7570b3", "reload": "#666666"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,16 @@
-"""Runs for `benchmarks/recovery.py`: what is trained, how it is killed, and three ways to go on.
+"""Runs for `benchmarks/recovery.py`: what is trained, how it is killed, and the ways to go on.
 
+    standby             with `--max_restarts --standby`: the trainer is killed when the standby is ready
     replay              `rollforward train --resume_training`, as it is
     without journal     the same after the journal was removed: what was done is generated and trained again
+    ..., auto           the same of a run with `save_ckpt_interval: auto`
     reload              stands in for MindRLHF (`mindrlhf/worker/train_worker.py` and `ref_worker.py`, read
                         in August 2025): the files of the newest checkpoint by `ms.load_checkpoint`, nothing
                         verified, no journal; then steps are generated and trained again
 
 What `reload` does not do as MindRLHF: it reads safetensors, where MindRLHF's default is the slower
 `ckpt`, and it goes on to save as Rollforward does. All else, process start, compiled graphs (kept
-by earlier starts), data and model, is the same code for all three, so what differs is what is compared.
+by earlier starts), data and model, is the same code for all, so what differs is what is compared.
 
 As a script, this is `rollforward`, with the restoring that the way asks for. With `--save_cost RUN` it prints
 the seconds for which MindRLHF's blocking saves would hold up training.
@@ -31,14 +33,19 @@ import numpy as np
 
 from rollforward.position import Position
 from rollforward.processes import heartbeat
+from rollforward.replay import metrics
 from rollforward.replay import report as recovery_report
 from rollforward.replay.report import RecoveryReport
-from rollforward.run import metrics
 from rollforward.storage import LocalStorage
+from rollforward.store import Manifest, find
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
-WAYS = ("replay", "without journal", "reload")
+AUTO = ", auto"
+"""Behind a way: the run that goes on in it had chosen its interval itself."""
+WAYS = ("standby, auto", "replay, auto", "standby", "replay", "without journal", "reload")
+BY_STANDBY = ("standby, auto", "standby")
+WITHOUT_JOURNAL = WAYS[4:]
 WAY = "RECOVERY_BENCHMARK_WAY"
 """Tells a process which of them it goes on in."""
 PATIENCE = 300.0
@@ -164,12 +171,12 @@ class Run:
 
     task: Task
     folder: Path
-    interval: int
-    """Steps between checkpoints."""
+    interval: int | str
+    """Steps between checkpoints, or `auto`."""
     steps: int
     """Of the whole run."""
     started: list[float] = field(default_factory=list)
-    """When each process was started, seconds since 1970."""
+    """When each way to go on began, seconds since 1970: a process was started, or killed with a standby."""
 
     @property
     def saves(self) -> Path:
@@ -178,6 +185,7 @@ class Run:
 
     def start(self, way: str = "") -> "subprocess.Popen[bytes]":
         """Start it, or go on in one of `WAYS`; the journal is removed for those that have none."""
+        way = way.removesuffix(AUTO)
         self.folder.mkdir(exist_ok=True)
         command = [sys.executable, str(HERE / "recovery_runs.py"), "train", *self.task.options]
         command += [f"--set=rl_config.save_ckpt_interval={self.interval}"]
@@ -189,8 +197,9 @@ class Run:
             command += ["--resume_training", "--actor_checkpoint_path", str(self.saves / "train")]
         else:
             command += ["--actor_checkpoint_path", str(self.task.model)]
-        if way in WAYS[1:]:
+        if way in WITHOUT_JOURNAL:
             shutil.rmtree(self.saves / "journal")
+        command += ["--max_restarts", "9", "--standby"] if way == "standby" else []
         path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"LOCAL_DEFAULT_PATH": str(self.folder), "PYTHONPATH": path, WAY: way}
         with (self.folder / "train.log").open("ab") as log:
@@ -216,6 +225,14 @@ class Run:
         """Steps that are done."""
         records = self.records()
         return records[-1]["global_step"] + 1 if records else 0
+
+    def saved(self) -> Manifest:
+        """The newest checkpoint."""
+        return find(LocalStorage(self.saves)).manifest
+
+    def again(self) -> int:
+        """Steps that are done and not in it: to do again."""
+        return self.done() - self.saved().global_step
 
     def report(self) -> RecoveryReport:
         """Of the newest recovery."""
@@ -275,6 +292,30 @@ class Run:
             missed = pulse
         self.fail("was over before it could be killed")
 
+    def until_done_by_standby(self, steps: int) -> None:
+        """Go on with a supervisor, be killed halfway through the first new chunk, and go on by the standby.
+
+        It is stopped there until its standby is ready, so that it comes no further than any other way.
+        """
+        # While a run resumes, its figures are not whole.
+        halfway, trainer = 0.5 * self.typical_chunk(), 0
+        process = self.start("standby")
+        for _ in self.watch(process):
+            if len(self.started) > 1:
+                if self.done() >= steps:
+                    return
+            elif trainer and "standby: ready" in (self.folder / "train.log").read_text(errors="replace"):
+                self.started.append(time.time())
+                os.kill(trainer, signal.SIGKILL)
+            elif not trainer:
+                pulse = heartbeat.read(self.saves, 0)
+                new = pulse is not None and Position.parse(pulse.position).step == steps - 1
+                if pulse and new and pulse.time > self.started[0] and pulse.phase == "generate":
+                    time.sleep(max(0.0, pulse.time + halfway - time.time()))
+                    os.kill(pulse.pid, signal.SIGSTOP)
+                    trainer = pulse.pid
+        self.fail("was over before it could be killed")
+
     def typical_chunk(self) -> float:
         """Seconds to generate a chunk."""
         found = [row["seconds/generate"] for row in self.records() if "seconds/generate" in row]
@@ -303,10 +344,10 @@ class Run:
 def rollforward() -> None:
     """This process as `rollforward`, which restores as the way to go on says."""
     from rollforward.cli.main import run_process
-    from rollforward.run import session
+    from rollforward.run import sources
 
     if os.environ[WAY] == "reload":
-        session.restore = restore_unverified
+        sources.restore = restore_unverified
     run_process()
 
 
@@ -315,7 +356,6 @@ def restore_unverified(storage: LocalStorage, engine: Any, *, until: Any = None)
     import mindspore as ms
 
     from rollforward.replay.recovery import Restored
-    from rollforward.store import find
 
     began = time.perf_counter()
     manifest = find(storage, until=until).manifest
@@ -337,7 +377,11 @@ def restore_unverified(storage: LocalStorage, engine: Any, *, until: Any = None)
 
 def files_of(manifest: Any) -> list[tuple[str, str]]:
     """(role, path) of each tensor file of a checkpoint."""
-    return sorted({(tensor.role, tensor.file) for tensor in manifest.tensors})
+    return [
+        (role, manifest.tensor_file(role, rank).path)
+        for role in manifest.roles
+        for rank in range(manifest.world_size)
+    ]
 
 
 def save_cost(run: Path) -> float:
@@ -346,8 +390,6 @@ def save_cost(run: Path) -> float:
     As safetensors, MindSpore's faster form. Nothing is synced, as MindRLHF does not.
     """
     import mindspore as ms
-
-    from rollforward.store import find
 
     manifest = find(LocalStorage(run)).manifest
     loaded = {

@@ -9,9 +9,13 @@ and reference of the two runs have the same digests.
 The moments come from the operating system's randomness; `--seed` repeats those of an earlier
 demo. To be sure where a kill lands, the process is stopped first (SIGSTOP), its heartbeat
 read, and only then killed, if it still is where it should be.
+
+With `--storage s3` the run that is killed trains straight to a bucket of SeaweedFS, which the demo starts
+on this machine, and after each kill its working folder is deleted: as if the machine had been lost.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -28,6 +32,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from rollforward.replay import metrics
+from rollforward.storage.address import open_storage
 
 HERE = Path(__file__).resolve().parent
 ROLLFORWARD = Path(sys.executable).with_name("rollforward")
@@ -55,22 +62,36 @@ class Run:
     name: str
     folder: Path
     config: Path
+    address: str = ""
+    """Of a run in a bucket."""
     kills: list[Kill] = field(default_factory=list)
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> str:
         """`--save_checkpoint_dir`."""
-        return self.folder / "save_ckpt"
+        return self.address or str(self.folder / "save_ckpt")
+
+    @property
+    def here(self) -> Path:
+        """Where the files are that are only of this machine."""
+        return self.folder / ("work" if self.address else "save_ckpt")
+
+    def lose_the_machine(self) -> None:
+        """Delete what is not in the bucket."""
+        shutil.rmtree(self.here)
 
     def start(self, *, resume: bool) -> "subprocess.Popen[bytes]":
         """Start `rollforward train`; its output goes to a log file in the run's folder."""
         command = [str(ROLLFORWARD), "train", "--config", str(self.config)]
-        command += ["--save_checkpoint_dir", str(self.checkpoints)]
+        command += ["--save_checkpoint_dir", self.checkpoints]
         command += ["--save_strategy_dir", str(self.folder / "strategy")]
+        if self.address:
+            command += ["--work_dir", str(self.here), "--journal_durability", "remote"]
+            command += ["--set", "rl_config.lease_seconds=5"]
         if resume:
             command += ["--resume_training"]
-            command += ["--actor_checkpoint_path", str(self.checkpoints / "train")]
-            command += ["--ref_checkpoint_path", str(self.checkpoints / "ref")]
+            command += ["--actor_checkpoint_path", f"{self.checkpoints}/train"]
+            command += ["--ref_checkpoint_path", f"{self.checkpoints}/ref"]
         else:
             command += ["--actor_checkpoint_path", str(HERE / "model")]
         with (self.folder / "train.log").open("ab") as log:
@@ -86,16 +107,18 @@ class Run:
 
     def steps(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a last line that is still being written is left out."""
+        # A run in a bucket has them on this machine while it trains.
+        path = self.here / "spool" / "rank_0" / metrics.FILE if self.address else self.here / metrics.FILE
         try:
-            text = (self.checkpoints / "metrics.jsonl").read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            return []
+            return metrics.read_from(open_storage(self.address)) if self.address else []
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def doing(self) -> tuple[str, str]:
         """(phase, position) of the training process, from its heartbeat; empty words when unknown."""
         try:
-            pulse = json.loads((self.checkpoints / "heartbeat" / "rank_0.json").read_text(encoding="utf-8"))
+            pulse = json.loads((self.here / "heartbeat" / "rank_0.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return "", ""
         return pulse["phase"], pulse["position"]
@@ -155,6 +178,8 @@ def train_through_kills(run: Run, plan: Sequence[tuple[int, str, float]]) -> Non
         phase, position = kill_inside(run, process, phase, step, delay)
         done = len(run.steps())
         console.print(f"  {run.name}: [red]SIGKILL[/red] inside {phase} of step {position}", highlight=False)
+        if run.address:
+            run.lose_the_machine()
         restarted = time.monotonic()
         process = run.start(resume=True)
         for _ in watch(run, process):
@@ -184,7 +209,7 @@ def plan_kills(chance: random.Random, steps: Sequence[dict[str, Any]]) -> list[t
 
 def final_digests(run: Run) -> dict[str, str]:
     """Role -> digest of the run's newest checkpoint, every byte verified by `rollforward inspect`."""
-    command = [str(ROLLFORWARD), "inspect", str(run.checkpoints), "--deep", "--json"]
+    command = [str(ROLLFORWARD), "inspect", run.checkpoints, "--deep", "--json"]
     listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     newest = listed["checkpoints"][-1]
     if not newest["valid"]:
@@ -248,6 +273,35 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def write_page(runs: Sequence[Run], path: Path) -> Path:
+    """One page of both runs, by `rollforward report`."""
+    command = [
+        str(ROLLFORWARD),
+        "report",
+        *(run.checkpoints for run in reversed(runs)),
+        "--out",
+        str(path),
+    ]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return path
+
+
+@contextlib.contextmanager
+def bucket(folder: Path) -> Iterator[str]:
+    """The address of a bucket of SeaweedFS, which runs as long as the block; $WEED is its program."""
+    sys.path.insert(0, str(HERE.parent.parent / "tests" / "objects"))
+    from servers import BUCKET, SECRET, USER, SeaweedFS
+
+    server = SeaweedFS(folder, weed=os.environ["WEED"])
+    server.start()
+    os.environ |= {"AWS_ACCESS_KEY_ID": USER, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+    os.environ["AWS_ENDPOINT_URL"] = server.url
+    try:
+        yield f"s3://{BUCKET}"
+    finally:
+        server.stop()
+
+
 def fresh_folder(path: Path) -> Path:
     """An empty folder; what an earlier demo left in it is removed, anything else is left alone."""
     if path.exists() and any(path.iterdir()):
@@ -265,10 +319,15 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("demo_output"), help="where the runs go (default: %(default)s)"
     )
+    parser.add_argument(
+        "--storage",
+        choices=("folder", "s3"),
+        default="folder",
+        help="where the killed run is (default: folder)",
+    )
     parser.add_argument("--seed", type=int, default=None, help="repeat the moments of an earlier demo")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
-    began = time.monotonic()
     out = fresh_folder(options.out.resolve())
     # A copy: whatever happens to the original meanwhile, both runs are of the same configuration.
     config = Path(shutil.copy(HERE / "grpo.yaml", out / "grpo.yaml"))
@@ -278,6 +337,15 @@ def main() -> int:
     ]
     for run in runs:
         run.folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        if options.storage == "s3":
+            runs[1].address = stack.enter_context(bucket(out / "seaweedfs")) + "/killed_twice"
+        return compare(runs, seed, out)
+
+
+def compare(runs: Sequence[Run], seed: int, out: Path) -> int:
+    """Train both, and say whether they are equal; the exit code."""
+    began = time.monotonic()
 
     console.print(f"Training without interruption (log: {runs[0].folder}/train.log)", highlight=False)
     train_in_peace(runs[0])
@@ -290,6 +358,8 @@ def main() -> int:
     show(runs, digests)
     picture = out / "rewards.png"
     draw(runs, picture)
+    page = write_page(runs, out / "report.html")
+    console.print(f"Open in a browser, with every curve, start and completion: {page}", highlight=False)
     console.print(
         f"Both reward curves: {picture}. The demo took {time.monotonic() - began:.0f} s.", highlight=False
     )

@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rollforward.library import Run, Start, open_run
+    from rollforward.library import Piece, Run, Start, open_run
 
 __version__ = "0.1.0"
-__all__ = ["Run", "Start", "__version__", "open_run"]
+__all__ = ["Piece", "Run", "Start", "__version__", "open_run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,9 @@ values. If it failed anywhere, every rank raises, and none waits for one that ha
     the others, for anything else         raise RollforwardError
     if ranks failed differently           those without their own error raise RollforwardError
 
+`tallied` does the same where only the first rank's result and some sums are needed by all: what it exchanges
+has the same size for any number of ranks, unless one fails.
+
 Left out: a process that exits (SystemExit, KeyboardInterrupt, a signal) reports nothing. The transport
 of the all-gather must detect that.
 """
@@ -18,10 +21,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rollforward import errors
+from rollforward.channel import AllGather as AllGather
+from rollforward.channel import Channel
 from rollforward.errors import RollforwardError
-
-AllGather = Callable[[Any], list[Any]]
-"""Every rank's value (anything JSON can hold), in rank order, on every rank. Collective."""
 
 T = TypeVar("T")
 
@@ -75,6 +77,37 @@ def together(
             raise raised
         raise raised from own
     return result, [told["value"] for told in answers]
+
+
+def tallied(
+    work: Callable[[], tuple[Any, Sequence[int]]],
+    count: int,
+    channel: Channel,
+    *,
+    policy: Policy | None = None,
+) -> tuple[Any, list[int]]:
+    """Do this rank's work; returns the first rank's value, and the sums of all ranks' numbers. Collective.
+
+    `work` returns a value, which the others do not get unless this is the first rank, and `count` numbers, as
+    for `Channel.tally`. Raises on every rank if any rank failed, as `together` does.
+    """
+    own: Exception | None = None
+    value: Any = None
+    numbers: Sequence[int] = [0] * count
+    try:
+        value, numbers = work()
+        json.dumps(value, allow_nan=False)
+    except Exception as error:
+        own, value, numbers = error, None, [0] * count
+    first, (failed, *sums) = channel.tally(value, [int(own is not None), *numbers])
+    if failed:
+
+        def fail() -> None:
+            if own is not None:
+                raise own
+
+        together(fail, channel.all_gather, policy=policy)
+    return first, sums
 
 
 def kind_of(failures: Sequence[Failure]) -> type[RollforwardError]:

@@ -138,5 +138,9 @@ class CollectiveTimeout(RollforwardError):
     """A worker did not reach a collective in time; the message says which, and what it is doing."""
 
 
+class StandbyOutdated(RollforwardError):
+    """What a standby read when it was started is not what is there when it is to take over."""
+
+
 class WorkerFailed(RollforwardError):
     """A worker process ended with an error."""

@@ -24,70 +24,34 @@ Outside `once` the loop has to be deterministic: a function of the tensors, the 
 step), and only go up.
 
 Several processes run the same loop on the same tensors (data-parallel training); calls that are collective
-say so. Left out: tensors that are split over processes, and resuming with another number of processes.
+say so. A tensor that is split over the processes is a `rollforward.Piece` on each: `{"m": Piece(array,
+global_shape, offset)}`, the box of it that this process holds. Left out: resuming with another number of
+processes.
 """
 
 import contextlib
 import logging
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from rollforward.agreement import AllGather, together
-from rollforward.errors import InputError, NothingToResume
-from rollforward.position import Position
-from rollforward.replay.arguments import (
-    Step,
-    as_json,
-    as_number,
-    as_position,
-    check_alike,
-    check_same_layout,
-    check_tensors,
-    misuse,
-    other_loop,
-)
+from rollforward.channel import AllSum
+from rollforward.replay.arguments import as_json, check_alike, misuse
 from rollforward.replay.comparing import OnDivergence
-from rollforward.replay.facts import changes
-from rollforward.replay.loop import LoopSettings, Place, Ranks, Recording, StepUnderWay
-from rollforward.replay.recorded_steps import said
-from rollforward.replay.recovery import Arrays, Restored, restore
-from rollforward.storage import LocalStorage
-from rollforward.store import Retention, RunLock
-from rollforward.store.catalog import named_positions
+from rollforward.replay.loop import LoopSettings, Place, Ranks
+from rollforward.replay.rebuilding import asked_of
+from rollforward.replay.running import Run as Run
+from rollforward.replay.running import Start as Start
+from rollforward.storage.address import is_remote, local_path
+from rollforward.store import Retention
 from rollforward.store.cleaning import remove_strays
-from rollforward.store.guests import adopt
-from rollforward.store.journal.history import history, journal_ranks
-from rollforward.store.manifest import digest_of_arrays
-from rollforward.tensors import Tensors
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where a resumed run continues, as `Run.restore` found it."""
-
-    position: Position
-    """(epoch, step) of the next step; the epoch is 0 in a loop that only counts steps."""
-    state: Mapping[str, Any]
-    """The `state` that `Run.checkpoint` was given."""
-
-    @property
-    def step(self) -> int:
-        """The number of the next step, in its epoch."""
-        return self.position.step
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next step."""
-        return self.position.epoch
+from rollforward.store.place import Hold, RunPlace, begin_together
+from rollforward.tensors import Piece as Piece
 
 
 def open_run(
@@ -96,17 +60,26 @@ def open_run(
     rank: int = 0,
     world_size: int = 1,
     all_gather: AllGather | None = None,
+    all_sum: AllSum | None = None,
     facts: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
     keep: int | Retention = 5,
     prove_unchanged: bool = False,
     on_divergence: OnDivergence = "stop",
+    attachments: Mapping[str, bytes] | None = None,
+    work_dir: str | Path = "",
+    journal_durability: Literal["local", "remote"] = "local",
+    storage_options: Mapping[str, str] | None = None,
     log: Callable[[str], None] | None = None,
-) -> "Run":
+) -> Run:
     """Open a run's folder, new or not, and lock it until the run is closed. Collective.
 
+    `path`: the folder, or an address in object storage: `s3://bucket/path/of/the/run`.
     `rank`, `world_size`, `all_gather`: this process among those that train together. `all_gather(value)`
     returns each process's value (anything JSON can hold), in the order of ranks, on all of them.
+    `all_sum`: an AllReduce, if there is one: `all_sum(numbers)` returns the sum of each number over the
+    processes, on all of them; float32 can hold them. With it, what a process exchanges for a checkpoint does
+    not grow with the number of processes.
     `facts`: what influences the numbers, as JSON: hyperparameters, seed, a digest of the data. A resume
     names the facts that changed, and does not replay what was recorded with others.
     `versions`: of the libraries that compute, besides NumPy. Where they changed, a replay is compared
@@ -115,6 +88,14 @@ def open_run(
     `prove_unchanged`: digest all tensors after each update and before the next, to find what changes them
     outside `updating`. Each is one pass over memory.
     `on_divergence`: what to do when a replay differs from the record: "stop", or "accept" the new values.
+    `attachments`: small files that go with every checkpoint, such as `config.json`: name -> content. They are
+    stored once, in `model/`, with a second copy.
+    `work_dir`: for a run in object storage, the folder for what is only of this machine; by default one in
+    `~/.cache/rollforward`, which the log names. Losing it costs at most what was not shipped yet.
+    `journal_durability`: there, "remote" returns from `once` only when the service has the result, so that
+    nothing is lost with the machine; "local" when this machine's disk has it, and ships it behind.
+    `storage_options`: there, besides the AWS_* variables, for example {"endpoint": "http://..."}; never
+    written anywhere.
     `log`: called with each line of the log; by default lines go to `logging.getLogger("rollforward")`.
 
     Raises RunLocked when another process holds the folder, InputError for arguments that make no sense, and
@@ -129,369 +110,83 @@ def open_run(
     if on_divergence not in ("stop", "accept"):
         misuse(f"on_divergence is {on_divergence!r}; it is 'stop' or 'accept'")
     settings = LoopSettings(
-        ranks=Ranks(rank, world_size, all_gather),
+        ranks=Ranks(rank, world_size, all_gather, all_sum),
         facts=as_json("facts", facts or {}),
         versions={"numpy": np.__version__, **{name: str(text) for name, text in (versions or {}).items()}},
         retention=keep if isinstance(keep, Retention) else Retention(newest=keep),
         prove_unchanged=prove_unchanged,
         on_divergence=on_divergence,
+        attachments=dict(attachments or {}),
         log=log or _to_logger,
     )
-    folder = Path(path).expanduser()
+    if journal_durability not in ("local", "remote"):
+        misuse(f"journal_durability is {journal_durability!r}; it is 'local' or 'remote'")
     opened = time.perf_counter()
+    address = path if is_remote(path) else local_path(path).expanduser()
+    if rebuild := asked_of(address):
+        address, settings = rebuild.out, replace(settings, until=rebuild.until)
     with contextlib.ExitStack() as stack:
-
-        def acquire() -> RunLock | None:
-            if rank != 0:
-                return None
-            lock = stack.enter_context(RunLock.acquire(folder))
-            if lock.taken_over is not None:
-                settings.say(f"lock: taken over, its owner ended without releasing it: {lock.taken_over}")
-            remove_strays(LocalStorage(folder))
-            return lock
-
-        lock, answers = together(
-            acquire,
-            all_gather,
-            tell=lambda lock: [rank, world_size, settings.facts, lock.incarnation if lock else 0],
-        )
-        check_alike(answers, world_size)
-        place = Place(
-            storage=LocalStorage(folder),
-            incarnation=answers[0][-1],
-            fence=lock.check if lock else _nothing,
+        place = _take(
+            lambda: RunPlace.at(address, work_dir=work_dir, options=storage_options),
+            settings,
+            stack,
+            durable_there=journal_durability == "remote",
             opened=opened,
         )
         return Run(place, settings, release=stack.pop_all().close)
 
 
-class Run:
-    """An open run: what `open_run` returns. Use it as a context manager.
+def _take(
+    find: Callable[[], RunPlace],
+    settings: LoopSettings,
+    stack: contextlib.ExitStack,
+    *,
+    durable_there: bool,
+    opened: float,
+) -> Place:
+    """Lock the run and begin to work in it, until the stack is closed. Collective."""
+    ranks = settings.ranks
 
-    When the `with` block ends, a checkpoint under way is committed and the folder is unlocked. After an
-    error nothing more is committed: the next start recovers. Calls out of order raise InputError.
-    """
+    def acquire() -> tuple[RunPlace, Hold | None]:
+        where = find()
+        if ranks.rank != 0:
+            return where, None
+        hold = where.hold(say=settings.say)
+        stack.callback(hold.release)
+        if hold.taken_over is not None:
+            settings.say(f"lock: taken over, its owner ended without releasing it: {hold.taken_over}")
+        if where.remote:
+            settings.say(f"working folder: {where.folder}")
+        remove_strays(where.storage)
+        return where, hold
 
-    def __init__(self, place: Place, settings: LoopSettings, *, release: Callable[[], None]) -> None:
-        self._place = place
-        self._settings = settings
-        self._release = release
-        self._closed = False
-        self._tensors: Tensors | None = None
-        """The live ones; None until `restore` is called."""
-        self._restored = False
-        self._digests: dict[str, str] | None = None
-        self._recording: Recording | None = None
-        """None until there is something to continue from: in a new run, until its first step."""
-        self._expected: list[Position] = []
-        """The steps that must come next, if known."""
-        self._under_way: StepUnderWay | None = None
-        self._last: Position | None = None
-        """The newest step that is over."""
-        self._done = 0
-        """Steps done, over all starts."""
-        self._saved: Position | None = None
-        """The newest checkpoint that was started or restored."""
-        self._updating = False
+    def tell(found: tuple[RunPlace, Hold | None]) -> list[Any]:
+        hold = found[1]
+        return [ranks.rank, ranks.world_size, settings.facts, hold.incarnation if hold else 0]
 
-    def restore(self, tensors: Tensors) -> Start | None:
-        """Read the newest checkpoint that proves intact into the arrays; None for a new run. Collective.
-
-        `tensors`: role -> name -> writable array, in the run's shapes and dtypes. They are the live tensors
-        that the loop trains. When the first step of a new run begins, their content is saved as its first
-        checkpoint; until then they may still be initialised.
-
-        Raises NothingToResume when there are checkpoints and none is intact, CheckpointMismatch when they are
-        of other tensors or of another number of processes.
-        """
-        self._check_open()
-        if self._tensors is not None:
-            misuse("restore was called twice; call it once, before the first step")
-        check_tensors(tensors, writeable=True)
-        self._tensors = tensors
-        if self._is_new():
-            self._settings.say(f"run: {self._place.storage} is new")
-            start = None
-        else:
-            start = self._go_on(restore(self._place.storage, Arrays(tensors, self._settings.ranks)))
-        # After an error the arrays do not hold a state of the run, and nothing may be recorded on top of it.
-        self._restored = True
-        return start
-
-    def once(self, step: Step, name: str, make: Callable[[], T]) -> T:
-        """The result of `make`, or what an earlier start recorded as that.
-
-        `make` returns arrays by name, one array, or a pair of either and a small JSON value, in any dtype
-        that safetensors has. `once` returns the same form, dtypes, shapes and bits whether the result is new
-        or recorded, in arrays of its own (C-contiguous, writable). The result is on stable storage by then.
-
-        A step may call it several times. Results are identified by the order of the calls, and a replay
-        checks the names. `make` must not communicate with other processes: some may not call theirs.
-        """
-        under_way = self._at(step)
-        if under_way.making is not None:
-            misuse(f"step {under_way.position}: once({name!r}) was called inside once({under_way.making!r})")
-        made: T = self._begun().once(under_way, name, make)
-        return made
-
-    @contextlib.contextmanager
-    def updating(self, step: Step) -> Iterator[None]:
-        """Change the tensors in here, and nowhere else. Collective, on entry and on exit."""
-        under_way = self._at(step)
-        self._check_unchanged(f"before the update of step {under_way.position}")
-        self._begun().checkpoints.before_update()
-        self._updating = True
-        yield
-        # It stays so after an error: the arrays do not hold a state of the run then.
-        self._updating = False
-        self._note_digests()
-        self._begun().checkpoints.boundary()
-
-    def outcome(self, step: Step, /, **values: float) -> None:
-        """End the step and record its numbers, as float64. A replay has to give the same bits.
-
-        Raises ReplayDiverged, which names the values that differ, and versions that changed since.
-        """
-        self._at(step)
-        self._end_step({name: as_number(name, value) for name, value in values.items()})
-
-    def checkpoint(
-        self,
-        step: Step,
-        tensors: Tensors,
-        *,
-        every: int | None = None,
-        state: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Save the state before `step`, the one that comes next. Collective.
-
-        Writing begins here, straight from the arrays, and continues in the background. The checkpoint is
-        committed at the end of a later `updating`, or of the run. A failure is logged, and raised at the end
-        of the run unless a newer checkpoint succeeds.
-
-        `tensors`: those of `restore`, or new arrays of the same layout, which are the live ones from now on.
-        `every`: save only when the number of finished steps is a multiple of this; None: always.
-        `state`: a JSON object that `Start.state` returns, the same on all processes. `Retention.best` goes by
-        its `metrics`, name -> number.
-        """
-        position = as_position(step)
-        self._check_ready()
-        if every is not None and every < 1:
-            misuse(f"a checkpoint every {every} steps")
-        last = self._last if self._under_way is None else self._under_way.position
-        if last is not None and position <= last:
-            misuse(f"checkpoint {position} after step {last}: name the step that comes next")
-        check_tensors(tensors, writeable=False)
-        check_same_layout(tensors, self._live())
-        if self._under_way is not None:
-            self._end_step({})
-        self._expect(position, f"checkpoint {position}")
-        self._check_unchanged(f"before checkpoint {position}")
-        self._tensors = tensors
-        self._note_digests()
-        self._expected = self._expected or [position]
-        if self._recording is None:
-            self._begin_run(position, state)
-            return
-        self._recording.reached(position)
-        if position != self._saved and (every is None or self._done % every == 0):
-            self._saved = position
-            self._recording.checkpoints.begin(position, self._done, self._state(state))
-
-    def close(self) -> None:
-        """Commit a checkpoint under way and unlock the folder. Collective; closing twice does nothing.
-
-        Raises StorageError when the newest checkpoint could not be saved.
-        """
-        if self._closed:
-            return
-        try:
-            if self._updating:
-                misuse("the run is closed inside updating")
-            if self._recording is not None:
-                self._check_unchanged("before the run was closed")
-                self._recording.close(self._done, self._last)
-        except BaseException as error:
-            self._abandon(error)
-            raise
-        self._let_go()
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        elif not self._closed:
-            self._abandon(error)
-
-    # Where the run begins or resumes
-
-    def _is_new(self) -> bool:
-        """Whether there is no checkpoint, as the first rank sees it. Collective."""
-        storage, ranks = self._place.storage, self._settings.ranks
-
-        def look() -> bool:
-            if ranks.rank != 0 or named_positions(storage):
-                return False
-            for rank in journal_ranks(storage):
-                if any(start.first is not None for start in history(storage, rank)):
-                    raise NothingToResume(
-                        f"{storage} has the journal of a run, but no checkpoint: commits/ is empty or gone",
-                        hint="put commits/ back, or name another folder for a new run",
-                    )
-            adopt(storage)
-            return True
-
-        new: bool = together(look, ranks.all_gather)[1][0]
-        return new
-
-    def _begin_run(self, position: Position, state: Mapping[str, Any] | None = None) -> None:
-        """Start a new run: the arrays' current content is saved before anything else. Collective."""
-        run_id = self._settings.ranks.all_gather(uuid.uuid4().hex)[0]
-        self._done = position.step if position.epoch == 0 else 0
-        self._note_digests()
-        recording = self._record(run_id, position, None)
-        recording.checkpoints.save_now(position, self._done, self._state(state))
-        self._saved = position
-
-    def _go_on(self, restored: Restored) -> Start:
-        manifest, settings = restored.manifest, self._settings
-        for position, reason in restored.rejected:
-            settings.warn(f"checkpoint {position} was rejected: {reason}")
-        own = manifest.state.get("library")
-        if not isinstance(own, dict):
-            raise InputError(
-                f"{self._place.storage} holds a run that open_run did not write",
-                hint="name another folder; rollforward train --resume_training resumes its own runs",
-            )
-        for line in changes(manifest.state.get("facts", {}), settings.facts):
-            settings.warn(f"since the checkpoint was saved {line}")
-        for line in changes(manifest.versions, settings.versions):
-            settings.warn(f"the version of {line}; results may differ in their last bits")
-        self._last = Position.parse(own["after"]) if own["after"] else None
-        self._done, self._saved = manifest.global_step, manifest.position
-        self._expected = self._record(manifest.run_id, manifest.position, restored).expected()
-        self._note_digests()
-        return Start(position=manifest.position, state=own["state"])
-
-    def _record(self, run_id: str, start: Position, restored: Restored | None) -> Recording:
-        self._recording = Recording(
-            self._place,
-            self._settings,
-            run_id=run_id,
-            start=start,
-            after=self._last,
-            restored=restored,
-            tensors=self._live,
-            not_saved=self._not_saved,
-        )
-        return self._recording
-
-    # Steps
-
-    def _at(self, step: Step) -> StepUnderWay:
-        """The step; begins it if it is the next one."""
-        position = as_position(step)
-        self._check_ready()
-        under_way = self._under_way
-        if under_way is not None and under_way.position == position:
-            return under_way
-        last = self._last if under_way is None else under_way.position
-        if last is not None and position <= last:
-            misuse(
-                f"the outcome of step {position} was recorded already"
-                if position == last
-                else f"step {position} comes after step {last}: steps only go up"
-            )
-        if under_way is not None:
-            self._end_step({})
-        self._expect(position, f"step {position}")
-        if self._recording is None:
-            self._begin_run(position)
-        del self._expected[:1]
-        self._under_way = self._begun().begin(position, self._last)
-        return self._under_way
-
-    def _end_step(self, values: Mapping[str, float]) -> None:
-        assert self._under_way is not None
-        self._begun().end(self._under_way, values)
-        self._last, self._under_way = self._under_way.position, None
-        self._done += 1
-
-    def _expect(self, position: Position, what: str) -> None:
-        if self._expected and position != self._expected[0]:
-            other_loop(f"{what} where step {self._expected[0]} is expected")
-
-    def _check_open(self) -> None:
-        if self._closed:
-            misuse("the run is closed")
-
-    def _check_ready(self) -> None:
-        self._check_open()
-        if not self._restored:
-            misuse("call restore first, in a new run too")
-        if self._updating:
-            misuse("an update is under way: leave updating first; after an error in it, end the run")
-
-    # What the run holds
-
-    def _live(self) -> Tensors:
-        assert self._tensors is not None
-        return self._tensors
-
-    def _begun(self) -> Recording:
-        assert self._recording is not None
-        return self._recording
-
-    def _not_saved(self) -> None:
-        self._saved = None
-
-    def _state(self, state: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What a checkpoint stores besides its tensors."""
-        own = as_json("state", state or {})
-        metrics = own.get("metrics")
-        return {
-            "facts": self._settings.facts,
-            "library": {"after": said(self._last), "state": own},
-            "metrics": metrics if isinstance(metrics, dict) else {},
-        }
-
-    def _note_digests(self) -> None:
-        if self._settings.prove_unchanged:
-            self._digests = _digests(self._live())
-
-    def _check_unchanged(self, when: str) -> None:
-        if self._digests is not None:
-            now = _digests(self._live())
-            changed = [name for name, found in self._digests.items() if now[name] != found]
-            if changed:
-                misuse(f"{when}: changed outside updating: {', '.join(changed[:8])}")
-
-    def _abandon(self, error: BaseException) -> None:
-        try:
-            if self._recording is not None:
-                self._recording.abandon(error)
-        finally:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        self._closed = True
-        try:
-            if self._recording is not None:
-                self._recording.let_go()
-        finally:
-            self._release()
-
-
-def _digests(tensors: Tensors) -> dict[str, str]:
-    return {
-        f"{role} {name}": digest_of_arrays({name: array})
-        for role, named in tensors.items()
-        for name, array in named.items()
-    }
+    (where, hold), answers = together(acquire, ranks.all_gather, tell=tell)
+    check_alike(answers, ranks.world_size)
+    incarnation = answers[0][-1]
+    storage = begin_together(
+        where,
+        hold,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        incarnation=incarnation,
+        all_gather=ranks.all_gather,
+        closing=stack,
+        durable_there=durable_there,
+        say=settings.log,
+        warn=settings.warn,
+    )
+    return Place(
+        storage=storage,
+        incarnation=incarnation,
+        fence=hold.check if hold else _nothing,
+        opened=opened,
+        remote=where.remote,
+        left_behind=hold.left_behind if hold else {},
+    )
 
 
 def _alone(value: Any) -> list[Any]:

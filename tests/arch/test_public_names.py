@@ -10,13 +10,14 @@ import rollforward
 from rollforward import library
 
 PUBLIC = {
-    "Run": ["checkpoint", "close", "once", "outcome", "restore", "updating"],
-    "Start": ["epoch", "position", "state", "step"],
+    "Run": ["checkpoint", "close", "metrics", "once", "outcome", "restore", "until", "updating"],
+    "Piece": ["array", "global_shape", "of", "offset"],
+    "Start": ["epoch", "free", "position", "state", "step"],
 }
 
 
 def test_the_package_offers_these_names() -> None:
-    assert sorted(rollforward.__all__) == ["Run", "Start", "__version__", "open_run"]
+    assert sorted(rollforward.__all__) == ["Piece", "Run", "Start", "__version__", "open_run"]
     for name in rollforward.__all__:
         assert getattr(rollforward, name) is not None
 
@@ -36,11 +37,16 @@ def test_open_run_takes_these_parameters() -> None:
         "rank",
         "world_size",
         "all_gather",
+        "all_sum",
         "facts",
         "versions",
         "keep",
         "prove_unchanged",
         "on_divergence",
+        "attachments",
+        "work_dir",
+        "journal_durability",
+        "storage_options",
         "log",
     ]
     assert [name for name, one in parameters.items() if one.kind is not one.KEYWORD_ONLY] == ["path"]

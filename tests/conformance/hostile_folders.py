@@ -206,6 +206,8 @@ NAMES = (
         "commits/999999999999999999_0.json",
         "commits/0_99.json",
         "commits/x.json",
+        "tables/rank_0/table_rank_0-0_99.json",
+        "tables/rank_999999999999/table.1_rank_999999999999-0_3.json",
     ),
     *(
         "evidence/0_1-2",
@@ -310,23 +312,44 @@ def edit_manifest(attack: Attack) -> None:
     path.write_bytes(body + f',"digest":"{digest(body)}"}}\n'.encode())
 
 
-def frames_of(content: bytes) -> list[tuple[int, bytes]]:
-    """Sequence number and payload of each frame."""
+def edit_table(attack: Attack) -> None:
+    """A rank's table, and the manifest that names it, so that only what it says can be wrong."""
+    path = attack.file("tables/")
+    if path is None:
+        return
+    attack.sealed = True
+    above = attack.folder / "commits" / f"{path.stem.rpartition('-')[2]}.json"
+    try:
+        value, manifest = json.loads(path.read_bytes()), json.loads(above.read_bytes())
+        del value["digest"], manifest["digest"]
+        body = written(edited(value, attack.rng), attack.rng)[:-1]
+        content = body + f',"digest":"{digest(body)}"}}\n'.encode()
+        entry = manifest["tables"][int(path.parent.name.removeprefix("rank_"))]
+        entry[:2] = [len(content), digest(body)]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return
+    path.write_bytes(content)
+    body = json.dumps(manifest, separators=(",", ":")).encode()[:-1]
+    above.write_bytes(body + f',"digest":"{digest(body)}"}}\n'.encode())
+
+
+def frames_of(content: bytes) -> list[tuple[int, int, bytes]]:
+    """Sequence number, unsynced and payload of each frame."""
     found, at = [], 0
     while len(content) - at >= FRONT_BYTES:
-        _, length, sequence, _ = struct.unpack_from("<8sQQ16s", content, at)
+        _, length, sequence, unsynced, _ = struct.unpack_from("<8sQII16s", content, at)
         if length > len(content) - at - FRONT_BYTES:
             break
-        found.append((sequence, content[at + FRONT_BYTES : at + FRONT_BYTES + length]))
+        found.append((sequence, unsynced, content[at + FRONT_BYTES : at + FRONT_BYTES + length]))
         at += FRONT_BYTES + length
     return found
 
 
-def segment_of(frames: Sequence[tuple[int, bytes]]) -> bytes:
+def segment_of(frames: Sequence[tuple[int, int, bytes]]) -> bytes:
     """A segment of these frames, as a writer would have written it."""
     content, salt = b"", NO_SALT
-    for sequence, payload in frames:
-        frame = encode_frame(sequence, payload, salt)
+    for sequence, unsynced, payload in frames:
+        frame = encode_frame(sequence, unsynced, payload, salt)
         salt = frame[24:40] if not content else salt
         content += frame
     return content
@@ -340,8 +363,10 @@ def edit_record(attack: Attack) -> None:
     attack.sealed = True
     rng = attack.rng
     number = rng.randrange(len(frames))
-    sequence, payload = frames[number]
-    how = rng.choice(("header", "header", "text", "data", "data", "twice", "exchange", "sequence"))
+    sequence, unsynced, payload = frames[number]
+    how = rng.choice(
+        ("header", "header", "text", "data", "data", "twice", "exchange", "sequence", "unsynced")
+    )
     attack.done.append(how)
     try:
         length = int.from_bytes(payload[:8], "little")
@@ -366,10 +391,12 @@ def edit_record(attack: Attack) -> None:
         frames.insert(number, frames[number])
     elif how == "exchange":
         other = rng.randrange(len(frames))
-        payload = frames[other][1]
+        payload = frames[other][2]
     elif how == "sequence":
-        sequence = rng.choice((0, sequence + 1, (1 << 64) - 1))
-    frames[number] = sequence, payload
+        sequence = rng.choice((0, sequence + 1, (1 << 32) - 1))
+    elif how == "unsynced":
+        unsynced = rng.choice((0, 1, sequence + 1, (1 << 32) - 1))
+    frames[number] = sequence, unsynced, payload
     path.write_bytes(segment_of(frames))
 
 
@@ -422,5 +449,16 @@ def edit_line(attack: Attack) -> None:
 
 
 SEALED: tuple[Callable[[Attack], None], ...] = (
-    *(edit_manifest, edit_manifest, edit_record, edit_record, edit_record, edit_header, edit_json, edit_line),
+    *(
+        edit_manifest,
+        edit_manifest,
+        edit_table,
+        edit_table,
+        edit_record,
+        edit_record,
+        edit_record,
+        edit_header,
+        edit_json,
+        edit_line,
+    ),
 )

@@ -1,6 +1,6 @@
 """What the tests of the journal share: identities, chunks of rollouts, and a view of a whole journal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -120,10 +120,15 @@ def open_log(
     )
 
 
-def run_step(log: JournaledRollouts, position: Position, seed: int | None = None) -> None:
-    """Both chunks of a step, generated where the log lacks them, and its update."""
+def run_step(
+    log: JournaledRollouts,
+    position: Position,
+    seed: int | None = None,
+    chunks: Iterable[int] = range(SETTINGS.chunks_per_step),
+) -> None:
+    """Chunks of a step, generated where the log lacks them, and its update."""
     seed = position.global_step(SETTINGS.steps_per_epoch) if seed is None else seed
-    for number in range(SETTINGS.chunks_per_step):
+    for number in chunks:
         if log.find(position, number) is None:
             log.append(position, number, chunk(10 * seed + number))
     log.record(position, 0, outcome(seed), 1e-3)

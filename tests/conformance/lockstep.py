@@ -41,7 +41,7 @@ class LockStep:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(600)
             assert not thread.is_alive(), "a rank hangs in an exchange"
         return results
 
@@ -62,7 +62,7 @@ class LockStep:
 
     def _wait_for_turn(self, rank: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: self._turn == rank, 60)
+            assert self._changed.wait_for(lambda: self._turn == rank, 600)
 
     def _pass_on(self, rank: int) -> None:
         with self._changed:

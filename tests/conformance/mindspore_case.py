@@ -10,7 +10,7 @@ from rollforward.engines.mindspore.memory import Copied, Slot
 from rollforward.grpo.ports import Group
 from rollforward.grpo.types import EngineSettings
 
-__all__ = ["MODEL", "create", "create_copied"]
+__all__ = ["MODEL", "ONE_LAYER", "create", "create_copied"]
 
 
 class CountedCopies(Copied):
@@ -19,10 +19,9 @@ class CountedCopies(Copied):
     def __init__(self) -> None:
         self.copied: list[int] = []
 
-    def read(self, slot: Slot) -> NDArray[Any]:
-        copy = super().read(slot)
-        self.copied.append(copy.nbytes)
-        return copy
+    def read_into(self, slot: Slot, target: NDArray[Any]) -> None:
+        super().read_into(slot, target)
+        self.copied.append(target.nbytes)
 
 
 def create_copied(settings: EngineSettings, group: Group | None = None) -> MindSporeEngine:
@@ -37,3 +36,6 @@ MODEL = QWEN2 | {
     "tie_word_embeddings": True,
 }
 """A parsed `config.json`: grouped queries, biases, tied embeddings."""
+ONE_LAYER = MODEL | {"num_hidden_layers": 1}
+"""The same, compiled in less time. Logits and gradients through two layers: `test_engine_golden.py`,
+`test_engine_packed.py`."""

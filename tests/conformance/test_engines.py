@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +39,31 @@ from rollforward.store.saved import About
 from rollforward.tensors import layout_of
 
 
+# Once for all tests: every test starts from the initial tensors, and compiling is what takes time.
+@cache
 def toy() -> EngineCase:
     return EngineCase("toy", toy_engine.create, toy_engine.toy_model_config(VOCABULARY))
 
 
+@cache
 def toy_copied() -> EngineCase:
     return EngineCase(
         "toy-copied", toy_engine.create_copied, toy_engine.toy_model_config(VOCABULARY), views=False
     )
 
 
+@cache
 def mindspore() -> EngineCase:
     import mindspore_case
 
-    return EngineCase("mindspore", mindspore_case.create, mindspore_case.MODEL)
+    return EngineCase("mindspore", mindspore_case.create, mindspore_case.ONE_LAYER)
 
 
+@cache
 def mindspore_copied() -> EngineCase:
     import mindspore_case
 
-    return EngineCase("mindspore-copied", mindspore_case.create_copied, mindspore_case.MODEL, views=False)
+    return EngineCase("mindspore-copied", mindspore_case.create_copied, mindspore_case.ONE_LAYER, views=False)
 
 
 CASES = [
@@ -374,6 +379,49 @@ class TestUpdate:
                 losses.append(engine.update(batch, 0.0).loss)
             assert (losses[0] - losses[1]) / 6e-3 == pytest.approx(slope, rel=0.03, abs=3e-4), list(direction)
 
+    def test_with_beta_zero_nothing_comes_of_the_reference_or_of_samples_without_an_advantage(
+        self, case: EngineCase
+    ) -> None:
+        batch = training_batch(case.engine(), 7)
+        engine = case.engine(objective=replace(SETTINGS.objective, beta=0.0))
+        start = snapshot(engine)
+        idle = np.array([0, 3, 4])
+        batch.advantages[idle] = 0
+        outcome = engine.update(batch, 1e-3)
+        learnt = snapshot(engine)
+        assert outcome.kl == 0
+        assert outcome.grad_norm > 0
+        # Other tokens of the same number, and another reference.
+        ids = batch.tokens.completion_ids.copy()
+        ids[idle] = 2 + (ids[idle] + 5) % (VOCABULARY - 2)
+        other = replace(
+            batch,
+            tokens=replace(batch.tokens, completion_ids=ids),
+            reference_logprobs=np.zeros_like(batch.reference_logprobs),
+        )
+        restore(engine, start)
+        again = engine.update(other, 1e-3)
+        assert (again.loss, again.grad_norm, again.clip_fraction) == (
+            outcome.loss,
+            outcome.grad_norm,
+            outcome.clip_fraction,
+        )
+        assert_same_bits(snapshot(engine), learnt)
+        # They add what they would if they were computed: next to nothing, for next to no advantage.
+        restore(engine, start)
+        batch.advantages[idle] = 1e-30
+        computed = engine.update(batch, 1e-3)
+        assert computed.loss == pytest.approx(outcome.loss, rel=1e-6)
+        assert computed.grad_norm == pytest.approx(outcome.grad_norm, rel=1e-5)
+        assert computed.clip_fraction >= outcome.clip_fraction
+
+    def test_without_any_advantage_and_with_beta_zero_the_gradient_is_zero(self, case: EngineCase) -> None:
+        batch = training_batch(case.engine(), 7, advantages=np.zeros(7, np.float32))
+        engine = case.engine(objective=replace(SETTINGS.objective, beta=0.0))
+        outcome = engine.update(batch, 1e-3)
+        assert (outcome.loss, outcome.grad_norm, outcome.kl) == (0, 0, 0)
+        assert engine.tensors()["optimizer"]["global_step"] == 1
+
     def test_without_old_logprobs_the_ratio_is_one(self, case: EngineCase) -> None:
         engine = case.engine()
         start = snapshot(engine)
@@ -468,6 +516,26 @@ class TestUpdate:
         for name, gradient in whole.items():
             np.testing.assert_allclose(gradient, added[name], atol=1e-6)
 
+    def test_chunks_give_what_they_give_by_themselves(self, case: EngineCase) -> None:
+        """Of five rows each: the second micro-batch of a chunk is filled up."""
+        engine, alone = case.engine(chunks=3), case.engine()
+        batch = training_batch(alone, 15)
+        outcome = engine.update(batch, 1e-3)
+        added = gradient_of(engine)
+        parts = [rows_of(batch, slice(first, first + 5)) for first in (0, 5, 10)]
+        start = snapshot(alone)
+        losses, sums = [], {name: np.zeros(gradient.shape) for name, gradient in added.items()}
+        for number, part in enumerate(parts):
+            restore(alone, start)
+            found = alone.update(part, 1e-3)
+            losses.append(found.loss)
+            assert found.logprobs.tobytes() == outcome.logprobs[5 * number : 5 * number + 5].tobytes()
+            for name, gradient in gradient_of(alone).items():
+                sums[name] += gradient
+        assert outcome.loss == math.fsum(losses)
+        for name, gradient in added.items():
+            np.testing.assert_allclose(gradient, sums[name], atol=1e-6)
+
     def test_what_is_rewarded_becomes_likelier(self, case: EngineCase) -> None:
         engine = case.engine()
         engine.sync_reference()
@@ -520,7 +588,7 @@ def test_a_layout_and_a_revision_are_had_without_copying_and_a_tensor_by_copying
     import mindspore_case
 
     memory = mindspore_case.CountedCopies()
-    settings = replace(SETTINGS, model_config=mindspore_case.MODEL)
+    settings = replace(SETTINGS, model_config=mindspore_case.ONE_LAYER)
     engine = mindspore_case.create(settings, memory=memory)
     for role, named in engine.layout().items():
         engine.revision(role)
@@ -537,7 +605,7 @@ def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_pa
     import mindspore_case
 
     memory = mindspore_case.CountedCopies()
-    engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.MODEL), memory=memory)
+    engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.ONE_LAYER), memory=memory)
     restore(engine, initial_tensors(engine))
     about = About(run_id="r", incarnation=1, state={})
     saved: list[Saved] = []
@@ -554,6 +622,7 @@ def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_pa
         checkpoints.before_update()
         engine.update(batch, 1e-2)
         assert sorted(memory.copied) == sorted(size for role in roles for size in sizes[role])
+        assert checkpoints._buffers.allocated <= sum(map(sum, sizes.values())), "one save's memory, for both"
         checkpoints.boundary()
         checkpoints.close()
         storage = LocalStorage(tmp_path)

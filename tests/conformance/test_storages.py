@@ -1,17 +1,42 @@
-"""What every storage promises: the real file system and the simulated disk under the same suite."""
+"""What every storage promises, for each there is here; and what only a file system can get wrong.
+
+`scripts/test-objects` holds real object stores against the same suite.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 from simulated_disk import SimulatedDisk
+from storage_case import StorageCase
 
 from rollforward.errors import StorageError
 from rollforward.storage import LocalStorage, OsFiles, Storage, read_small
+from rollforward.storage.objects import ObjectStorage
+
+
+class TestLocal(StorageCase):
+    @pytest.fixture
+    def storage(self, tmp_path) -> Storage:
+        return LocalStorage(tmp_path / "run", OsFiles())
+
+
+class TestSimulated(StorageCase):
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return LocalStorage("/data/run", SimulatedDisk())
+
+
+class TestBucketInMemory(StorageCase):
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return ObjectStorage(MemoryStore(), "memory://run")
 
 
 @pytest.fixture(params=["local", "simulated"])
 def storage(request, tmp_path) -> Storage:
+    """A file system, for the tests of what only these have."""
     if request.param == "local":
         return LocalStorage(tmp_path / "run", OsFiles())
     return LocalStorage("/data/run", SimulatedDisk())
@@ -22,89 +47,6 @@ def link(storage: LocalStorage, path: str, target: str) -> None:
         storage._ops.symlink(f"{storage.root}/{path}", target)
     else:
         Path(storage.root, path).symlink_to(target)
-
-
-def test_a_written_file_reads_back_whole(storage):
-    assert storage.write("a/b/c.bin", [b"one", bytearray(b"two"), memoryview(b"three"), b""]) == 11
-    assert read_small(storage, "a/b/c.bin", limit=11) == b"onetwothree"
-
-
-def test_writing_again_replaces_the_file_as_a_whole(storage):
-    storage.write("f", [b"a longer first text"])
-    storage.write("f", [b"short"])
-    assert read_small(storage, "f", limit=100) == b"short"
-
-
-def test_nothing_but_the_file_is_left_behind(storage):
-    storage.write("folder/f", [b"1"])
-    assert [entry.name for entry in storage.scan("folder")] == ["f"]
-
-
-def test_content_that_raises_leaves_the_old_file_and_no_temporary(storage):
-    def broken():
-        yield b"half"
-        raise RuntimeError("the engine went away")
-
-    storage.write("folder/f", [b"old"])
-    with pytest.raises(RuntimeError):
-        storage.write("folder/f", broken())
-    assert read_small(storage, "folder/f", limit=3) == b"old"
-    assert [entry.name for entry in storage.scan("folder")] == ["f"]
-
-
-def test_reading_at_an_offset_fills_just_the_buffer(storage):
-    storage.write("f", [bytes(range(200))])
-    buffer = bytearray(7)
-    with storage.open("f") as handle:
-        assert handle.size == 200
-        handle.read_into(memoryview(buffer), 50)
-    assert buffer == bytes(range(50, 57))
-
-
-def test_reading_past_the_end_is_an_error(storage):
-    storage.write("f", [b"12345"])
-    with storage.open("f") as handle, pytest.raises(StorageError, match="ends at byte 5"):
-        handle.read_into(memoryview(bytearray(3)), 3)
-
-
-def test_opening_what_is_not_there_says_so_with_a_hint(storage):
-    with pytest.raises(StorageError, match=r"opening .*missing: No such file.*ENOENT") as caught:
-        storage.open("missing")
-    assert caught.value.hint
-
-
-def test_stat_and_scan_tell_files_from_folders(storage):
-    storage.write("a/f", [b"xyz"])
-    storage.write("a/b/g", [b""])
-    assert [(entry.name, entry.kind, entry.size) for entry in storage.scan("a")] == [
-        ("b", "folder", 0),
-        ("f", "file", 3),
-    ]
-    assert storage.stat("a/f").size == 3
-    assert storage.stat("a").kind == "folder"
-    assert storage.stat("nothing") is None
-    assert storage.stat("a/f/below") is None
-    assert storage.scan("nothing") == []
-    assert [entry.name for entry in storage.scan("")] == ["a"]
-
-
-def test_removing_twice_is_no_error(storage):
-    storage.write("a/f", [b""])
-    storage.remove("a/f")
-    storage.remove("a/f")
-    storage.sync_folder("a")
-    assert storage.scan("a") == []
-    storage.write("a/f", [b"again"])
-    assert read_small(storage, "a/f", limit=5) == b"again"
-
-
-@pytest.mark.parametrize(
-    "path", ["../x", "/etc/passwd", "a/../../x", "a//b", "./a", "a\\b", "a\x00b", "", "a/" + "n" * 256]
-)
-def test_a_path_that_leads_out_is_refused_by_every_call(storage, path):
-    for call in (storage.open, storage.stat, storage.remove, lambda name: storage.write(name, [b""])):
-        with pytest.raises(StorageError, match="refusing a path"):
-            call(path)
 
 
 def test_a_symbolic_link_is_never_read_through(storage):
@@ -137,12 +79,6 @@ def test_a_file_in_the_place_of_a_folder_is_named(storage):
     storage.write("train", [b""])
     with pytest.raises(StorageError, match="a file is in the way"):
         storage.write("train/rank_0/f", [b""])
-
-
-def test_a_larger_file_than_expected_is_not_read(storage):
-    storage.write("f", [b"123456"])
-    with pytest.raises(StorageError, match="6 bytes, where at most 5"):
-        read_small(storage, "f", limit=5)
 
 
 def test_a_named_pipe_does_not_hang_the_reader(tmp_path):
@@ -192,3 +128,17 @@ def test_short_writes_are_continued():
     storage = LocalStorage("/run", disk)
     storage.write("f", [b"0123456789"])
     assert read_small(storage, "f", limit=10) == b"0123456789"
+
+
+def test_what_another_process_appended_and_did_not_sync_can_be_made_durable(storage):
+    """As when its writer was killed: the file is there, and its bytes are the system's to lose."""
+    appender = storage.appender("journal/a")
+    appender.append([b"synced, "])
+    appender.write([b"not synced"])
+    storage.sync_file("journal/a")
+    assert read_small(storage, "journal/a", limit=100) == b"synced, not synced"
+    if isinstance(storage._ops, SimulatedDisk):
+        *_, last = storage._ops.log
+        assert (last.kind, last.path) == ("fsync", "/data/run/journal/a")
+    with pytest.raises(StorageError, match="missing"):
+        storage.sync_file("journal/missing")

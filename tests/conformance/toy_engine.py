@@ -6,10 +6,12 @@ The policy knows the last token only. With embeddings E [V, H], head W [V, H] an
 
 It passes the same conformance suite as the real engine and obeys the same contract: no
 randomness of its own, no memory besides `tensors()`, the same bits out for the same bits in.
+The gradients of chunks are added in the order of `grpo.addition`, between workers in JSON.
 Gradients are written out by hand, from `grpo.objective`. `create_copied` makes one that is read by
 copies, as on a device whose memory the host does not see, and counts them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rollforward.boxes import Box, whole, within
 from rollforward.errors import EngineError, ModelError, NonFinite
+from rollforward.grpo.addition import Add, Exchange, Gradient, Keep, Spread, Take, programs, rounds
 from rollforward.grpo.group import OneProcess
 from rollforward.grpo.objective import token_terms
 from rollforward.grpo.ports import Group
+from rollforward.grpo.spreading import spread
 from rollforward.grpo.types import (
     EngineSettings,
     Floats,
@@ -32,7 +37,7 @@ from rollforward.grpo.types import (
     TrainingBatch,
     UpdateOutcome,
 )
-from rollforward.tensors import Layout, Tensors, layout_of
+from rollforward.tensors import Layout, Tensors, TensorSpec, layout_of
 
 HIDDEN = 6
 NAMES = ("embedding.weight", "head.weight", "head.bias")
@@ -52,6 +57,16 @@ class ToyEngine:
     roles: dict[str, dict[str, NDArray[Any]]]
     views: bool = True
     revisions: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether each worker keeps a part of the optimizer."""
+        return self.settings.parallel_optimizer and self.group.world_size > 1
+
+    @property
+    def kept(self) -> dict[str, Box]:
+        """Tensor -> what this worker updates, and keeps the moments of."""
+        return kept_by(self.roles["policy_model"], self.settings, self.group)
 
     def generate(self, prompt_ids: Ints, prompt_mask: np.ndarray, uniforms: Floats) -> Generation:
         sampling = self.settings.sampling
@@ -84,26 +99,70 @@ class ToyEngine:
         )
         weights = batch.token_weights.astype(np.float64)
         of_logprobs = weights * terms.gradient
-        of_logits = _logits_gradient(logits, batch.tokens, of_logprobs) / self._temperature
-        gradients = _gradients(policy, of_logits)
-        sums = [float((weights * values).sum()) for values in (terms.loss, terms.kl, terms.clipped)]
-        bad = np.flatnonzero(~np.isfinite(terms.loss).all(axis=1)).tolist()
-        everyone = self.group.all_gather([sums, [gradient.ravel().tolist() for gradient in gradients], bad])
-        loss, kl, clip_fraction = np.sum([each[0] for each in everyone], axis=0).tolist()
-        totals = [
-            np.sum([np.array(each[1][i]) for each in everyone], axis=0).reshape(policy[name].shape)
-            for i, name in enumerate(NAMES)
+        chunks = np.split(np.arange(len(weights)), self.settings.chunks)
+
+        def gradient_of(rows: NDArray[np.intp]) -> list[NDArray[np.float64]]:
+            tokens = TokenBatch(**{name: array[rows] for name, array in vars(batch.tokens).items()})
+            of_logits = _logits_gradient(logits, tokens, of_logprobs[rows]) / self._temperature
+            return _gradients(policy, of_logits)
+
+        sums = [
+            [float((weights * values)[rows].sum()) for values in (terms.loss, terms.kl, terms.clipped)]
+            for rows in chunks
         ]
+        bad = np.flatnonzero(~np.isfinite(terms.loss).all(axis=1)).tolist()
+        everyone = self.group.all_gather([sums, bad])
+        by_chunk = [each for told in everyone for each in told[0]]
+        loss, kl, clip_fraction = (math.fsum(each[i] for each in by_chunk) for i in range(3))
+        totals = self._added_up([gradient_of(rows) for rows in chunks])
         norm = float(np.sqrt(sum(float((total**2).sum()) for total in totals)))
         if not np.isfinite([loss, norm]).all():
             raise NonFinite(
-                f"loss {loss} and gradient norm {norm}; samples by worker: {[e[2] for e in everyone]}",
+                f"loss {loss} and gradient norm {norm}; samples by worker: {[e[1] for e in everyone]}",
                 samples=bad,
                 facts={"loss": loss, "grad_norm": norm},
                 arrays={"computed.loss": terms.loss, "computed.logprobs": logprobs},
             )
         self._step(dict(zip(NAMES, totals, strict=True)), norm, learning_rate, policy, optimizer)
         return UpdateOutcome(loss=loss, grad_norm=norm, kl=kl, clip_fraction=clip_fraction, logprobs=logprobs)
+
+    def _added_up(self, own: list[list[NDArray[np.float64]]]) -> list[NDArray[np.float64]]:
+        """The gradients of all chunks of all workers, in the order of `grpo.addition`. Collective.
+
+        `own` are those of this worker's chunks. Each round of exchanges is one gathering of all.
+        """
+        workers, rank = self.group.world_size, self.group.rank
+        first = rank * len(own)
+        everyone = programs(len(own) * workers, workers)
+        total: list[NDArray[np.float64]] = []
+        slots: dict[int, list[NDArray[np.float64]]] = {}
+        turn = 0
+
+        def meet(until: int) -> list[Any]:
+            """Take part in the rounds up to this one."""
+            nonlocal turn
+            told: list[Any] = []
+            while turn <= until:
+                told, turn = self.group.all_gather([array.tolist() for array in total]), turn + 1
+            return told
+
+        for step in everyone[rank].instructions:
+            match step:
+                case Gradient(chunk):
+                    total = own[chunk - first]
+                case Keep(slot):
+                    slots[slot] = total
+                case Take(slot):
+                    total = slots[slot]
+                case Add(slot):
+                    total = [one + other for one, other in zip(total, slots[slot], strict=True)]
+                case Exchange(peer, number):
+                    told = meet(number)[peer]
+                    total = [one + np.array(other) for one, other in zip(total, told, strict=True)]
+                case Spread(source):
+                    total = [np.array(array) for array in meet(rounds(everyone))[source]]
+        meet(rounds(everyone) - 1)
+        return total
 
     @property
     def _temperature(self) -> float:
@@ -124,15 +183,28 @@ class ToyEngine:
         scale = settings.max_grad_norm / norm if 0 < settings.max_grad_norm < norm else 1.0
         optimizer["global_step"] += 1
         step = int(optimizer["global_step"][0])
-        for name, gradient in gradients.items():
+        kept = self.kept
+        for name in filter(kept.__contains__, gradients):
             first, second = optimizer[f"adam_m.{name}"], optimizer[f"adam_v.{name}"]
-            clipped = (gradient * scale).astype(np.float32)
+            part = within(kept[name], whole(policy[name].shape))
+            clipped = (gradients[name][part] * scale).astype(np.float32)
             first += (1 - settings.adam_beta1) * (clipped - first)
             second += (1 - settings.adam_beta2) * (clipped**2 - second)
             if policy[name].ndim >= 2:
-                policy[name][:] *= 1 - learning_rate * settings.weight_decay
+                policy[name][part] *= 1 - learning_rate * settings.weight_decay
             corrected = np.sqrt(second / (1 - settings.adam_beta2**step)) + settings.eps
-            policy[name][:] -= learning_rate * (first / (1 - settings.adam_beta1**step)) / corrected
+            policy[name][part] -= learning_rate * (first / (1 - settings.adam_beta1**step)) / corrected
+        if self.spreads:
+            self._from_owners(policy)
+
+    def _from_owners(self, policy: Mapping[str, NDArray[Any]]) -> None:
+        """The values that each worker has updated, to all. Collective."""
+        own = [
+            [name, box, policy[name][within(box, whole(policy[name].shape))].tolist()]
+            for name, box in self.kept.items()
+        ]
+        for name, box, values in (each for told in self.group.all_gather(own) for each in told):
+            policy[name][within(Box(*map(tuple, box)), whole(policy[name].shape))] = values
 
     def sync_reference(self) -> None:
         self.revisions.update(("ref",))
@@ -140,7 +212,12 @@ class ToyEngine:
             self.roles["ref"][name][:] = array
 
     def layout(self) -> Layout:
-        return layout_of(self.roles)
+        found = {role: dict(named) for role, named in layout_of(self.roles).items()}
+        for name, box in self.kept.items() if self.spreads else ():
+            shape = self.roles["policy_model"][name].shape
+            for moment in (f"adam_m.{name}", f"adam_v.{name}"):
+                found["optimizer"][moment] = TensorSpec.piece(moment, np.float32, shape, box)
+        return found
 
     def tensors(self) -> Tensors:
         return self.roles
@@ -185,6 +262,10 @@ class _Copies(Mapping[str, NDArray[Any]]):
         self._copied[self._role, name] += 1
         return self._named[name].copy()
 
+    def copy_into(self, name: str, target: NDArray[Any]) -> None:
+        self._copied[self._role, name] += 1
+        np.copyto(target, self._named[name], casting="no")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._named)
 
@@ -204,12 +285,21 @@ def create(settings: EngineSettings, group: Group | None = None) -> ToyEngine:
         "head.bias": np.zeros(vocabulary, dtype=np.float32),
     }
     optimizer: dict[str, NDArray[Any]] = {"global_step": np.zeros(1, dtype=np.int64)}
-    for name, array in policy.items():
-        optimizer[f"adam_m.{name}"] = np.zeros_like(array)
-        optimizer[f"adam_v.{name}"] = np.zeros_like(array)
+    group = group or OneProcess()
+    for name, box in kept_by(policy, settings, group).items():
+        optimizer[f"adam_m.{name}"] = np.zeros(box.shape, np.float32)
+        optimizer[f"adam_v.{name}"] = np.zeros(box.shape, np.float32)
     reference = {name: array.copy() for name, array in policy.items()}
     roles = {"policy_model": policy, "optimizer": optimizer, "ref": reference}
-    return ToyEngine(settings=settings, group=group or OneProcess(), roles=roles)
+    return ToyEngine(settings=settings, group=group, roles=roles)
+
+
+def kept_by(policy: Mapping[str, NDArray[Any]], settings: EngineSettings, group: Group) -> dict[str, Box]:
+    """What a worker keeps of the optimizer, by the name of the tensor."""
+    shapes = {name: array.shape for name, array in policy.items()}
+    if not settings.parallel_optimizer:
+        return {name: whole(shape) for name, shape in shapes.items()}
+    return spread(shapes, group.world_size)[group.rank]
 
 
 def create_copied(settings: EngineSettings, group: Group | None = None) -> CopiedToyEngine:

@@ -29,6 +29,7 @@ State = dict[str, dict[str, np.ndarray]]
 
 STEPS_PER_EPOCH = 6
 CHUNKS = 2
+"""Of each rank, unless a run says how many there are in a step."""
 START, END = Position(0, 0), Position(2, 0)
 VERSIONS = {"numpy": np.__version__}
 
@@ -70,6 +71,9 @@ class Watch:
     incarnation: int
     rank: int
     at: Position = START
+
+    def due(self, global_step: int, every: Any) -> bool:
+        return global_step % int(every) == 0
 
     def begin(self, position: Position, global_step: int) -> None:
         self.log.journal.checkpoint_begun()
@@ -117,14 +121,15 @@ def run_rank(
 ) -> State:
     """Start, or start again, and run to the end: the tensors that the run ends with.
 
-    `changes` are to the trainer's settings; `end` is where to stop.
+    `changes` are to the trainer's settings; `end` is where to stop, `chunks` how many a step has.
     """
-    end = changes.pop("end", END)
+    end, chunks = changes.pop("end", END), changes.pop("chunks", world_size * CHUNKS)
     engine = create(
         replace(
             SETTINGS,
             model_config=toy_model_config(),
             optimizer=replace(SETTINGS.optimizer, max_grad_norm=1.0),
+            chunks=chunks // world_size,
         ),
         Ranks(rank, world_size, exchange),
     )
@@ -145,7 +150,7 @@ def run_rank(
         ),
         start=start,
         checkpoint=manifest.order if manifest else None,
-        settings=LogSettings(chunks_per_step=CHUNKS, steps_per_epoch=STEPS_PER_EPOCH),
+        settings=LogSettings(chunks_per_step=chunks, steps_per_epoch=STEPS_PER_EPOCH),
         all_gather=exchange,
         notice=work.notices.append,
     )
@@ -161,7 +166,7 @@ def run_rank(
     )
     watch = Watch(store, engine, log, work, incarnation, rank)
     if start < end:
-        _trainer(engine, log, watch, **changes).run(start, end)
+        _trainer(engine, log, watch, chunks, **changes).run(start, end)
     log.journal.close()
     return {role: {name: a.copy() for name, a in named.items()} for role, named in engine.tensors().items()}
 
@@ -176,11 +181,10 @@ def _restore(storage: Storage, engine: ToyEngine) -> Manifest | None:
     return manifest
 
 
-def _trainer(engine: ToyEngine, log: JournaledRollouts, watch: Watch, **changes: Any) -> Trainer:
-    world_size = engine.group.world_size
+def _trainer(engine: ToyEngine, log: JournaledRollouts, watch: Watch, chunks: int, **changes: Any) -> Trainer:
     prompts = [
         Prompt(index=i, text=f"{i}", token_ids=(2 + i % 14, 2 + i // 14 % 14), answer="")
-        for i in range(world_size * CHUNKS * STEPS_PER_EPOCH)
+        for i in range(chunks * STEPS_PER_EPOCH)
     ]
     return Trainer(
         engine=engine,
@@ -188,9 +192,7 @@ def _trainer(engine: ToyEngine, log: JournaledRollouts, watch: Watch, **changes:
             prompts=prompts,
             seed=5,
             chunk_size=1,
-            chunks_per_step=CHUNKS,
-            rank=engine.group.rank,
-            world_size=world_size,
+            chunks_per_step=chunks,
         ),
         learning_rate=LearningRate(lr=0.05, min_lr=0.01, warmup_steps=2, decay_steps=24),
         score=score,

@@ -14,18 +14,21 @@ from tokenizer_folder import VOCAB, write_tokenizer
 from toy_run import Ranks
 
 from rollforward.config import loading as config
+from rollforward.data.dataset import RememberedDataset
 from rollforward.engines.base import Finding, Launch, Process
-from rollforward.errors import EngineError, ModelError
+from rollforward.errors import ConfigError, EngineError, ModelError
 from rollforward.grpo.group import OneProcess
 from rollforward.grpo.ports import Engine, Group, Meeting
-from rollforward.grpo.types import EngineSettings, TrainingBatch, UpdateOutcome
+from rollforward.grpo.types import EngineSettings, LoraSettings, TrainingBatch, UpdateOutcome
 from rollforward.position import Position
 from rollforward.run.plan import Plan, prepare
 from rollforward.run.request import Request
 from rollforward.run.session import train
 from rollforward.storage import LocalStorage
 from rollforward.store import ShadowCheckpoints, find
-from rollforward.tensors import Layout
+from rollforward.store.restoring import content_digests
+from rollforward.store.saved import Committed
+from rollforward.tensors import Layout, TensorSpec
 
 
 class Killed(BaseException):
@@ -52,8 +55,16 @@ class ToyPackage:
             raise ModelError(f"config.json: model_type {model_config.get('model_type')!r} is not supported")
         return int(model_config["vocab_size"])
 
-    def tensor_layout(self, model_config: Mapping[str, Any]) -> Layout:
+    def tensor_layout(self, model_config: Mapping[str, Any], lora: LoraSettings | None = None) -> Layout:
+        if lora is not None:
+            raise ConfigError("actor_config.lora: the toy engine has no adapters")
         return toy_engine.create(settings_of(model_config)).layout()
+
+    def check_model_parallel(self, model_config: Mapping[str, Any], workers: int) -> None:
+        raise ModelError(f"the toy model {model_config['model_type']} cannot be cut over {workers} workers")
+
+    def memory_needed(self, settings: EngineSettings, workers: int) -> None:
+        """Next to nothing."""
 
     def versions(self) -> Mapping[str, str]:
         return {"toy": "1"}
@@ -98,8 +109,8 @@ class ToyPackage:
         engine.update = counted  # type: ignore[method-assign]
         return engine
 
-    def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
-        return repr((sorted(shapes.items()), world_size)).encode()
+    def strategy_file(self, layout: Mapping[str, TensorSpec], world_size: int) -> bytes | None:
+        return repr((sorted((name, spec.shape) for name, spec in layout.items()), world_size)).encode()
 
     def serve_scheduler(self, device_target: str) -> None:
         raise EngineError(f"the toy engine has no scheduler for {device_target}")
@@ -155,13 +166,14 @@ class Place:
         world_size: int = 1,
         rank: int | None = None,
         asked: Mapping[str, Any] | None = None,
+        dataset: RememberedDataset | None = None,
         **changes: Any,
     ) -> Plan:
         """What `rollforward train` would do; `asked` is what more the command line asks for."""
         actor = str(self.root / source / "train") if source else ""
         wanted = Request(resume=resume, **{"actor_checkpoint_path": actor, **(asked or {})})
         loaded = config.load(None, self.overrides(run, **changes))
-        return prepare(loaded, wanted, ToyPackage(), world_size=world_size, rank=rank)
+        return prepare(loaded, wanted, ToyPackage(), world_size=world_size, rank=rank, dataset=dataset)
 
     def train(self, run: str, package: ToyPackage | None = None, **how: Any) -> None:
         """Run it to its end, or to the end of the package."""
@@ -169,17 +181,24 @@ class Place:
 
     def train_by_two(self, run: str, *packages: ToyPackage, **how: Any) -> list[BaseException | None]:
         """The same by two workers, in turn in this process; what each of them died of."""
-        packages = packages or (ToyPackage(), ToyPackage())
+        return self.train_by(2, run, *packages, **how)
+
+    def train_by(
+        self, workers: int, run: str, *packages: ToyPackage, **how: Any
+    ) -> list[BaseException | None]:
+        """The same by so many workers; without `packages` each gets one of its own."""
+        packages = packages or tuple(ToyPackage() for _ in range(workers))
 
         def work(rank: int, exchange: Callable[[Any], list[Any]]) -> None:
-            package = replace(packages[rank], group=lambda: Ranks(rank, 2, exchange))
-            train(self.plan(run, world_size=2, rank=rank, **how), package)
+            package = replace(packages[rank], group=lambda: Ranks(rank, workers, exchange))
+            train(self.plan(run, world_size=workers, rank=rank, **how), package)
 
-        return LockStep(2).run(work)
+        return LockStep(workers).run(work)
 
     def digests(self, run: str) -> dict[str, str]:
-        """Role -> digest of the newest checkpoint."""
-        return find(LocalStorage(self.root / run)).manifest.role_digests()
+        """Role -> digest of the newest checkpoint, however its tensors are cut into pieces."""
+        storage = LocalStorage(self.root / run)
+        return content_digests(storage, find(storage).manifest)
 
 
 def commit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +210,17 @@ def commit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         self._settle()
 
     monkeypatch.setattr(ShadowCheckpoints, "begin", begin_and_settle)
+
+
+def tidy_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what follows a commit is done where it is told of: when a run has died, nothing writes any more."""
+    conclude = ShadowCheckpoints._conclude
+
+    def conclude_and_wait(self: ShadowCheckpoints, job: Any, committed: Committed) -> None:
+        conclude(self, job, committed)
+        self._worker.wait()
+
+    monkeypatch.setattr(ShadowCheckpoints, "_conclude", conclude_and_wait)
 
 
 def shortness(completions: list[str]) -> list[float]:

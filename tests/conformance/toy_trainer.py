@@ -78,5 +78,6 @@ def _meet(how: str) -> NoReturn:
 
 if __name__ == "__main__":
     # What it starts finds the engine too.
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    found = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(found)
     stopping.leave(main.main())

@@ -7,7 +7,7 @@ import numpy as np
 
 from rollforward.position import Position
 from rollforward.replay import report as recovery_report
-from rollforward.run.metrics import FILE, read
+from rollforward.replay.metrics import FILE, read
 from rollforward.storage import LocalStorage
 from rollforward.store import Manifest, Retention, find, list_checkpoints, read_tensors
 from rollforward.store.pruning import prune

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from crash_states import DiskModel, Tree, crash_states
+from held import Holding, spread
 from lockstep import LockStep
 from simulated_disk import Killed, SimulatedDisk
 
@@ -20,6 +21,7 @@ from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
 from rollforward.store import CheckpointStore, Manifest, Retention, find, list_checkpoints, read_tensors
 from rollforward.store.catalog import check_files, load_manifest, positions
+from rollforward.store.manifest import Head
 from rollforward.store.restoring import verify
 
 ROOT = "/data/run"
@@ -39,7 +41,8 @@ def open_storage(disk: SimulatedDisk) -> LocalStorage:
 def state(incarnation: int, step: int) -> Tensors:
     """A small state; the reference changes once, at step 5, and every start trains differently.
 
-    One of the roles is not of the contract, so that crashes find nothing that treats it differently.
+    One of the roles is not of the contract, so that crashes find nothing that treats it differently. Its
+    tensors are in pieces.
     """
     base = np.arange(200, dtype=np.float32) + 1000 * step + 100_000 * incarnation
     return {
@@ -60,10 +63,12 @@ class Run:
     """Why it ended early; only mutants do."""
 
 
-def save(store: CheckpointStore, incarnation: int, step: int) -> Manifest:
+def save(store: CheckpointStore, incarnation: int, step: int) -> Head:
+    whole = state(incarnation, step)
+    pieces = spread(whole, store.rank, store.world_size, ["critic"])
     return store.save(
         Position(0, step),
-        state(incarnation, step),
+        Holding(whole, store.rank, pieces),
         global_step=step,
         run_id="run",
         incarnation=incarnation,

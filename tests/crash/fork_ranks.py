@@ -32,7 +32,7 @@ from rollforward.replay.rollout_log import JournaledRollouts
 from rollforward.run import session
 from rollforward.run.versions import versions
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds without a word after which ranks that neither end nor die are a failure of the test."""
 
 _places: dict[str, toy_session.Place] = {}

@@ -17,7 +17,7 @@ from simulated_disk import Killed, SimulatedDisk
 
 from rollforward.grpo.types import RolloutChunk
 from rollforward.position import Position
-from rollforward.replay.codec import pack
+from rollforward.replay.codec import pack, unpack_outcome
 from rollforward.storage import LocalStorage, Storage
 from rollforward.store.journal.reading import Key, read_journal, read_record
 
@@ -40,10 +40,12 @@ def step(number: int) -> Position:
 
 @dataclass(frozen=True)
 class Promise:
-    """What was reported as durable: chunks of an incarnation, those it inherited included."""
+    """What was reported as durable: records of an incarnation, those it inherited included."""
 
     incarnation: int = 0
     chunks: frozenset[Key] = frozenset()
+    outcomes: frozenset[Position] = frozenset()
+    """Steps whose outcome was written or found before the newest chunk or checkpoint was reported."""
     oldest: Position = FIRST
     """Chunks before this may have been removed."""
     worked: int = 0
@@ -57,6 +59,9 @@ class JournalRun:
     disk: SimulatedDisk = field(default_factory=SimulatedDisk)
     meant: dict[int, Content] = field(default_factory=dict)
     inherited: dict[int, frozenset[Key]] = field(default_factory=dict)
+    meant_outcomes: dict[int, dict[Position, int]] = field(default_factory=dict)
+    """The seed of each outcome."""
+    inherited_outcomes: dict[int, frozenset[Position]] = field(default_factory=dict)
     promise: Promise = field(default_factory=Promise)
 
     def promised(self, **changes: Any) -> None:
@@ -66,6 +71,7 @@ class JournalRun:
 
 SCRIPT = [
     *("step", "step", "checkpoint", "step", "kill"),
+    *("start", "step", "step", "killed_before_the_sync"),
     *("start", "step", "step", "step", "checkpoint", "step", "prune"),
     *("change", "step", "checkpoint", "step"),
     *("start", "step", "step", "prune", "step"),
@@ -81,6 +87,7 @@ def random_script(seed: int) -> list[str]:
         "checkpoint": 4,
         "prune": 2,
         "kill": 2,
+        "killed_before_the_sync": 1,
         "start": 2,
         "back": 1,
         "change": 1,
@@ -100,6 +107,8 @@ class Driver:
         self._salt = 0
         self._changed_at = 0
         self._next = 0
+        self._recorded: frozenset[Position] = frozenset()
+        """Steps whose outcome this start has written, or found and repeated."""
         self._killed = False
         self.run.disk.mkdir("/data")
         self.run.disk.fsync_folder("/")
@@ -141,7 +150,10 @@ class Driver:
     def step(self) -> None:
         for part in range(SETTINGS.chunks_per_step):
             self._part(part)
-        self._log.record(step(self._next), 0, outcome(self._salt + self._next), 1e-3)
+        seed = self._salt + self._next
+        self.run.meant_outcomes[self.run.promise.incarnation][step(self._next)] = seed
+        self._log.record(step(self._next), 0, outcome(seed), 1e-3)
+        self._recorded |= {step(self._next)}
         self._next += 1
 
     def part(self) -> None:
@@ -151,6 +163,7 @@ class Driver:
 
     def checkpoint(self) -> None:
         self._log.journal.checkpoint_begun()
+        self._promise()
         self._checkpoints.append((self.run.promise.incarnation, self._next))
 
     def prune(self) -> None:
@@ -162,17 +175,25 @@ class Driver:
 
     def kill(self) -> None:
         """A part of the frame is written when the process goes; the machine lives."""
+        self._kill(700)
+
+    def killed_before_the_sync(self) -> None:
+        """The next start finds a whole frame that nobody has made durable."""
+        self._kill(None)
+
+    def _kill(self, short_write: int | None) -> None:
         while self._log.find(step(self._next), 0) is not None:
             self.step()
         disk = self.run.disk
-        disk.kill_after, disk.short_write = len(disk.log) + 1, 700
+        disk.kill_after, disk.short_write = len(disk.log) + 1, short_write
         try:
             self._append(step(self._next), 0)
         except Killed:
-            self._killed = True
-            disk.kill_after = disk.short_write = None
+            pass
         else:
-            raise AssertionError("it was to be killed")
+            assert self._storage is not open_storage, "only a mutant never gets to the sync"
+        self._killed = True
+        disk.kill_after = disk.short_write = None
 
     def _from(self) -> tuple[int, int]:
         return self._checkpoints[-1] if self._checkpoints else (0, 0)
@@ -183,6 +204,9 @@ class Driver:
         before = run.meant.get(incarnation - 1, {})
         run.meant[incarnation] = {key: seed for key, seed in before.items() if key[0] < step(inherits)}
         run.inherited[incarnation] = frozenset(run.meant[incarnation])
+        outcomes = run.meant_outcomes.get(incarnation - 1, {})
+        run.meant_outcomes[incarnation] = {at: seed for at, seed in outcomes.items() if at < step(inherits)}
+        run.inherited_outcomes[incarnation] = frozenset(run.meant_outcomes[incarnation])
         self._log, report = open_log(
             self._storage(run.disk),
             incarnation,
@@ -191,18 +215,34 @@ class Driver:
             fingerprint=f"{self._salt}",
         )
         assert not report.problems
-        run.promised(incarnation=incarnation, chunks=run.promise.chunks & run.inherited[incarnation])
-        self._next, self._killed = start, False
+        run.promised(
+            incarnation=incarnation,
+            chunks=run.promise.chunks & run.inherited[incarnation],
+            outcomes=run.promise.outcomes & run.inherited_outcomes[incarnation],
+        )
+        self._next, self._killed, self._recorded = start, False, frozenset()
 
     def _part(self, part: int) -> None:
         if self._log.find(step(self._next), part) is None:
             self._append(step(self._next), part)
+        else:
+            # It is used, whoever wrote it.
+            self._promise((step(self._next), part))
 
     def _append(self, position: Position, part: int) -> None:
         key, seed = (position, part), self._salt + 10 * position.step + part
         self.run.meant[self.run.promise.incarnation][key] = seed
         self._log.append(*key, made(seed))
-        self.run.promised(chunks=self.run.promise.chunks | {key}, worked=self.run.promise.incarnation)
+        self._promise(key, own=True)
+
+    def _promise(self, *chunks: Key, own: bool = False) -> None:
+        """These are durable, and with them what was written before."""
+        before = self.run.promise
+        self.run.promised(
+            chunks=before.chunks | {*chunks},
+            outcomes=before.outcomes | self._recorded,
+            worked=before.incarnation if own else before.worked,
+        )
 
 
 def record(script: list[str], storage: Open = open_storage, *, too_many: int = 0) -> JournalRun:
@@ -231,7 +271,11 @@ def check(run: JournalRun, tree: Tree, promise: Promise) -> int:
 
     All that was reported is there, all that is there is right, and no crash looks like damage.
     """
-    storage = open_storage(SimulatedDisk.of(tree))
+    return check_in(run, open_storage(SimulatedDisk.of(tree)), promise)
+
+
+def check_in(run: JournalRun, storage: Storage, promise: Promise) -> int:
+    """`check` for any storage."""
     view = read_journal([storage], rank=0, since=step(0))
     if view.problems:
         raise Violation(f"a crash was taken for damage: {view.problems}")
@@ -241,8 +285,14 @@ def check(run: JournalRun, tree: Tree, promise: Promise) -> int:
     # A start that has done nothing yet hides nothing: what is found then is of the one before it.
     promised = promise.chunks if tip <= promise.incarnation else promise.chunks & run.inherited[tip]
     lost = [key for key in promised if key[0] >= promise.oldest and key not in view.rollouts]
+    kept = promise.outcomes if tip <= promise.incarnation else promise.outcomes & run.inherited_outcomes[tip]
+    lost += [(at, 0) for at in kept if at >= promise.oldest and (at, 0) not in view.outcomes]
     if lost:
         raise Violation(f"reported and not there: {sorted(lost)}")
+    for (at, _), place in view.outcomes.items():
+        seed = run.meant_outcomes[tip].get(at)
+        if seed is None or unpack_outcome(read_record(place)).loss != outcome(seed).loss:
+            raise Violation(f"the outcome of {at} holds something else")
     for key, place in view.rollouts.items():
         seed = run.meant[tip].get(key)
         if seed is None:
@@ -256,7 +306,12 @@ def check(run: JournalRun, tree: Tree, promise: Promise) -> int:
 def check_going_on(tree: Tree) -> None:
     """A new start on the disk that a crash left repairs it, goes on, and is found by the next."""
     disk = SimulatedDisk.of(tree)
-    storage = open_storage(disk)
+    check_going_on_in(lambda: open_storage(disk))
+
+
+def check_going_on_in(reopened: Callable[[], Storage]) -> None:
+    """`check_going_on` for any storage; `reopened` makes it for a process of its own."""
+    storage = reopened()
     before = read_journal([storage], rank=0, since=step(0))
     tip = before.header
     checkpoint = (tip.identity.incarnation, tip.first) if tip is not None else None
@@ -264,7 +319,7 @@ def check_going_on(tree: Tree) -> None:
     start = tip.first if tip is not None else step(0)
     log, report = open_log(storage, 90, start, checkpoint, fingerprint=fingerprint)
     log.append(report.until, 1, chunk(7))
-    after = read_journal([open_storage(disk)], rank=0, since=step(0))
+    after = read_journal([reopened()], rank=0, since=step(0))
     if after.problems or after.torn:
         raise Violation(f"after going on: {after.problems} {after.torn}")
     kept = {key for key in before.rollouts if start <= key[0] <= report.until}

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import toy_session
 from toy_engine import ToyEngine
 
-from rollforward.run.metrics import Metrics
+from rollforward.replay.metrics import MetricsFile
 from rollforward.storage.local import OsFiles
 
 
@@ -48,6 +48,7 @@ IN_A_STEP = {
     "in the update": Point("_step", 7, "half"),
     "after the update, before its outcome is recorded": Point("update", 7, "after"),
     "in the record of an outcome": Point("write", 4, "half", r"/1-0_3\.journal"),
+    "between the write of an outcome and the next sync": Point("write", 4, "after", r"/1-0_3\.journal"),
     "in the second update of a step": Point("_step", 8, "half"),
     "after the second update, before its outcome is recorded": Point("update", 8, "after"),
     "before the reference is synchronised": Point("sync_reference", 2, "before"),
@@ -68,6 +69,14 @@ IN_A_CHECKPOINT = {
     "before a tensor file's rename": Point("rename", 1, "before", r"policy_model_rank_\d-0_3\."),
     "between a tensor file's rename and the folder's sync": Point(
         "rename", 1, "after", r"policy_model_rank_\d-0_3\."
+    ),
+    "before a table is begun": Point("create", 1, "before", r"/\.table_rank_\d-0_3\."),
+    "in a table's write": Point("write", 1, "half", r"/\.table_rank_\d-0_3\."),
+    "before a table's fsync": Point("fsync", 1, "before", r"/\.table_rank_\d-0_3\."),
+    "before a table's rename": Point("rename", 1, "before", r"/table_rank_\d-0_3\."),
+    "between a table's rename and the folder's sync": Point("rename", 1, "after", r"/table_rank_\d-0_3\."),
+    "when the first rank reads the tables": Point(
+        "open_read", 1, "before", r"/table_rank_\d-0_3\.", first_rank_only=True
     ),
     "every part written, before the manifest": Point(
         "create", 1, "before", r"/\.0_3\.json", first_rank_only=True
@@ -95,12 +104,14 @@ IN_PRUNING = {
     ),
     "between an old manifest and its files": Point("unlink", 1, "before", r"policy_model_rank_\d-0_0\."),
     "between two old files": Point("unlink", 1, "before", r"optimizer_rank_\d-0_0\."),
+    "before an old table goes": Point("unlink", 1, "before", r"/table_rank_\d-0_0\."),
     "before an old journal segment goes": Point("unlink", 1, "before", r"/1-0_0\.journal$"),
     "between two old journal segments": Point("unlink", 1, "after", r"/1-0_0\.journal$"),
 }
 """What commit 1_1, the third checkpoint, lets go."""
 
 IN_RECOVERY = {
+    "before a table is read": Point("open_read", 1, "before", r"/table_rank_\d-\d_\d\."),
     "in restoring": Point("pread", 4, "after", r"optimizer_rank_0-\d_\d\.safetensors"),
     "before the torn end is copied aside": Point("create", 1, "before", r"\.1-0_3\.journal\.torn\."),
     "before the torn end is cut": Point("rename", 1, "before", r"/1-0_3\.journal$"),
@@ -161,7 +172,7 @@ def _place_of(call: str) -> tuple[Any, str]:
     if call == "verify":
         return toy_session, "shortness"
     if call == "metrics":
-        return Metrics, "_append"
+        return MetricsFile, "append"
     return (ToyEngine if hasattr(ToyEngine, call) else OsFiles), call
 
 

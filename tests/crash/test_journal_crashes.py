@@ -1,7 +1,5 @@
 """Whatever a crash leaves of the journal, what was reported is there, and what is there is right."""
 
-from collections.abc import Iterable
-
 import pytest
 from journal_run import (
     ROOT,
@@ -17,11 +15,14 @@ from journal_run import (
 )
 from simulated_disk import SimulatedDisk
 
+from rollforward.replay import inheriting
 from rollforward.storage import LocalStorage, Storage
 from rollforward.storage.appending import FileAppender
-from rollforward.storage.base import Appender, Buffer, FileOps
-from rollforward.store.journal import reading
+from rollforward.storage.base import Appender, FileOps
+from rollforward.store.journal import reading, writing
+from rollforward.store.journal.frames import encode_frame
 from rollforward.store.journal.reading import list_segments
+from rollforward.store.journal.writing import Journal
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def check_all(run: JournalRun) -> tuple[int, set[int]]:
 def test_no_crash_loses_what_was_reported_or_shows_what_was_abandoned(run: JournalRun) -> None:
     count, tips = check_all(run)
     assert count > 200
-    assert tips == {0, 1, 2, 3, 4}
+    assert tips == {0, 1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -65,7 +66,7 @@ def test_the_run_that_is_crashed_does_all_that_a_journal_does(run: JournalRun) -
     assert any(path.endswith(".torn") for path in paths), "it repairs"
     assert any(op.kind == "unlink" and op.path.endswith(".journal") for op in run.disk.log), "it removes"
     left = [segment.name.path.rpartition("/")[2] for segment in list_segments(open_storage(run.disk), 0)]
-    assert left == ["3-0_5.journal", "3-0_6.journal", "4-0_6.journal"]
+    assert left == ["4-0_5.journal", "4-0_6.journal", "5-0_6.journal"]
 
 
 class Mutant(LocalStorage):
@@ -93,26 +94,26 @@ class Quiet:
 
 
 class WithoutFsync(FileAppender):
-    def append(self, buffers: Iterable[Buffer]) -> None:
+    def sync(self) -> None:
         self._ops = Quiet(self._ops, "fsync")  # type: ignore[assignment]
-        super().append(buffers)
+        super().sync()
 
 
 class WithoutFolderSync(FileAppender):
-    def append(self, buffers: Iterable[Buffer]) -> None:
+    def sync(self) -> None:
         self._named = True
-        super().append(buffers)
+        super().sync()
 
 
 class EverySecondFsync(FileAppender):
-    """As a journal would that leaves the outcome's fsync to the next chunk."""
+    """As a journal would that leaves a chunk's fsync to the next one."""
 
-    def append(self, buffers: Iterable[Buffer]) -> None:
+    def sync(self) -> None:
         own = self._ops
         self._turn = not getattr(self, "_turn", True)
         if self._turn:
             self._ops = Quiet(own, "fsync")  # type: ignore[assignment]
-        super().append(buffers)
+        super().sync()
         self._ops = own
 
 
@@ -132,6 +133,30 @@ def test_the_harness_finds_a_sync_that_is_left_out(kind: type[FileAppender]) -> 
         return Mutant(disk, kind)
 
     assert first_violation(record(SCRIPT, mutant))
+
+
+def test_the_harness_finds_a_start_that_uses_what_a_crash_could_still_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inheriting, "settle", lambda *_: None)
+    assert "reported and not there" in first_violation(record(SCRIPT))
+
+
+def test_the_harness_finds_a_journal_that_does_not_say_what_is_unsynced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def as_in_version_2(sequence: int, _: int, payload: bytes, salt: bytes) -> bytes:
+        return encode_frame(sequence, 0, payload, salt)
+
+    monkeypatch.setattr(writing, "encode_frame", as_in_version_2)
+    assert "a crash was taken for damage" in first_violation(record(SCRIPT))
+
+
+def test_the_harness_finds_a_checkpoint_that_begins_before_its_steps_are_on_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Journal, "checkpoint_begun", lambda journal: setattr(journal, "_roll", True))
+    assert "reported and not there" in first_violation(record(SCRIPT))
 
 
 def test_the_harness_finds_that_too_much_is_removed() -> None:

@@ -12,7 +12,8 @@ from simulated_disk import SimulatedDisk
 from rollforward.errors import CheckpointInvalid
 from rollforward.replay.codec import unpack, unpack_outcome
 from rollforward.store.journal.frames import FRONT_BYTES, NO_SALT, encode_frame
-from rollforward.store.journal.reading import read_journal, read_record, repair
+from rollforward.store.journal.reading import read_journal, read_record
+from rollforward.store.journal.upkeep import repair
 
 FOLDER = f"{ROOT}/journal/rank_0"
 KINDS = ("flip", "cut", "zero", "insert", "remove", "repeat", "exchange", "delete", "rename")
@@ -86,7 +87,7 @@ def test_nothing_damaged_is_handed_out(run: JournalRun, data: st.DataObject) -> 
 
 @pytest.mark.slow
 @given(data=st.data())
-@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, derandomize=False, suppress_health_check=list(HealthCheck))
 def test_nothing_damaged_is_handed_out_ten_thousand_times(run: JournalRun, data: st.DataObject) -> None:
     check_damaged(run, damage(run.disk.tree(), data.draw))
 
@@ -130,11 +131,11 @@ def test_a_record_with_a_true_digest_and_absurd_content_is_harmless(
     content = tree[name] or b""
     length = int.from_bytes(content[8:16], "little")
     first = content[: FRONT_BYTES + length]
-    sequence = int.from_bytes(first[16:24], "little")
+    sequence = int.from_bytes(first[16:20], "little")
     salt = first[24:FRONT_BYTES]
-    forged = encode_frame(sequence + 1, payload, salt)
+    forged = encode_frame(sequence + 1, 0, payload, salt)
     tree[name] = first + forged
-    tree[f"{FOLDER}/9-0_0.journal"] = encode_frame(0, payload, NO_SALT)
+    tree[f"{FOLDER}/9-0_0.journal"] = encode_frame(0, 0, payload, NO_SALT)
     view = read_journal([open_storage(SimulatedDisk.of(tree))], rank=0, since=step(0))
     assert view.problems
     for place in (*view.rollouts.values(), *view.outcomes.values()):

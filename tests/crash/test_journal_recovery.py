@@ -81,7 +81,7 @@ def test_no_finished_chunk_is_generated_again() -> None:
 
 def test_replay_generates_nothing_and_goes_on_where_the_journal_ends() -> None:
     disk, work = SimulatedDisk(), Work()
-    disk.kill_after = 180
+    disk.kill_after = 210
     with pytest.raises(Killed):
         start(disk, work, 1)
     disk.kill_after = None

@@ -32,6 +32,7 @@ ONE_PLACE = [(name,) for name in (*IN_A_STEP, *IN_A_CHECKPOINT, *IN_PRUNING)]
 TORN = "in the journal's write"
 MID_STEP = "in the second update of a step"
 IN_RECOVERY_TOO = [
+    (MID_STEP, "before a table is read"),
     (MID_STEP, "in restoring"),
     (TORN, "before the torn end is copied aside"),
     (TORN, "before the torn end is cut"),

@@ -20,29 +20,18 @@ from compare_runs import (
     figures,
 )
 from mortal_ranks import MortalRanks, Start, diary
+from soak_settings import SETTINGS
 from toy_session import Place
 
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import Retention, find
 from rollforward.store.catalog import positions
-from rollforward.store.journal.reading import read_journal
+from rollforward.store.journal.reading import read_journals
 from rollforward.store.pruning import prune
 
-RANKS, CHUNKS, STEPS_PER_EPOCH = 2, 2, 5
-SETTINGS = {
-    "rl_config__epochs": 1_000_000,
-    "rl_config__chunk_size": 1,
-    "rl_config__num_iterations": 2,
-    "rl_config__save_ckpt_interval": 4,
-    "rl_config__save_max_ckpt_num": 3,
-    "rl_config__weights_digest_interval": 3,
-    "ref_config__sync_ref_model": True,
-    "ref_config__ref_model_sync_steps": 7,
-    "actor_config__lr_schedule__lr": 0.002,
-    "actor_config__lr_schedule__min_lr": 0.001,
-    "actor_config__lr_schedule__decay_steps": 10_000,
-}
+RANKS, CHUNKS, STEPS_PER_EPOCH = 2, 4, 5
+"""Chunks of a step, over both ranks."""
 
 
 class LongRun:
@@ -120,17 +109,13 @@ class LongRun:
         return find(LocalStorage(folder)).manifest.global_step
 
     def _reach(self) -> tuple[int, int]:
-        """The oldest checkpoint, and the first step that the journal of some rank does not have whole."""
+        """The oldest checkpoint, and the first step that the journal does not have whole."""
         storage = LocalStorage(self.path)
         oldest = min(positions(storage))
         newest = find(storage).manifest
-        ends = [
-            read_journal([storage], rank=rank, since=newest.position, checkpoint=newest.order)
-            .first_incomplete(newest.position, chunks_per_step=CHUNKS, steps_per_epoch=STEPS_PER_EPOCH)
-            .global_step(STEPS_PER_EPOCH)
-            for rank in range(RANKS)
-        ]
-        return oldest.global_step(STEPS_PER_EPOCH), min(ends)
+        view = read_journals([storage], since=newest.position, checkpoint=newest.order)
+        end = view.first_incomplete(newest.position, chunks_per_step=CHUNKS, steps_per_epoch=STEPS_PER_EPOCH)
+        return oldest.global_step(STEPS_PER_EPOCH), end.global_step(STEPS_PER_EPOCH)
 
     def _close_diary(self, position: Position) -> None:
         for rank, finished in enumerate(self._finished):

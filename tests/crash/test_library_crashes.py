@@ -106,8 +106,32 @@ def test_killed_between_any_two_operations_of_its_first_start(world_size: int) -
         assert not work.again, place
 
 
-def test_no_power_cut_loses_what_once_has_returned() -> None:
+@pytest.mark.parametrize(("world_size", "every"), [(1, 7), (2, 60)])
+def test_no_power_cut_loses_what_once_has_returned(world_size: int, every: int) -> None:
     disk, work = SimulatedDisk(), Work()
+    _marks(disk, work)
+    start(disk, work, world_size)
+    assert _ends_the_same(disk, world_size, every) > 300
+
+
+@pytest.mark.parametrize(("world_size", "every"), [(1, 29), (2, 150)])
+def test_no_power_cut_takes_what_a_killed_process_left_and_its_successor_used(
+    world_size: int, every: int
+) -> None:
+    """What the process had written and not synced was there for the next start, in the system's memory."""
+    for place in (70, 95, 120):
+        disk, work = SimulatedDisk(), Work()
+        _marks(disk, work)
+        disk.kill_after = place * world_size
+        with pytest.raises(Killed):
+            start(disk, work, world_size)
+        disk.kill_after = None
+        start(disk, work, world_size)
+        assert _ends_the_same(disk, world_size, every) > 300
+
+
+def _marks(disk: SimulatedDisk, work: Work) -> None:
+    """Note in the disk's log what `once` has returned."""
     durable: set[Key] = set()
 
     def kept(key: Key) -> None:
@@ -115,17 +139,20 @@ def test_no_power_cut_loses_what_once_has_returned() -> None:
         disk.mark(frozenset(durable))
 
     work.kept = kept
-    start(disk, work)
+
+
+def _ends_the_same(disk: SimulatedDisk, world_size: int, every: int) -> int:
+    """Start again from every so many crash states; how many states there are."""
     count = 0
     for tree, promised in _states(disk):
         count += 1
-        if count % 7:
+        if count % every:
             continue
         again = Work(durable=set(promised))
-        ended = start(SimulatedDisk.of(tree), again)
-        assert same(ended[0], whole(1)[0])
+        ended = start(SimulatedDisk.of(tree), again, world_size)
+        assert all(same(one, other) for one, other in zip(ended, whole(world_size), strict=True))
         assert not again.again
-    assert count > 300
+    return count
 
 
 def _states(disk: SimulatedDisk) -> Iterator[tuple[Tree, frozenset[Key]]]:
@@ -163,4 +190,4 @@ def test_the_harness_finds_a_journal_that_is_not_synced(
 
     monkeypatch.setattr(SimulatedDisk, "fsync", forgetful)
     with pytest.raises(AssertionError):
-        test_no_power_cut_loses_what_once_has_returned()
+        test_no_power_cut_loses_what_once_has_returned(1, 7)

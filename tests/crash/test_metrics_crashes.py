@@ -10,7 +10,8 @@ from simulated_disk import Killed, SimulatedDisk
 
 from rollforward.errors import NothingToResume
 from rollforward.position import Position
-from rollforward.run.metrics import FILE, Metrics, SaveTrouble, before, read_from
+from rollforward.replay.metrics import FILE, before, read_from
+from rollforward.run.metrics import Metrics, SaveTrouble
 from rollforward.storage import FileOps, LocalStorage
 from rollforward.store import CheckpointStore, Retention, find
 

@@ -19,6 +19,7 @@ from rollforward.cli.main import main
 from rollforward.errors import CheckpointInvalid, NothingToResume
 from rollforward.interop.resuming import is_foreign
 from rollforward.interop.role_folders import name_checkpoint_folders
+from rollforward.interop.traces import lost_commits
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Retention, find, read_tensors
@@ -93,12 +94,29 @@ def _positions(run: Path) -> set[str]:
     return {path.stem for path in (run / "commits").glob("*_*.json") if not path.name.startswith(".")}
 
 
+def compare_refusals(capsys, run: Path) -> None:
+    """All of them on a folder whose manifests are all gone."""
+    capsys.readouterr()
+    for verb in (["verify"], ["verify", "--deep"], ["inspect"], ["inspect", "--deep"]):
+        assert main([*verb, str(run), "--json"]) == NothingToResume.exit_code
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "manifests are gone" in captured.err
+    code, said = said_by(capsys, "doctor", "--actor-checkpoint-path", str(run / "train"))
+    assert code == 1
+    assert any("are gone: there is none in commits/" in finding["text"] for finding in said["findings"])
+
+
 def compare(capsys, run: Path) -> dict[str, bool]:
     """All of them on one folder; returns what they agree on."""
     if not (run / "commits").is_dir():
         return {}
     storage = LocalStorage(run)
     resume = by_resume(run)
+    if lost_commits(name_checkpoint_folders("", "", run)):
+        assert resume == {}
+        compare_refusals(capsys, run)
+        return resume
     assert by_verb(capsys, run, "verify", "--deep") == resume
     assert by_verb(capsys, run, "inspect", "--deep") == resume
     assert by_doctor(capsys, run) == resume
@@ -164,6 +182,15 @@ def test_of_folders_with_links(tmp_path, capsys, what, valid):
     run = two_checkpoints(tmp_path)
     link_away(run / what)
     assert compare(capsys, run) == valid
+
+
+def test_of_a_folder_without_any_manifest(tmp_path, capsys):
+    run = two_checkpoints(tmp_path)
+    assert set(compare(capsys, run).values()) == {True}
+    for path in (run / "commits").glob("*.json"):
+        path.unlink()
+    assert lost_commits(name_checkpoint_folders("", "", run))
+    assert compare(capsys, run) == {}
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "link to nothing", "link to itself"])

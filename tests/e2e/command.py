@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.processes import heartbeat
-from rollforward.run.metrics import FILE, read
+from rollforward.replay.metrics import FILE, read
 
 ROOT = Path(__file__).resolve().parents[2]
 ARITHMETIC = ROOT / "examples" / "arithmetic"
@@ -47,6 +47,8 @@ class Command:
     folder: Path
     workers: int = 1
     max_restarts: int = 0
+    min_workers: int = 0
+    standby: bool = False
     program: list[str] = field(default_factory=lambda: [*PROGRAM, "train"])
     settings: dict[str, object] = field(default_factory=lambda: dict(SETTINGS))
 
@@ -68,6 +70,8 @@ class Command:
         else:
             found += ["--actor_checkpoint_path", str(ARITHMETIC / "model")]
         found += ["--max_restarts", str(self.max_restarts)] if self.max_restarts else []
+        found += ["--min_workers", str(self.min_workers)] if self.min_workers else []
+        found += ["--standby"] if self.standby else []
         return found if self.workers == 1 else [*found, "--workers", str(self.workers)]
 
     def start(
@@ -88,12 +92,12 @@ class Command:
             )
 
     def take_graphs(self, other: "Command") -> None:
-        """Begin with what another run compiled; compiling is most of the time of these tests."""
-        shutil.copytree(other.run / "compile_cache", self.run / "compile_cache")
+        """Begin with what another run compiled, too; compiling is most of the time of these tests."""
+        shutil.copytree(other.run / "compile_cache", self.run / "compile_cache", dirs_exist_ok=True)
 
     def finish(self, *, resume: bool = False, log: str = "train.txt") -> str:
         """Run to the end; returns what was said."""
-        code = self.start(resume=resume, log=log).wait(timeout=300)
+        code = self.start(resume=resume, log=log).wait(timeout=600)
         said = (self.folder / log).read_text()
         assert code == 0 or torn_down(said), said
         return said
@@ -112,7 +116,7 @@ class Command:
         self, process: "subprocess.Popen[bytes]", phase: str, step: int, rank: int = 0
     ) -> heartbeat.Pulse:
         """Come back when a worker is inside a phase of that step or a later one."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
             pulse = heartbeat.read(self.run, rank)
             if pulse is not None and pulse.phase == phase and int(pulse.position.split("_")[1]) >= step:

@@ -1,4 +1,7 @@
-"""One start for `test_kept_graphs.py`: `engine_digest.py [FOLDER]` generates, learns, prints a digest."""
+"""One start for `test_kept_graphs.py`: `engine_digest.py [FOLDER]` generates, learns, prints a digest.
+
+And the names of the graphs that it compiled, each with whether it was taken from the folder.
+"""
 
 import hashlib
 import json
@@ -9,14 +12,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 
 from engine_case import SETTINGS, initial_tensors, prompts, restore, training_batch, uniforms
-from mindspore_case import MODEL
+from mindspore_case import ONE_LAYER
 
 from rollforward.engines.mindspore.engine import create
 
 
 def main(folder: str | None) -> None:
-    model = {**MODEL, "num_hidden_layers": 1}
-    engine = create(replace(SETTINGS, model_config=model, compile_cache_folder=folder))
+    engine = create(replace(SETTINGS, model_config=ONE_LAYER, compile_cache_folder=folder))
     restore(engine, initial_tensors(engine))
     made = engine.generate(*prompts(6), uniforms(6))
     outcome = engine.update(training_batch(engine, 6), 1e-2)
@@ -24,7 +26,8 @@ def main(folder: str | None) -> None:
     for tensors in engine.tensors().values():
         for array in tensors.values():
             found.update(array.tobytes())
-    print(json.dumps([found.hexdigest(), outcome.loss, outcome.grad_norm]))
+    result = [found.hexdigest(), outcome.loss, outcome.grad_norm]
+    print(json.dumps([result, engine.graphs.taken]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""One worker of `test_two_engine_workers.py`: `msrun ... engine_worker.py OUT`.
+"""One worker of `test_engine_workers.py`: `msrun ... engine_worker.py OUT CHUNKS SPREAD`.
 
-Run on one worker, the same steps are done with the whole batch.
+However many workers there are, the same steps are done with the same chunks. SPREAD is 1 where each worker
+keeps a part of the optimizer.
 """
 
 import os
@@ -8,37 +9,62 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 
 from engine_case import SETTINGS, initial_tensors, restore, rows_of, training_batch
-from mindspore_case import MODEL
+from mindspore_case import ONE_LAYER
 
+from rollforward import boxes
+from rollforward.channel import Channel, all_sum_of
+from rollforward.engines.mindspore.denormals import flushed
 from rollforward.engines.mindspore.engine import create
 from rollforward.engines.mindspore.parallel import connect, serve_scheduler
 from rollforward.errors import NonFinite
+from rollforward.grpo.addition import share
 
-ROWS = 8
+ROWS = 9
+"""Of a chunk: more than one micro-batch, the last of them with an empty row."""
 
 
-def main(out: Path) -> None:
+class Twice(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        tiny = np.array([1, 5, 1 << 20], np.uint32).view(np.float32)
+        self.tiny = ms.ParameterTuple([ms.Parameter(tiny, name="tiny")])
+
+    def construct(self) -> ms.Tensor:
+        return self.tiny[0] + self.tiny[0]
+
+
+def main(out: Path, chunks: int, spread: bool) -> None:
     group = connect()
+    # The first graph of this process, which starts threads: they must treat denormals as all others do.
+    group.all_gather(group.rank)
+    with flushed():
+        cell = Twice()
+        flushes = all(not cell().asnumpy().view(np.uint32).any() for _ in range(8))
+    own = share(chunks, group.world_size, group.rank)
     settings = replace(
         SETTINGS,
-        model_config={**MODEL, "num_hidden_layers": 1},
+        model_config=ONE_LAYER,
         optimizer=replace(SETTINGS.optimizer, max_grad_norm=0.3),
+        chunks=len(own),
+        parallel_optimizer=spread,
     )
     engine = create(settings, group)
     restore(engine, initial_tensors(engine))
-    whole = training_batch(engine, ROWS)
-    mine = rows_of(whole, slice(group.rank, None, group.world_size))
+    mine = rows_of(training_batch(engine, ROWS * chunks), slice(ROWS * own[0], ROWS * (own[-1] + 1)))
     numbers = {}
-    for step in range(2):
+    for step in range(3):
         outcome = engine.update(mine, 1e-2)
         numbers[f"step {step}"] = np.array(
             [outcome.loss, outcome.grad_norm, outcome.kl, outcome.clip_fraction]
         )
+        numbers[f"logprobs {step} of {own[0]} to {own[-1]}"] = outcome.logprobs
     before = engine.tensors()["policy_model"]["model.norm.weight"].copy()
     message = ""
     try:
@@ -51,17 +77,34 @@ def main(out: Path) -> None:
     # Longer than a frame on one rank only, and not ASCII.
     gathered = group.all_gather({"rank": group.rank, "text": "é" * (1 + 5000 * group.rank), "float": 0.1})
     expected = [{"rank": r, "text": "é" * (1 + 5000 * r), "float": 0.1} for r in range(group.world_size)]
+    channel = Channel(group.all_gather, all_sum_of(group))
+    # A value that is longer than a frame, and a number that takes all its words.
+    value = "é" * 3000 if group.rank == 0 else None
+    told = channel.tally(value, [group.rank, (1 << 128) - 1])
+    ranks = range(group.world_size)
+    tallied = told == ("é" * 3000, [sum(ranks), group.world_size * ((1 << 128) - 1)])
     tensors = {f"{role}/{name}": a for role, named in engine.tensors().items() for name, a in named.items()}
+    rows = {
+        f"rows of {role}/{name}": np.array([spec.offset[0], spec.offset[0] + spec.shape[0]])
+        for role, named in engine.layout().items()
+        for name, spec in named.items()
+        if spec.piece_of
+    }
     np.savez(
-        out / f"{group.world_size}_{group.rank}.npz",
+        out / f"{chunks}_{group.world_size}_{group.rank}_{int(spread)}.npz",
         **numbers,
+        **rows,
         **tensors,
         message=message,
         gathered=gathered == expected,
+        tallied=tallied,
+        flushes=flushes,
     )
 
 
 if __name__ == "__main__":
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         serve_scheduler()
-    main(Path(sys.argv[1]))
+    # Blocks of a few rows, so that tensors of this size are cut.
+    boxes.BLOCK_BYTES = 1024
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1")

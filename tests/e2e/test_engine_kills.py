@@ -1,10 +1,11 @@
 """The real engine killed again and again: at exact places, and at random instants.
 
-By name: pytest -m slow tests/e2e/test_engine_kills.py. ROLLFORWARD_ENGINE_KILLS (20) and, of two
-workers, ROLLFORWARD_ENGINE_WORKER_KILLS (5) set the numbers of random ones, ROLLFORWARD_ENGINE_SEED (1)
-the instants.
+By name: pytest -m slow tests/e2e/test_engine_kills.py. ROLLFORWARD_ENGINE_KILLS (20), of two workers
+ROLLFORWARD_ENGINE_WORKER_KILLS (5), and of four, two and one in turn ROLLFORWARD_ENGINE_CHANGES (10) set
+the numbers of random ones, ROLLFORWARD_ENGINE_SEED (1) the instants.
 """
 
+import itertools
 import json
 import os
 import random
@@ -12,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from command import ARITHMETIC, SETTINGS, Command
+from command import ARITHMETIC, SETTINGS, Command, torn_down
 
+from rollforward.inspection.history import timeline
 from rollforward.processes import heartbeat
 from rollforward.processes.environment import is_alive
 from rollforward.replay import report as recovery_report
@@ -25,6 +28,7 @@ from rollforward.store import find
 
 pytestmark = pytest.mark.engine
 
+SPREAD = "actor_config.enable_parallel_optimizer"
 DIES_IN_PHASE = Path(__file__).with_name("dies_in_phase.py")
 
 PLACES = {
@@ -82,7 +86,7 @@ def test_killed_at_each_place_in_turn_it_ends_with_the_same_bits(tmp_path: Path)
     plain = killed.program
     for number, (name, place) in enumerate(PLACES.items()):
         killed.program = [sys.executable, str(DIES_IN_PHASE), *map(str, place)]
-        code = killed.start(resume=number > 0).wait(timeout=300)
+        code = killed.start(resume=number > 0).wait(timeout=600)
         assert code == -signal.SIGKILL, f"{name}: never got there"
     killed.program = plain
     killed.finish(resume=True)
@@ -115,9 +119,17 @@ def kill_one_of(command: Command, process: "subprocess.Popen[bytes]", drawn: ran
         time.sleep(0.05)
 
 
-def kill_at_random_instants(tmp_path: Path, kills: int, workers: int, seconds: tuple[float, float]) -> None:
-    """A run that is killed so many times, then left alone; its twin is not killed. Prints what was done."""
+def kill_at_random_instants(
+    tmp_path: Path,
+    kills: int,
+    workers: Sequence[int],
+    seconds: tuple[float, float],
+    chunks: int,
+    **changes: object,
+) -> None:
+    """A run that is killed so many times, on these numbers of workers in turn; its twin, on one, is not."""
     endless = SETTINGS | {
+        "rl_config.num_rollouts": chunks // workers[0],
         "rl_config.epochs": 1000,
         "rl_config.max_steps": 0,
         "rl_config.save_ckpt_interval": 7,
@@ -126,21 +138,23 @@ def kill_at_random_instants(tmp_path: Path, kills: int, workers: int, seconds: t
         "actor_config.lr_schedule.min_lr": 0.0005,
     }
     drawn = random.Random(int(os.environ.get("ROLLFORWARD_ENGINE_SEED", "1")))
-    killed = Command(tmp_path / "killed", workers=workers, settings=endless)
+    turns = itertools.cycle(workers)
+    killed = Command(tmp_path / "killed", workers=next(turns), settings=endless | changes)
     process = killed.start()
     # Once: with nothing compiled, a start takes longer than any of those to come.
     killed.wait_until_inside(process, "generate", 1)
     kill_one_of(killed, process, drawn)
     for _ in range(kills - 1):
+        killed.workers = next(turns)
         process = killed.start(resume=begun(killed))
         time.sleep(drawn.uniform(*seconds))
         assert process.poll() is None, (killed.folder / "train.txt").read_text()
         kill_one_of(killed, process, drawn)
     steps = find(LocalStorage(killed.run)).manifest.global_step
     ended = endless | {"rl_config.max_steps": steps + 10}
-    killed.settings = ended
+    killed.settings, killed.workers = ended | changes, next(turns)
     killed.finish(resume=True)
-    whole = Command(tmp_path / "whole", workers=workers, settings=ended)
+    whole = Command(tmp_path / "whole", settings=ended | {"rl_config.num_rollouts": chunks})
     whole.take_graphs(killed)
     whole.finish()
     assert figures_of(killed) == figures_of(whole)
@@ -150,7 +164,7 @@ def kill_at_random_instants(tmp_path: Path, kills: int, workers: int, seconds: t
         json.dumps(
             {
                 "kills": kills,
-                "workers": workers,
+                "workers": list(workers),
                 "steps": steps + 10,
                 "starts that got to resume": len(reports),
                 "replayed": sum(report.steps_replayed for report in reports),
@@ -164,10 +178,74 @@ def kill_at_random_instants(tmp_path: Path, kills: int, workers: int, seconds: t
 @pytest.mark.slow
 def test_killed_at_random_instants(tmp_path: Path) -> None:
     kills = int(os.environ.get("ROLLFORWARD_ENGINE_KILLS", "20"))
-    kill_at_random_instants(tmp_path, kills, 1, (1.0, 15.0))
+    kill_at_random_instants(tmp_path, kills, [1], (1.0, 15.0), chunks=2)
 
 
 @pytest.mark.slow
 def test_two_workers_killed_at_random_instants(tmp_path: Path) -> None:
     kills = int(os.environ.get("ROLLFORWARD_ENGINE_WORKER_KILLS", "5"))
-    kill_at_random_instants(tmp_path, kills, 2, (5.0, 40.0))
+    kill_at_random_instants(tmp_path, kills, [2], (5.0, 40.0), chunks=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", ["false", "true"], ids=["whole optimizer", "spread optimizer"])
+def test_four_two_one_two_and_four_workers_killed_at_random_instants(tmp_path: Path, spread: str) -> None:
+    kills = int(os.environ.get("ROLLFORWARD_ENGINE_CHANGES", "10"))
+    changes = {SPREAD: spread}
+    kill_at_random_instants(tmp_path, kills, [4, 2, 1, 2], (5.0, 60.0), chunks=4, **changes)
+
+
+def of_two_workers(folder: Path) -> Command:
+    """With the step of `whole`, and a spread optimizer."""
+    return Command(folder, workers=2, settings=SETTINGS | {"rl_config.num_rollouts": 1, SPREAD: "true"})
+
+
+@pytest.fixture(scope="module")
+def compiled(whole: Command, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """What one worker compiles, and what each of two: a step of these."""
+    command = of_two_workers(tmp_path_factory.mktemp("compiled") / "run")
+    command.settings["rl_config.max_steps"] = 1
+    command.finish()
+    command.take_graphs(whole)
+    return command
+
+
+def test_two_one_and_two_workers_killed_in_between_are_as_one_that_was_not(
+    whole: Command, compiled: Command, tmp_path: Path
+) -> None:
+    """A short one of these: one kill inside generation, one inside an update; a spread optimizer."""
+    killed = of_two_workers(tmp_path / "killed")
+    killed.take_graphs(compiled)
+    for workers, phase, step in ((2, "generate", 1), (1, "update", 3)):
+        killed.workers = workers
+        process = killed.start(resume=begun(killed))
+        killed.kill_inside(process, phase, step, rank=workers - 1)
+        assert process.wait(timeout=600) != 0
+    killed.workers = 2
+    said = killed.finish(resume=True)
+    assert figures_of(killed) == figures_of(whole)
+    assert_nothing_finished_was_lost(killed)
+    assert [report.workers for report in recovery_report.read(LocalStorage(killed.run))] == [1, 2]
+    assert "updates equal to the last bit" in said
+
+
+def test_a_worker_that_dies_twice_running_is_left_out(
+    whole: Command, compiled: Command, tmp_path: Path
+) -> None:
+    """Of two supervised ones, each time the second is killed; the run goes on with the first alone."""
+    command = of_two_workers(tmp_path / "fewer")
+    command.max_restarts, command.min_workers = 3, 1
+    command.take_graphs(compiled)
+    process = command.start()
+    killed: set[int] = set()
+    while len(killed) < 2:
+        pulse = command.wait_until_inside(process, "generate", 0, rank=1)
+        if pulse.pid not in killed and is_alive(pulse.pid):
+            os.kill(pulse.pid, signal.SIGKILL)
+            killed.add(pulse.pid)
+    code, said = process.wait(timeout=600), (command.folder / "train.txt").read_text()
+    assert code == 0 or torn_down(said), said
+    assert "on 1 worker instead of 2, since worker 1 failed twice running" in said
+    assert figures_of(command) == figures_of(whole)
+    told = [entry.text for entry in timeline(LocalStorage(command.run)) if entry.what == "resumed"]
+    assert "by 1 worker;" in told[-1], told

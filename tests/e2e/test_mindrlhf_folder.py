@@ -48,9 +48,9 @@ def save(run: Path, role: str, folder: str, tensors: dict[str, NDArray[Any]], ex
     return path
 
 
-def test_it_goes_on_there_with_the_same_bits_as_the_run_that_was_never_moved(tmp_path: Path) -> None:
-    whole = Command(tmp_path / "whole")
-    whole.finish()
+def test_it_goes_on_there_with_the_same_bits_as_the_run_that_was_never_moved(
+    whole: Command, tmp_path: Path
+) -> None:
     moved = Command(
         tmp_path / "moved", program=[*PROGRAM, "train", f"--set=actor_config.load={ARITHMETIC / 'model'}"]
     )

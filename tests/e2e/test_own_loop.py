@@ -55,8 +55,8 @@ def start(run: Path, world_size: int = 1, *, victim: int = 0, place: str = "") -
         pair[1].close()
     hub = threading.Thread(target=exchange, args=([pair[0] for pair in pairs if pair],))
     hub.start()
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    hub.join(10)
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    hub.join(600)
     return Ended([process.returncode for process in processes], outputs)
 
 
@@ -124,6 +124,6 @@ def test_killed_there_and_resumed_it_ends_with_the_same_bytes(
 def test_the_example_is_short_and_spells_its_word(tmp_path: Path) -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 60
     done = subprocess.run(
-        [sys.executable, EXAMPLE, tmp_path], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, EXAMPLE, tmp_path], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout.splitlines()[-1] == "ROLLFORWARD"

@@ -16,6 +16,7 @@ from toy_session import settings_of
 
 from rollforward import errors
 from rollforward.agreement import together
+from rollforward.config.keys import Config
 from rollforward.errors import (
     CheckpointMismatch,
     EngineError,
@@ -27,9 +28,10 @@ from rollforward.errors import (
 from rollforward.interop import restoring
 from rollforward.position import Position
 from rollforward.replay.recovery import restore
-from rollforward.run import session
+from rollforward.run import claiming
 from rollforward.storage import LocalStorage
-from rollforward.store import CheckpointStore
+from rollforward.store import CheckpointStore, RunLock
+from rollforward.store.place import RunPlace
 
 Exchange = Callable[[Any], list[Any]]
 
@@ -211,7 +213,8 @@ def test_it_is_so_when_another_trainers_folder_is_read(
     model = toy_engine.toy_model_config()
 
     def work(rank: int, exchange: Exchange) -> Any:
-        restoring.restore_foreign(source, toy_engine.create(settings_of(model), Ranks(rank, 2, exchange)))
+        engine = toy_engine.create(settings_of(model), Ranks(rank, 2, exchange))
+        restoring.restore_foreign(source, engine, engine.layout())
 
     results = LockStep(2).run(work)
     if isinstance(error, CheckpointMismatch):
@@ -228,17 +231,20 @@ def test_it_is_so_when_the_folder_is_locked(
     def acquire(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(session.RunLock, "acquire", acquire)
+    monkeypatch.setattr(RunLock, "acquire", acquire)
 
     def work(rank: int, exchange: Exchange) -> Any:
         # The last rank is the first here, so that the error is told from where the checks expect it.
         group = Ranks(1 - rank, 2, lambda value: exchange(value)[::-1])
         plan: Any = SimpleNamespace(
-            source=SimpleNamespace(newest_incarnation=lambda: 0), outputs=SimpleNamespace(run=tmp_path)
+            source=SimpleNamespace(newest_incarnation=lambda: 0),
+            place=RunPlace.at(tmp_path),
+            config=Config(),
         )
         with ExitStack() as stack:
-            worker: Any = SimpleNamespace(is_first=group.rank == 0, group=group, closing=stack)
-            session.claim_folder(plan, worker)
+            log = SimpleNamespace(line=print)
+            worker: Any = SimpleNamespace(is_first=group.rank == 0, group=group, closing=stack, log=log)
+            claiming.claim_folder(plan, worker)
 
     other, own = LockStep(2).run(work)
     assert own is error

@@ -85,4 +85,4 @@ def test_a_newer_one_that_is_passed_over_is_told(
     ],
 )
 def test_a_run_and_a_position_are_told_apart(text: str, folder: str, position: Position | None) -> None:
-    assert run_at(text) == (Path(folder), position)
+    assert run_at(text) == (folder, position)

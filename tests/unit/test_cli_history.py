@@ -61,8 +61,8 @@ def test_starts_kills_resumes_and_checkpoints_come_in_their_order(
 def test_a_resume_says_what_it_replayed(trained: Place, capsys: pytest.CaptureFixture[str]) -> None:
     texts = [entry["text"] for entry in entries(trained, capsys) if entry["what"] == "resumed"]
     assert texts == [
-        "from checkpoint 0_3 of start 1; 2 steps replayed, up to 1_0; lost: nothing",
-        "from checkpoint 1_1 of start 2; 3 steps replayed, up to 1_4; lost: nothing",
+        "from checkpoint 0_3 of start 1, by 1 worker; 2 steps replayed, up to 1_0; lost: nothing",
+        "from checkpoint 1_1 of start 2, by 1 worker; 3 steps replayed, up to 1_4; lost: nothing",
     ]
 
 

@@ -1,12 +1,20 @@
 """`rollforward inspect` lists the checkpoints of a run, and says how far back its journal reaches."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from held import Holding, spread
+from lockstep import LockStep
 from toy_session import Place
 
 from rollforward.cli.main import main
-from rollforward.run.metrics import FILE, read
+from rollforward.position import Position
+from rollforward.replay.metrics import FILE, read
+from rollforward.store import CheckpointStore
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +46,28 @@ def test_the_journal_is_as_long_as_its_files_and_reaches_the_oldest_checkpoint(
         "reaches_back_to": "1_4",
     }
     assert said["checkpoints"][0]["position"] == "1_4"
+
+
+def test_digests_are_of_the_content_and_null_where_that_would_take_reading_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The optimizer is cut into pieces; one rank that holds all of it has the same digest."""
+    state = {"policy_model": {"w": np.ones((6, 2))}, "optimizer": {"m": np.arange(12.0).reshape(6, 2)}}
+
+    def save(folder: Path, ranks: int) -> list[dict[str, str | None]]:
+        def work(rank: int, exchange: Callable[[Any], list[Any]]) -> None:
+            live = Holding(state, rank, spread(state, rank, ranks, ["optimizer"] if ranks > 1 else []))
+            store = CheckpointStore(folder, rank=rank, world_size=ranks, exchange=exchange)
+            store.save(Position(0, 1), live, global_step=1, run_id="r", incarnation=1, state={})
+
+        assert LockStep(ranks).run(work) == [None] * ranks
+        found = []
+        for deep in ([], ["--deep"]):
+            assert main(["inspect", str(folder), "--json", *deep]) == 0
+            found.append(json.loads(capsys.readouterr().out)["checkpoints"][0]["digests"])
+        return found
+
+    shallow, deep = save(tmp_path / "two", 2)
+    whole, again = save(tmp_path / "one", 1)
+    assert whole == again == deep
+    assert shallow == whole | {"optimizer": None}

@@ -1,12 +1,14 @@
 """What `rollforward` makes of errors that nobody expected."""
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from rollforward.cli import inspect
-from rollforward.cli.main import build_parser, main
+from rollforward.cli.main import VERBS, build_parser, main
 from rollforward.config.elsewhere import KEYS, OPTIONS
 from rollforward.config.keys import Config
 from rollforward.config.schema import walk
@@ -100,3 +102,15 @@ def test_a_home_that_there_is_not_is_an_error_and_no_folder(
     assert ended.value.code == 2
     assert "no such home folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_imports_neither_other_verbs_nor_what_only_some_runs_need() -> None:
+    program = (
+        "import sys; from rollforward.cli.main import parse; parse(['train', '--resume_training']); "
+        "import rollforward.run.starting; print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "rollforward.run.session" in loaded
+    assert {f"rollforward.cli.{verb}" for verb in VERBS} & loaded == {"rollforward.cli.train"}
+    assert not loaded & {"tensorboardX", "rollforward.proving.prove", "rollforward.inspection.doctor"}

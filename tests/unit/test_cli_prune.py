@@ -34,7 +34,7 @@ def run(trained: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def size_of(folder: Path) -> int:
-    names = ("*.safetensors", "*.journal", "*.tmp")
+    names = ("*.safetensors", "table_*.json", "*.journal", "*.tmp")
     return sum(path.stat().st_size for name in names for path in folder.rglob(name))
 
 
@@ -116,19 +116,6 @@ def test_what_an_unfinished_save_left_goes(run: Path, capsys: pytest.CaptureFixt
         "file\ttrain/rank_0/policy_model_rank_0-1_3.safetensors\t4\tno checkpoint names it\n"
     )
     assert not left.exists()
-
-
-def test_the_journal_of_a_rank_that_no_checkpoint_has_goes(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stray = run / "journal/rank_7/1-0_0.journal"
-    stray.parent.mkdir()
-    stray.write_bytes(b"x")
-    assert main(["prune", str(run)]) == 0
-    assert capsys.readouterr().out == (
-        "journal\tjournal/rank_7/1-0_0.journal\t1\tno kept checkpoint has a rank 7\n"
-    )
-    assert not stray.exists()
 
 
 def test_damage_that_sizes_do_not_show_saves_the_one_before_with_deep(

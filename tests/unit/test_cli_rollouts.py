@@ -6,7 +6,7 @@ import pytest
 from toy_session import Killed, Place, ToyPackage, shortness
 
 from rollforward.cli.main import main
-from rollforward.run.metrics import FILE, read
+from rollforward.replay.metrics import FILE, read
 
 
 @pytest.fixture(scope="module")

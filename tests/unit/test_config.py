@@ -63,6 +63,7 @@ def test_the_yaml_that_a_user_of_mindrlhf_has_is_understood(tmp_path: Path) -> N
     assert config.samples_per_generation == 16
     assert config.actor_config.lr_schedule.lr == 5e-7  # YAML 1.1 reads 5e-7 as text
     assert config.actor_config.optimizer.eps == 1e-8
+    assert config.actor_config.parallel_config.model_parallel == 4
     assert config.verifier_weights == (1.0, 0.5)
     assert config.generate_config.sampling_config.eos_token_id == (3, 4)
 
@@ -70,11 +71,30 @@ def test_the_yaml_that_a_user_of_mindrlhf_has_is_understood(tmp_path: Path) -> N
 def test_what_means_nothing_here_is_named_once_and_whole_sections_as_one(tmp_path: Path) -> None:
     ignored = load(written(tmp_path, MINDRLHF)).ignored
     assert "rl_config.packing" in ignored
-    assert "actor_config.parallel_config" in ignored
+    assert "actor_config.parallel_config.data_parallel" in ignored
+    assert "actor_config.parallel_config.model_parallel" not in ignored
     assert "monitor_config" in ignored
     assert "generate_config.sampling_config.repetition_penalty" in ignored
     assert not any("lr_schedule" in path or "deeper" in path for path in ignored)
     assert len(set(ignored)) == len(ignored)
+
+
+@pytest.mark.parametrize("name", ["pipeline_stage", "context_parallel", "expert_parallel"])
+def test_a_way_to_cut_a_model_that_there_is_not_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    at_one = f"actor_config: {{parallel_config: {{{name}: 1}}}}\n"
+    assert load(written(tmp_path, at_one)).config.actor_config.parallel_config.model_parallel == 1
+    told = complaint(tmp_path, at_one.replace("1", "2"))
+    assert f"actor_config.parallel_config.{name}: is 2, and nothing here does that" in told
+    assert "model_parallel cuts a model over workers" in told
+
+
+@pytest.mark.parametrize("other", ["lora: {rank: 8}", "recompute_config: {recompute: true}"])
+def test_what_does_not_go_together_with_a_cut_model_is_refused_by_name(tmp_path: Path, other: str) -> None:
+    text = f"actor_config: {{parallel_config: {{model_parallel: 2}}, {other}}}\n"
+    assert "is not supported together with parallel_config.model_parallel above 1" in complaint(
+        tmp_path, text
+    )
+    load(written(tmp_path, text.replace("model_parallel: 2", "model_parallel: 1")))
 
 
 def test_no_key_is_both_meant_and_ignored() -> None:
@@ -223,6 +243,7 @@ def test_the_home_folder_is_meant_in_every_path(tmp_path: Path, monkeypatch: pyt
         "load",
         "save",
         "model_config",
+        "work_dir",
     }
     config = load(None, [(path, "~/there") for path in paths]).config
     for path in paths:

@@ -35,7 +35,7 @@ def alone(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     # A framework that another test has loaded leaves variables of its own.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HCCL_", "MS_"))}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 
@@ -60,6 +60,22 @@ def test_the_core_asks_for_nothing_else() -> None:
 def test_a_verb_that_looks_at_runs_works(run: Path, arguments: tuple[str, ...]) -> None:
     done = alone(run.parent, *arguments)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+def test_what_a_report_shows_is_gathered_too(run: Path) -> None:
+    gathering = "from rollforward.inspection.report.gathering import gather, readers_of"
+    program = (
+        PROGRAM.partition("from rollforward")[0]
+        + f"""
+{gathering}
+from pathlib import Path
+parts = gather(readers_of([Path("run")]))
+print([name for name, value in parts.items() if "error" in value], len(parts["0/rollouts/1_4"]["groups"]))
+"""
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=run.parent, capture_output=True, text=True, timeout=600, check=False)
+    assert (done.stdout, done.stderr) == ("[] 4\n", "")
 
 
 def test_rollouts_shows_token_ids_and_says_why(run: Path) -> None:

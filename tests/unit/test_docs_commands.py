@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from rollforward.cli.arguments import Parser
-from rollforward.cli.main import build_parser
+from rollforward.cli.main import build_parser, parse
 from rollforward.config.keys import Config
 from rollforward.config.schema import walk
 
@@ -60,7 +60,7 @@ def verbs(parser: Parser) -> dict[str, Parser]:
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_are_understood(name: str) -> None:
     for words in commands(page(name)):
-        options, unknown = build_parser().parse_known_args(words)
+        options, unknown = parse(words)
         assert not unknown, words
         keys = {text.partition("=")[0] for text in getattr(options, "overrides", [])}
         assert keys <= KEYS, words

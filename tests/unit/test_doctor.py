@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from ckpt_writer import ckpt_bytes
 
+import rollforward
 from rollforward.cli.main import main
 from rollforward.engines.base import Finding
 from rollforward.inspection.doctor import (
@@ -203,3 +204,16 @@ def test_the_exit_code_tells_scripts(run: Path, capsys: pytest.CaptureFixture[st
     assert found["problems"] >= 1
     assert main(command[:-1]) == 1
     assert "PROBLEM  meta.json: policy, rank 0: no meta.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("roles", [("policy_model", "optimizer"), ("weights",)])
+def test_a_loop_needs_no_folders_of_roles_that_it_does_not_have(
+    tmp_path: Path, roles: tuple[str, ...]
+) -> None:
+    tensors = {role: {"w": np.zeros(2, dtype=np.float32)} for role in roles}
+    with rollforward.open_run(tmp_path / "run", log=lambda _: None) as loop:
+        loop.restore(tensors)
+        loop.checkpoint(0, tensors)
+    found = look(tmp_path / "run")
+    assert problems(found) == []
+    assert any("every byte is intact" in finding.text for finding in found)

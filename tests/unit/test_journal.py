@@ -1,18 +1,23 @@
 """What was journaled is found again; what was abandoned or is damaged is left out, and damage is reported."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from journal_case import assert_same_chunk, chunk, identity, open_log, outcome, run_step
+from lockstep import LockStep
 from safetensors.numpy import load
 from simulated_disk import SimulatedDisk
 
 from rollforward.errors import StorageError
 from rollforward.position import Position
+from rollforward.replay.rollout_log import LogSettings
 from rollforward.storage import LocalStorage
 from rollforward.store.journal.reading import JournalView, list_segments, read_journal, read_record
 from rollforward.store.journal.writing import Journal
+from rollforward.store.layout import SegmentName
 
 ROOT = "/run"
 START = Position(0, 0)
@@ -258,20 +263,53 @@ def test_what_is_before_the_oldest_checkpoint_is_removed_and_nothing_else(storag
     assert not report.problems, "what is missing was removed on purpose"
 
 
+def test_folders_of_ranks_without_a_worker_are_pruned_like_the_others(storage: LocalStorage) -> None:
+    """Three ranks did two steps; the one that goes on needs what they did until its checkpoints are later."""
+
+    settings = LogSettings(chunks_per_step=3, steps_per_epoch=10)
+
+    def three(rank: int, exchange: Callable[[Any], list[Any]]) -> None:
+        about = {"rank": rank, "world_size": 3, "all_gather": exchange, "settings": settings}
+        log, _ = open_log(storage, 1, START, **about)
+        for number in range(2):
+            run_step(log, step(number), chunks=[rank])
+            log.journal.checkpoint_begun()
+
+    LockStep(3).run(three)
+    log, report = open_log(storage, 2, START, (1, START), settings=settings)
+    assert report.until == step(2)
+    log.journal.checkpoint_begun()
+    assert log.journal.prune(START) == []
+    assert log.journal.prune(step(1)) == [f"journal/rank_{rank}/1-0_0.journal" for rank in range(3)]
+    assert [chunk for chunk in range(3) if log.find(step(1), chunk) is None] == []
+    later = SegmentName(2, 9, START).path
+    storage.write(later, [b"of a start that has replaced this one"])
+    run_step(log, step(2), chunks=range(3))
+    log.journal.checkpoint_begun()
+    run_step(log, step(3), chunks=range(3))
+    assert set(log.journal.prune(step(3))) >= {f"journal/rank_{rank}/1-0_1.journal" for rank in range(3)}
+    assert [segment.name.path for segment in list_segments(storage, 2)] == [later]
+
+
 def test_pruning_on_another_thread_takes_no_record_that_is_still_needed(tmp_path: Path) -> None:
     """As the trainer does it: one thread appends and begins segments, the other removes old ones."""
     storage = LocalStorage(tmp_path)
     journal = Journal(storage, identity(1), start=START, inherited=JournalView(), segment_bytes=1)
     steps, keep = 120, 5
-    done, removed = [0], []
+    done, removed, pruned = [0], [], threading.Event()
 
     def prune() -> None:
         while done[0] < steps:
             removed.extend(journal.prune(step(max(0, done[0] - keep))))
+            pruned.set()
 
     thread = threading.Thread(target=prune)
     thread.start()
     for number in range(steps):
+        if number % 10 == 9:
+            # However the threads take turns, one does not get far ahead of the other.
+            pruned.clear()
+            assert pruned.wait(60)
         journal.append(step(number), 0, {}, {})
         done[0] = number + 1
     thread.join()

@@ -49,14 +49,19 @@ class InMemory:
 
 
 def segment(payloads: list[bytes], first_sequence: int = 0) -> bytes:
-    """The file that a journal writes."""
-    content, salt = b"", NO_SALT
-    for number, payload in enumerate(payloads):
-        frame = encode_frame(first_sequence + number, payload, salt)
-        if number == 0:
-            salt = frame[FRONT_BYTES - 16 : FRONT_BYTES]
-        content += frame
-    return content
+    """The file of a journal that makes each frame durable before the next."""
+    return b"".join(frames_of([(payload, True) for payload in payloads], first_sequence))
+
+
+def frames_of(written: list[tuple[bytes, bool]], first_sequence: int = 0) -> list[bytes]:
+    """The frames of a journal; of each the payload, and whether a sync follows it."""
+    frames: list[bytes] = []
+    unsynced = 0
+    for number, (payload, synced) in enumerate(written):
+        salt = frames[0][FRONT_BYTES - 16 : FRONT_BYTES] if frames else NO_SALT
+        frames.append(encode_frame(first_sequence + number, unsynced, payload, salt))
+        unsynced = 0 if synced else unsynced + 1
+    return frames
 
 
 def read(content: bytes) -> tuple[list[Frame], Ending]:
@@ -70,7 +75,7 @@ PAYLOADS = st.lists(st.binary(max_size=60), min_size=1, max_size=5)
 THREE = [b"first", b"the second, longer than the others", b"third"]
 
 
-@given(PAYLOADS, st.integers(0, 2**40))
+@given(PAYLOADS, st.integers(0, 2**32 - 6))
 def test_frames_come_back_as_they_were_written(payloads: list[bytes], first: int) -> None:
     frames, ending = read(segment(payloads, first))
     assert [frame.payload for frame in frames] == payloads
@@ -104,6 +109,54 @@ def test_every_flipped_bit_is_found_and_told_from_a_torn_end() -> None:
         assert [frame.payload for frame in frames] == THREE[:hit], f"bit {bit}"
         assert ending.problem
         assert ending.damaged == (hit < 2), f"bit {bit} of frame {hit}"
+
+
+SYNCED_OR_NOT = st.lists(st.tuples(st.binary(max_size=60), st.booleans()), min_size=1, max_size=7)
+
+
+@given(SYNCED_OR_NOT, st.data())
+@settings(max_examples=300)
+def test_whatever_a_crash_leaves_of_what_was_not_synced_is_torn(
+    written: list[tuple[bytes, bool]], data: st.DataObject
+) -> None:
+    """Each unsynced frame may be whole, zeros, or missing from the end on, independently of the others."""
+    written[0] = (written[0][0], True)
+    frames = frames_of(written)
+    durable = max(number for number, (_, synced) in enumerate(written) if synced) + 1
+    left = [
+        frame if number < durable or data.draw(st.booleans()) else bytes(len(frame))
+        for number, frame in enumerate(frames)
+    ]
+    content = b"".join(left)
+    content = content[: data.draw(st.integers(len(b"".join(left[:durable])), len(content)))]
+    found, ending = read(content)
+    assert [frame.payload for frame in found][:durable] == [payload for payload, _ in written[:durable]]
+    assert not ending.damaged
+
+
+@given(SYNCED_OR_NOT, st.data())
+@settings(max_examples=300)
+def test_what_was_durable_when_a_later_frame_was_written_is_damaged_and_not_torn(
+    written: list[tuple[bytes, bool]], data: st.DataObject
+) -> None:
+    written[0] = (written[0][0], True)
+    frames = frames_of([*written, (b"a later one", True)])
+    before = max(number for number, (_, synced) in enumerate(written) if synced) + 1
+    hit = data.draw(st.integers(0, before - 1))
+    bit = data.draw(st.integers(0, 8 * len(frames[hit]) - 1))
+    damaged = bytearray(frames[hit])
+    damaged[bit // 8] ^= 1 << bit % 8
+    found, ending = read(b"".join([*frames[:hit], bytes(damaged), *frames[hit + 1 :]]))
+    assert len(found) == hit
+    assert ending.damaged
+
+
+def test_more_than_a_crash_can_spoil_is_damage_and_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollforward.store.journal.frames.MAX_FRAME_BYTES", 1000)
+    monkeypatch.setattr("rollforward.store.journal.frames.MAX_UNSYNCED_BYTES", 500)
+    most = bytes(1500 + FRONT_BYTES)
+    assert not read(segment([b"first"]) + most)[1].damaged
+    assert read(segment([b"first"]) + most + b"\0")[1].damaged
 
 
 def test_a_zeroed_tail_is_torn_and_a_zeroed_page_in_the_middle_is_damage() -> None:
@@ -153,8 +206,8 @@ def test_no_length_is_believed_beyond_the_end_of_the_file(length: int) -> None:
 
 def test_searching_for_frames_behind_damage_reads_the_file_about_once() -> None:
     """A region full of things that begin like frames must not make the search quadratic."""
-    front = encode_frame(0, b"first", NO_SALT)
-    fake = MAGIC + (10_000).to_bytes(8, "little") + (2**60).to_bytes(8, "little") + bytes(16)
+    front = encode_frame(0, 0, b"first", NO_SALT)
+    fake = MAGIC + (10_000).to_bytes(8, "little") + (2**30).to_bytes(8, "little") + bytes(16)
     handle = InMemory(front + b"?" + fake * 5_000)
     first = next(read_frames(handle))
     handle.asked = 0

@@ -11,7 +11,8 @@ from rollforward.errors import NothingToResume
 from rollforward.inspection.steps import read_step
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
-from rollforward.store.journal.history import Extent, extent, history, journal_ranks
+from rollforward.store.journal.history import Extent, extent, history
+from rollforward.store.journal.reading import journal_ranks, list_segments
 
 START = Position(0, 0)
 
@@ -93,16 +94,28 @@ def test_a_step_is_shown_as_the_newest_history_has_it(storage: LocalStorage) -> 
 def test_a_step_of_all_ranks_is_shown(storage: LocalStorage, disk: SimulatedDisk) -> None:
     def work(rank: int, exchange: object) -> None:
         log, _ = open_log(LocalStorage("/run", disk), 1, START, rank=rank, world_size=2, all_gather=exchange)  # type: ignore[arg-type]
-        run_step(log, START, seed=rank)
+        run_step(log, START, chunks=[rank])
 
     LockStep(2).run(work)
     assert journal_ranks(storage) == [0, 1]
-    assert [(item.rank, item.chunk) for item in read_step(storage, START).chunks] == [
-        (0, 0),
-        (0, 1),
-        (1, 0),
-        (1, 1),
-    ]
+    assert [(item.rank, item.chunk) for item in read_step(storage, START).chunks] == [(0, 0), (1, 1)]
+
+
+def test_a_chunk_that_a_start_with_fewer_ranks_made_again_is_shown_once(
+    storage: LocalStorage, disk: SimulatedDisk
+) -> None:
+    test_a_step_of_all_ranks_is_shown(storage, disk)
+    (segment,) = list_segments(storage, 1)
+    content = bytearray(disk.tree()[f"/run/{segment.name.path}"] or b"")
+    content[-800] ^= 1
+    storage.write(segment.name.path, [content])
+    log, report = open_log(storage, 2, START, (1, START))
+    assert report.until == START
+    run_step(log, START)
+    found = read_step(storage, START)
+    shown = [(item.rank, item.chunk, item.identity.incarnation) for item in found.chunks]
+    assert shown == [(0, 0, 1), (0, 1, 2)]
+    assert found.problems
 
 
 def test_a_step_that_is_not_there_says_what_is(storage: LocalStorage) -> None:

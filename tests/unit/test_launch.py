@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from rollforward.errors import WorkerFailed
 from rollforward.position import Position
 from rollforward.processes import reports
 from rollforward.processes.environment import LAUNCHED, is_alive, start_time
-from rollforward.processes.launch import Ending, exit_code, launch
+from rollforward.processes.launch import Ending, Team, exit_code, launch
 
 SCRIPT = """\
 import os, signal, sys, time
@@ -27,7 +28,9 @@ join()
 rank, folder = int(os.environ["RANK_ID"]), Path(os.environ[LAUNCHED])
 print("[INFO] DISTRIBUTED(1,2): chatter", flush=True)
 print(f"worker {rank} of {os.environ['MS_WORKER_NUM']} got {sys.argv[1:]}", flush=True)
-Path(sys.argv[1], f"pid_{rank}").write_text(str(os.getpid()))
+written = Path(sys.argv[1], f"writing_{rank}")
+written.write_text(str(os.getpid()))
+written.rename(Path(sys.argv[1], f"pid_{rank}"))
 while len(list(Path(sys.argv[1]).glob("pid_*"))) < 2:
     time.sleep(0.02)
 if sys.argv[2] == "killed" and rank == 1:
@@ -47,6 +50,9 @@ if sys.argv[2] == "stopped":
     watch.follow(heart, run, rank=rank, world_size=2, incarnation=1)
     if rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
+    other = Path("/proc", Path(sys.argv[1], "pid_1").read_text(), "stat")
+    while other.read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.02)
     with watch.meeting():
         heard, _ = os.pipe()
         os.read(heard, 1)
@@ -64,14 +70,18 @@ def script(tmp_path: Path) -> Path:
 def ending_of(script: Path, fate: str) -> Ending:
     """Of two workers that `msrun` starts."""
     folder = script.parent
-    return launch(
-        script,
-        [str(folder), fate],
+    return launch(team(script, [str(folder), fate], workers=2))
+
+
+def team(script: Path, arguments: Sequence[str] = (), *, workers: int = 1) -> Team:
+    return Team(
+        script=script,
+        arguments=arguments,
         package=find_engine("mindspore"),
         engine="mindspore",
-        workers=2,
-        log_folder=folder / "log",
-        run_folder=folder / "run",
+        workers=workers,
+        log_folder=script.parent / "log",
+        run_folder=script.parent / "run",
     )
 
 
@@ -85,7 +95,7 @@ def pids(folder: Path) -> list[int]:
 
 def all_gone(folder: Path) -> bool:
     """Whether both workers have ended; the kernel may take a moment to tear them down."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while any(is_alive(pid) for pid in pids(folder)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return len(pids(folder)) == 2 and not any(is_alive(pid) for pid in pids(folder))
@@ -143,7 +153,7 @@ def test_a_worker_that_does_not_come_is_named_and_ends_all(script: Path) -> None
 def test_a_process_that_nobody_waited_for_is_not_alive() -> None:
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     assert is_alive(os.getpid())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while is_alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(process.pid)
@@ -172,18 +182,24 @@ def test_who_was_started_keeps_its_number_until_all_is_ended(
         kill(group, number)
 
     monkeypatch.setattr(os, "killpg", note)
-    ending = launch(
-        script,
-        [],
-        package=find_engine("mindspore"),
-        engine="mindspore",
-        workers=1,
-        log_folder=tmp_path / "log",
-        run_folder=tmp_path / "run",
-    )
+    ending = launch(team(script))
     assert "ended with code 0" in ending.error
     assert ending.code == 1, "a process that has not reported its end has not come to it"
     assert signalled == [True], "the number was still its own, and was used once"
+
+
+def test_what_a_worker_started_in_a_session_of_its_own_ends_with_it(tmp_path: Path) -> None:
+    """As workers that a launcher has just started, which have not reported yet."""
+    script = tmp_path / "starts.py"
+    script.write_text(
+        "import os, signal, subprocess, sys\n"
+        "sleeps = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "child = subprocess.Popen(sleeps, start_new_session=True)\n"
+        "open(sys.argv[1], 'w').write(str(child.pid))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert "was killed by SIGKILL" in launch(team(script, [str(tmp_path / "pid")])).error
+    assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
 def test_an_ending_that_the_disk_does_not_take_is_said_and_hides_no_error(

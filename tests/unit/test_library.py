@@ -696,7 +696,7 @@ def test_another_number_of_processes_is_refused_on_all_of_them() -> None:
 
         for result in LockStep(2).run(work):
             assert isinstance(result, CheckpointMismatch)
-            assert "saved by 1 workers and this run has 2" in result.message
+            assert "saved by 1 processes, and there are 2 now" in result.message
 
 
 @pytest.mark.parametrize("error", [StorageError("the disk is full"), KeyError("a fault")])
@@ -707,7 +707,7 @@ def test_what_fails_on_one_rank_reaches_the_other(
     """At the restore, where the journal begins, and in the first checkpoint."""
     disk = SimulatedDisk()
     if where == "looking":
-        monkeypatch.setattr("rollforward.library.named_positions", _raiser(error))
+        monkeypatch.setattr("rollforward.replay.running.named_positions", _raiser(error))
 
     def work(rank: int, exchange: Exchange) -> Any:
         storage = LocalStorage("/run", disk)

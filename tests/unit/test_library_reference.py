@@ -19,7 +19,8 @@ HEAD = """\
 Written by `python tests/unit/test_library_reference.py` from what the library says of itself. How it is used:
 [Your own training loop](../how-to/your-own-loop.md).
 
-`rollforward` offers `open_run`, `Run`, `Start` and `__version__`. Every error is one of `rollforward.errors`.
+`rollforward` offers `open_run`, `Run`, `Start`, `Piece` and `__version__`. Every error is one of
+`rollforward.errors`.
 """
 
 
@@ -33,16 +34,22 @@ def page() -> str:
     parts += [f"## `Run`\n\n{_text(rollforward.Run)}"]
     parts += [
         _function(f"Run.{name}", getattr(rollforward.Run, name), level="###")
-        for name in ("restore", "once", "updating", "outcome", "checkpoint", "close")
+        for name in ("restore", "once", "updating", "outcome", "metrics", "checkpoint", "close")
     ]
-    parts += [f"## `Start`\n\n{_text(rollforward.Start)}"]
-    source = inspect.getsource(rollforward.Start).splitlines()
-    for name in ("position", "state"):
-        line = next(index for index, text in enumerate(source) if text.strip().startswith(f"{name}:"))
-        parts.append(f"- `{name}`: {source[line + 1].strip().strip(chr(34))}")
+    parts += [f"## `Start`\n\n{_text(rollforward.Start)}", *_fields(rollforward.Start)]
     for name in ("step", "epoch"):
         parts.append(f"- `{name}`: {_text(getattr(rollforward.Start, name)).strip()}")
+    parts += [f"\n## `Piece`\n\n{_text(rollforward.Piece)}", *_fields(rollforward.Piece)]
     return "\n".join(parts) + "\n"
+
+
+def _fields(kind: Any) -> list[str]:
+    source = inspect.getsource(kind).splitlines()
+    found = []
+    for name in kind.__dataclass_fields__:
+        line = next(index for index, text in enumerate(source) if text.strip().startswith(f"{name}:"))
+        found.append(f"- `{name}`: {source[line + 1].strip().strip(chr(34))}")
+    return found
 
 
 def _function(name: str, function: Any, level: str = "##") -> str:

@@ -8,7 +8,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from rollforward.errors import StorageError
 from rollforward.position import Position
-from rollforward.run.metrics import FILE, Metrics, SaveTrouble, TensorBoard, before, read, read_from
+from rollforward.replay.metrics import FILE, before, read, read_from
+from rollforward.run.metrics import Metrics, SaveTrouble, TensorBoard
 from rollforward.storage import LocalStorage
 
 STEPS_PER_EPOCH = 3

@@ -52,7 +52,7 @@ def save(run: Path, *numbers: int) -> None:
 
 def damage(run: Path, role: str, number: int) -> None:
     """Flip the last bit of a file: what comes before it in the file is put in place unharmed."""
-    path = next(run.glob(f"*/rank_0/{role}_rank_0-0_{number}.safetensors"))
+    path = next(run.glob(f"*/rank_0/{role}_rank_0-0_{number}.*"))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -93,7 +93,7 @@ def test_where_the_memory_is_seen_bytes_go_straight_into_it(tmp_path: Path) -> N
 
 
 @EITHER
-@pytest.mark.parametrize("role", ["policy_model", "optimizer", "ref"])
+@pytest.mark.parametrize("role", ["policy_model", "optimizer", "ref", "table"])
 def test_nothing_of_a_damaged_checkpoint_is_left_in_the_engine(
     tmp_path: Path, make: Callable[[], ToyEngine], role: str
 ) -> None:

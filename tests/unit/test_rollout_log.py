@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from journal_case import SETTINGS, assert_same_chunk, chunk, open_log, outcome, run_step
+from journal_case import SETTINGS, assert_same_chunk, chunk, identity, open_log, outcome, run_step
 from lockstep import LockStep
 from simulated_disk import SimulatedDisk
 
 from rollforward.errors import ReplayDiverged, StorageError
+from rollforward.grpo.addition import share
 from rollforward.grpo.types import RolloutChunk
 from rollforward.position import Position
 from rollforward.replay.codec import pack, pack_outcome, unpack, unpack_outcome
-from rollforward.replay.rollout_log import JournaledRollouts, LogSettings
+from rollforward.replay.rollout_log import WITHOUT_KL, JournaledRollouts, LogSettings
 from rollforward.storage import LocalStorage
+from rollforward.store.journal.reading import read_journal
 from rollforward.store.journal.records import Record, decode_record, encode_record
+from rollforward.store.journal.writing import Journal
 
 START = Position(0, 0)
 BIG = 1 << 20
@@ -199,6 +202,18 @@ def test_an_accepted_divergence_is_what_later_replays_are_held_against(storage: 
         log.record(START, 0, outcome(0), 1e-3)
 
 
+def test_without_a_kl_term_records_of_a_version_that_measured_the_kl_are_repeated(
+    storage: LocalStorage,
+) -> None:
+    recorded(storage)
+    assert outcome(0).kl > 0
+    without = replace(outcome(0), kl=0.0)
+    with pytest.raises(ReplayDiverged, match="kl"):
+        replaying(storage).record(START, 0, without, 1e-3)
+    log, _ = open_log(storage, 3, START, (1, START), settings=replace(SETTINGS, compared=WITHOUT_KL))
+    log.record(START, 0, without, 1e-3)
+
+
 def test_a_digest_of_the_weights_finds_what_the_loss_does_not_show(storage: LocalStorage) -> None:
     settings = LogSettings(chunks_per_step=1, steps_per_epoch=10, weights_digest_every=2)
     log, _ = open_log(storage, 1, START, settings=settings, weights_digest=lambda: "aa")
@@ -243,39 +258,129 @@ def two_ranks(work: Callable[[int, Callable[[Any], list[Any]]], Any]) -> list[An
     return LockStep(2).run(work)
 
 
-def test_ranks_agree_on_the_step_up_to_which_they_replay() -> None:
-    disk = SimulatedDisk()
+def recorded_by_two(disk: SimulatedDisk, steps: tuple[int, int]) -> None:
+    """A start of two ranks with a chunk each, of which one came further than the other."""
 
-    def first(rank: int, exchange: Callable[[Any], list[Any]]) -> None:
+    def work(rank: int, exchange: Callable[[Any], list[Any]]) -> None:
         storage = LocalStorage("/run", disk)
         log, _ = open_log(storage, 1, START, all_gather=exchange, rank=rank, world_size=2)
-        for number in range(3 + rank):
-            run_step(log, Position(0, number), seed=100 * rank + number)
+        for number in range(steps[rank]):
+            if number < min(steps):
+                run_step(log, Position(0, number), chunks=[rank])
+            else:
+                log.append(Position(0, number), rank, chunk(10 * number + rank))
+
+    assert two_ranks(work) == [None, None]
+
+
+def test_ranks_agree_on_the_step_up_to_which_they_replay() -> None:
+    disk = SimulatedDisk()
+    recorded_by_two(disk, (3, 4))
 
     def second(rank: int, exchange: Callable[[Any], list[Any]]) -> Any:
         storage = LocalStorage("/run", disk)
         log, report = open_log(storage, 2, START, (1, START), all_gather=exchange, rank=rank, world_size=2)
-        return report, log.find(Position(0, 3), 0) is not None, log.find(Position(0, 4), 0) is not None
+        return report, [log.find(Position(0, step), rank) is not None for step in range(5)]
 
-    assert two_ranks(first) == [None, None]
-    (report, has_own, _), (other, has_other, beyond) = two_ranks(second)
+    (report, own), (other, others) = two_ranks(second)
     assert report.until == other.until == Position(0, 3)
-    assert report.reused_chunks == other.reused_chunks == 2
-    assert (has_own, has_other, beyond) == (False, True, False)
+    assert report.replayed_chunks == other.replayed_chunks == 6
+    assert report.reused_chunks == other.reused_chunks == 1
+    assert own == [True] * 3 + [False] * 2
+    assert others == [True] * 4 + [False]
 
 
-def test_another_number_of_workers_inherits_nothing() -> None:
+def test_one_rank_takes_over_what_two_have_done() -> None:
+    disk = SimulatedDisk()
+    recorded_by_two(disk, (3, 4))
+    said: list[str] = []
+    log, report = open_log(LocalStorage("/run", disk), 2, START, (1, START), notice=said.append)
+    assert (report.compatible, report.until, report.lost_chunks) == (True, Position(0, 3), 0)
+    assert (report.replayed_chunks, report.reused_chunks) == (6, 1)
+    for step in range(3):
+        assert_same_chunk(log.find(Position(0, step), 1), chunk(10 * step + 1))
+        run_step(log, Position(0, step))
+    assert (log.replayed_updates, log.repeated_updates, said) == (3, 3, [])
+    assert log.find(Position(0, 3), 0) is None
+    assert log.find(Position(0, 3), 1) is not None
+
+
+def test_two_ranks_take_over_what_one_has_done_and_each_proves_it() -> None:
     disk = SimulatedDisk()
     storage = LocalStorage("/run", disk)
     log, _ = open_log(storage, 1, START)
-    run_step(log, START)
+    for step in range(2):
+        run_step(log, Position(0, step))
+    log.append(Position(0, 2), 0, chunk(20))
 
     def work(rank: int, exchange: Callable[[Any], list[Any]]) -> Any:
         own = LocalStorage("/run", disk)
-        return open_log(own, 2, START, (1, START), all_gather=exchange, rank=rank, world_size=2)[1]
+        log, report = open_log(own, 2, START, (1, START), all_gather=exchange, rank=rank, world_size=2)
+        with pytest.raises(ReplayDiverged):
+            log.record(START, 0, outcome(7), 1e-3)
+        for step in range(2):
+            run_step(log, Position(0, step), chunks=[rank])
+        return report, log.repeated_updates, log.find(Position(0, 2), rank) is not None
 
-    for report in two_ranks(work):
-        assert (report.compatible, report.until) == (False, START)
+    (report, repeated, reused), (other, repeated_too, generated) = two_ranks(work)
+    assert report.until == other.until == Position(0, 2)
+    assert (report.replayed_chunks, report.reused_chunks, report.lost_chunks) == (4, 1, 0)
+    assert (repeated, repeated_too, reused, generated) == (2, 2, True, False)
+
+
+def test_what_three_starts_on_two_one_and_two_ranks_did_is_one_history() -> None:
+    """Each chunk counts, whichever folder holds it; where two do, the newer start's."""
+    disk = SimulatedDisk()
+    recorded_by_two(disk, (2, 1))
+    log, _ = open_log(LocalStorage("/run", disk), 2, START, (1, START))
+    for step in range(3):
+        run_step(log, Position(0, step))
+    log.journal.close()
+
+    def third(rank: int, exchange: Callable[[Any], list[Any]]) -> Any:
+        own = LocalStorage("/run", disk)
+        log, report = open_log(own, 3, START, (1, START), all_gather=exchange, rank=rank, world_size=2)
+        for step in range(3):
+            assert_same_chunk(log.find(Position(0, step), rank), chunk(10 * step + rank))
+        return report.until, report.lost_chunks, log.journal.inherited.lineage
+
+    until, lost, lineage = two_ranks(third)[0]
+    assert (until, lost) == (Position(0, 3), 0)
+    assert set(lineage) == {1, 2}
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 6])
+def test_a_journal_of_version_1_counts_with_the_numbers_of_the_step(world_size: int) -> None:
+    """Two workers numbered their three chunks 0, 1, 2 each."""
+    disk = SimulatedDisk()
+    for rank in range(2):
+        old = old_journal(LocalStorage("/run", disk), rank)
+        for number in range(3):
+            arrays, metadata = pack(chunk(10 * rank + number))
+            old.append(START, number, arrays, metadata)
+        old.record(START, 0, *pack_outcome(outcome(0), 1e-3, ""))
+        old.close()
+    settings = LogSettings(chunks_per_step=6, steps_per_epoch=10)
+
+    def work(rank: int, exchange: Callable[[Any], list[Any]]) -> Any:
+        about = {"rank": rank, "world_size": world_size, "all_gather": exchange, "settings": settings}
+        log, report = open_log(LocalStorage("/run", disk), 2, START, (1, START), **about)
+        log.record(START, 0, outcome(0), 1e-3)
+        found = {number: log.find(START, number) for number in share(6, world_size, rank)}
+        return report, log.repeated_updates, found
+
+    chunks: dict[int, Any] = {}
+    for report, repeated, found in LockStep(world_size).run(work):
+        assert (report.until, repeated, report.replayed_chunks) == (Position(0, 1), 1, 6)
+        chunks |= found
+    for number in range(6):
+        assert_same_chunk(chunks[number], chunk(10 * (number // 3) + number % 3))
+
+
+def old_journal(storage: LocalStorage, rank: int) -> Journal:
+    """As version 1 wrote it: nothing in its first record says of how many chunks a step is."""
+    nothing = read_journal([storage], rank=rank, since=START)
+    return Journal(storage, identity(1, rank=rank, world_size=2), start=START, inherited=nothing)
 
 
 def test_a_rank_that_cannot_write_its_journal_stops_all() -> None:

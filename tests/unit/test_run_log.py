@@ -1,14 +1,15 @@
 """What any worker of a run has to say is heard: on its own output, and by the first worker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from lockstep import LockStep
 from toy_run import Ranks
 from toy_session import Place
 
+from rollforward.channel import FRAME_WORDS
 from rollforward.errors import StorageError
 from rollforward.run.log import WorkerLog
 from rollforward.store.journal.writing import Journal
@@ -65,3 +66,26 @@ def test_warnings_travel_with_what_is_exchanged_anyway_and_in_order() -> None:
 def test_a_group_of_one_carries_nothing() -> None:
     group = Ranks(0, 1, lambda value: [value])
     assert WorkerLog(print, 0).heard_over(group) is group
+
+
+class Adding(Ranks):
+    """A group of ranks that can add up."""
+
+    sums: ClassVar[list[int]] = []
+
+    def all_sum(self, numbers: Sequence[int]) -> Sequence[int]:
+        self.sums.append(len(numbers))
+        return [sum(each) for each in zip(*self.exchange(list(numbers)), strict=True)]
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_ranks_that_can_add_up_do_so_for_a_commit_whose_size_does_not_know_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("toy_session.Ranks", Adding)
+    monkeypatch.setattr(Adding, "sums", [])
+    place = Place(tmp_path)
+    assert place.train_by(workers, "run", rl_config__num_rollouts=4 // workers) == [None] * workers
+    assert set(Adding.sums) == {FRAME_WORDS}
+    assert len(list((tmp_path / "run" / "commits").iterdir())) == 3

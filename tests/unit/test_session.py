@@ -1,7 +1,6 @@
 """A run from its options to its last checkpoint, with a NumPy engine: killed, damaged, moved, refused."""
 
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 from lockstep import LockStep
 from toy_run import Ranks
-from toy_session import Killed, Place, ToyPackage, commit_at_once
+from toy_session import Killed, Place, ToyPackage, commit_at_once, tidy_at_once
 
 from rollforward.errors import (
     CheckpointMismatch,
@@ -23,7 +22,7 @@ from rollforward.errors import (
 )
 from rollforward.inspection.folder import checkpoints_of
 from rollforward.processes import heartbeat
-from rollforward.run.metrics import FILE, read
+from rollforward.replay.metrics import FILE, read
 from rollforward.run.session import train
 from rollforward.store import RunLock
 
@@ -40,15 +39,6 @@ def everything_in(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-
-
-def settled(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder once the thread that saves is done; a real kill would have ended it."""
-    before: dict[str, bytes] = {}
-    while (now := everything_in(folder)) != before:
-        before = now
-        time.sleep(0.3)
-    return now
 
 
 def positions(folder: Path) -> list[str]:
@@ -92,14 +82,18 @@ class TestKilled:
         assert place.digests("one")["policy_model"] != place.digests("other")["policy_model"]
         assert place.digests("one")["ref"] == place.digests("other")["ref"]
 
+    @pytest.mark.parametrize(
+        "file",
+        ["train/rank_0/policy_model_rank_0-1_1.safetensors", "tables/rank_0/table_rank_0-1_1.json"],
+    )
     def test_a_damaged_newest_checkpoint_costs_steps_and_nothing_else(
-        self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
     ) -> None:
         commit_at_once(monkeypatch)
         place.train("whole")
         with pytest.raises(Killed):
             place.train("hurt", ToyPackage(dies_at_update=7))
-        flip_a_bit(place.root / "hurt/train/rank_0/policy_model_rank_0-1_1.safetensors")
+        flip_a_bit(place.root / "hurt" / file)
         capsys.readouterr()
         place.train("hurt", resume=True)
         log = capsys.readouterr().out
@@ -158,10 +152,11 @@ class TestFolders:
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         commit_at_once(monkeypatch)
+        tidy_at_once(monkeypatch)
         place.train("whole")
         with pytest.raises(Killed):
             place.train("old", ToyPackage(dies_at_update=4))
-        before = settled(place.root / "old")
+        before = everything_in(place.root / "old")
         place.train("new", resume=True, source="old")
         assert everything_in(place.root / "old") == before
         assert place.digests("new") == place.digests("whole")
@@ -280,11 +275,12 @@ class TestRefused:
             resume=True,
         )
 
-    def test_another_number_of_workers(self, place: Place) -> None:
+    def test_a_number_of_workers_that_does_not_divide_the_step(self, place: Place) -> None:
         place.train("run")
         self.before = everything_in(place.root)
-        with pytest.raises(CheckpointMismatch, match="saved by 1 workers and this run has 2"):
-            place.plan("run", resume=True, world_size=2)
+        with pytest.raises(CheckpointMismatch, match=r"has 2 chunks, .* 3 workers cannot share") as caught:
+            place.plan("run", resume=True, world_size=3)
+        assert caught.value.hint == "start with a number of workers that divides 2: 1, 2"
 
     def test_another_dataset_size(self, place: Place) -> None:
         place.train("run")

@@ -9,7 +9,7 @@ from toy_session import Killed, Place, ToyPackage, commit_at_once
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume, RunExists
 from rollforward.inspection.folder import checkpoint_at, checkpoints_of, open_run
 from rollforward.position import Position
-from rollforward.run.metrics import FILE, place_of, read
+from rollforward.replay.metrics import FILE, place_of, read
 from rollforward.storage import LocalStorage
 from rollforward.store.journal.reading import read_journal
 
@@ -182,19 +182,18 @@ class TestRefused:
             rebuild(place, "1_4", source="hurt")
         assert not (place.root / "new").exists()
         assert "step 1_4 cannot be reached: from checkpoint 1_1" in caught.value.message
-        assert "the journal of rank 0 leads up to 1_3 only" in caught.value.message
+        assert "the journal leads up to 1_3 only, where chunk 1 is missing" in caught.value.message
         assert "2-1_1.journal: cut off at byte" in caught.value.message
         rebuild(place, "1_3", source="hurt")
         assert digests(place.root / "new", "1_3")["policy_model"]
 
-    def test_a_worker_is_refused_for_its_own_journal_and_who_starts_all_for_any(self, place: Place) -> None:
+    def test_what_one_worker_s_journal_lacks_is_refused_on_every_worker(self, place: Place) -> None:
         place.train_by_two("two")
         (segment,) = (place.root / "two/journal/rank_1").glob("1-0_0.journal")
         segment.unlink()
         how = {"resume": True, "source": "two", "world_size": 2, "asked": {"position": Position(0, 1)}}
-        place.plan("new", rank=0, **how)
-        for rank in (1, None):
-            with pytest.raises(NothingToResume, match="journal of rank 1 leads up to 0_0 only"):
+        for rank in (0, 1, None):
+            with pytest.raises(NothingToResume, match="leads up to 0_0 only, where chunks 2, 3 are missing"):
                 place.plan("new", rank=rank, **how)
 
     def test_a_branch_into_the_same_folder(self, place: Place) -> None:

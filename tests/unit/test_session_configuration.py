@@ -47,7 +47,7 @@ def test_a_killed_run_is_resumed_by_its_folder_alone(
     capsys.readouterr()
     assert main(["train", "--resume_training", "--save_checkpoint_dir", "run"]) == 0
     said = capsys.readouterr().out
-    assert f"configuration: from run/{FILE}" in said
+    assert f"configuration: from {place.root / 'run' / FILE}" in said
     assert "lost: nothing" in said
     assert "warning" not in said
     assert place.digests("run") == place.digests("whole")
@@ -172,3 +172,25 @@ def test_a_read_error_does_not_cost_the_configurations_of_earlier_starts(place: 
     with pytest.raises(StorageError, match="injected"):
         configuration.keep(Failing(place.root / "run"), 2, load(None, []).config)
     assert (place.root / "run" / FILE).read_bytes() == before
+
+
+def test_with_beta_zero_a_killed_run_ends_with_the_same_bytes_and_its_reference_stays(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = {
+        "rl_config__beta": 0.0,
+        "ref_config__sync_ref_model": True,
+        "ref_config__ref_model_sync_steps": 2,
+    }
+    place.train("whole", **without)
+    with pytest.raises(Killed):
+        place.train("run", ToyPackage(dies_at_update=5), **without)
+    capsys.readouterr()
+    place.train("run", resume=True, **without)
+    said = capsys.readouterr().out
+    assert "  loss " in said
+    assert "  kl " not in said
+    assert place.digests("run") == place.digests("whole")
+    place.train("short", **without, rl_config__max_steps=1)
+    assert place.digests("short")["ref"] == place.digests("whole")["ref"]
+    assert place.digests("short")["policy_model"] != place.digests("whole")["policy_model"]

@@ -91,7 +91,7 @@ def test_every_worker_keeps_its_own_and_all_tell_whose_samples_they_were(place: 
     errors = place.train_by_two("run", Poisoned(update=None), Poisoned(update=2))
     for error in errors:
         assert isinstance(error, NonFinite)
-        assert "  worker 1, sample 5 (sample 5 of chunk 0, prompt " in str(error)
+        assert "  worker 1, sample 5 (sample 5 of chunk 2, prompt " in str(error)
         assert "  worker 0" not in str(error)
     folder = next((place.root / "run" / "evidence").iterdir())
     assert {path.name for path in folder.iterdir()} == {

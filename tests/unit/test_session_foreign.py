@@ -490,7 +490,7 @@ class TestSeveralWorkers:
 
         def work(rank: int, exchange: Callable[[Any], list[Any]]) -> Any:
             engine = ToyPackage().create(engine_settings(place), Ranks(rank, 2, exchange))
-            return restore_foreign(source, engine), engine
+            return restore_foreign(source, engine, engine.layout()), engine
 
         for taken, engine in LockStep(2).run(work):
             assert taken.position == Position(1, 1)

@@ -123,14 +123,15 @@ class TestLost:
         assert any("has no valid checkpoint" in line for line in warnings)
         assert content(run) == before
 
-    def test_putting_commits_back_is_all_that_it_takes(self, place: Place, lose: object) -> None:
+    def test_putting_commits_and_tables_back_is_all_that_it_takes(self, place: Place, lose: object) -> None:
         run = place.root / "run"
         lose(run)  # type: ignore[operator]
         if any((run / name).is_symlink() for name in ("train", "ref")):
             return
         shutil.copytree(place.root / "whole/commits", run / "commits", dirs_exist_ok=True)
-        if not (run / "model").exists():
-            shutil.copytree(place.root / "whole/model", run / "model")
+        for name in ("tables", "model"):
+            if not (run / name).exists():
+                shutil.copytree(place.root / f"whole/{name}", run / name)
         place.train("run", resume=True)
         assert find(LocalStorage(run)).manifest.position == Position(2, 0)
 

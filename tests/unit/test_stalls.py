@@ -75,7 +75,7 @@ def time_out(heart: Heartbeat | None, run: Path, *, incarnation: int) -> Collect
     if heart is not None:
         watch.follow(heart, run, rank=0, world_size=2, incarnation=incarnation)
     with watch.meeting():
-        assert ended.wait(30)
+        assert ended.wait(300)
     watch.close()
     return found[0]
 

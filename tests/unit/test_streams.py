@@ -26,7 +26,8 @@ def start(
     place: Place, arguments: list[str], stdout: int | IO[Any] | None, **how: Any
 ) -> subprocess.Popen[str]:
     conformance = Path(__file__).parents[1] / "conformance"
-    environment = {**os.environ, "PYTHONPATH": str(conformance), **how.pop("environment", {})}
+    path = os.pathsep.join([str(conformance), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, **how.pop("environment", {})}
     return subprocess.Popen(
         arguments, cwd=place.root, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, **how
     )
@@ -53,7 +54,7 @@ def ended_well(place: Place, process: "subprocess.Popen[str]") -> str:
     assert process.stderr is not None
     with process.stderr:
         errors = process.stderr.read()
-    assert process.wait(timeout=120) == 0, errors
+    assert process.wait(timeout=300) == 0, errors
     kept = (place.root / "output" / "log" / "train.log").read_text()
     assert "data: 20 prompts" in kept, "what was said before the file was known is in it too"
     assert "done: 10 steps" in kept
@@ -89,7 +90,7 @@ def test_training_outlives_an_encoding_that_lacks_its_words(place: Place) -> Non
         subprocess.PIPE,
         environment={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
     )
-    shown, errors = process.communicate(timeout=120)
+    shown, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "\\u8bad\\u7ec3.jsonl" in shown
 
@@ -109,7 +110,7 @@ def test_a_verb_whose_reader_has_left_still_gives_its_verdict(place: Place) -> N
         os.close(reader)
         process = start(place, verify, writer)
         os.close(writer)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert process.returncode == (1 if damaged else 0)
 
 
@@ -117,7 +118,7 @@ def test_a_verb_whose_words_went_nowhere_has_not_succeeded(place: Place) -> None
     place.train("run")
     with Path("/dev/full").open("w") as full:
         process = start(place, [sys.executable, str(computing.WORKER), "inspect", "run"], full)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "standard output: No space left on device" in errors
 

@@ -1,6 +1,7 @@
 """A run that fails is started again by its supervisor, and ends as if nothing had happened."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from rollforward.errors import WorkerFailed
 from rollforward.inspection.history import timeline
 from rollforward.position import Position
 from rollforward.processes.environment import is_alive
-from rollforward.processes.launch import Ending, launch
-from rollforward.processes.supervision import next_start, supervise, unsupervised
+from rollforward.processes.launch import Ending, Team, launch
+from rollforward.processes.supervision import next_start, on_workers, supervise, unsupervised
 from rollforward.storage import LocalStorage
 from rollforward.store import RunLock
 
@@ -51,16 +52,18 @@ class Supervised:
         self.waits: list[float] = []
         self.said: list[str] = []
 
-    def start(self, arguments: Sequence[str]) -> Ending:
+    def start(self, arguments: Sequence[str], workers: int) -> Ending:
         self.given.append(list(arguments))
         return launch(
-            TRAINER,
-            arguments,
-            package=find_engine("fated"),
-            engine="fated",
-            workers=1,
-            log_folder=self.place.root / "log",
-            run_folder=self.run,
+            Team(
+                script=TRAINER,
+                arguments=arguments,
+                package=find_engine("fated"),
+                engine="fated",
+                workers=workers,
+                log_folder=self.place.root / "log",
+                run_folder=self.run,
+            )
         )
 
     def __call__(self, arguments: Sequence[str], max_restarts: int = 5) -> Ending:
@@ -83,9 +86,11 @@ def test_killed_before_and_after_its_first_checkpoint_it_ends_with_the_same_bits
     assert place.digests("run") == whole.digests("run")
     assert supervised.given[0] == supervised.given[1] == arguments[:-1]
     assert all("--resume_training" in given for given in supervised.given[2:])
-    assert supervised.waits[:2] == [1.0, 1.0]
+    assert supervised.waits[:2] == [0.0, 0.0]
     first, second, third = supervised.said
-    assert first.startswith("restart 1 of 5, as at first, since there is no checkpoint yet, in 1 s, because ")
+    assert first.startswith(
+        "restart 1 of 5, as at first, since there is no checkpoint yet, at once, because "
+    )
     assert "was killed by SIGKILL" in first
     assert "from checkpoint 0_0 and the journal" in second
     assert "was killed by SIGKILL in phase update of step 0_2" in second
@@ -122,18 +127,53 @@ class Endings:
     def __init__(self, *endings: Ending) -> None:
         self.left = list(endings)
         self.said: list[str] = []
+        self.workers: list[int] = []
 
-    def __call__(self, run: Path, max_restarts: int = 5) -> Ending:
-        def start(_arguments: Sequence[str]) -> Ending:
+    def __call__(self, run: Path, max_restarts: int = 5, workers: Sequence[int] = (1,)) -> Ending:
+        def start(_arguments: Sequence[str], count: int) -> Ending:
+            self.workers.append(count)
             return self.left.pop(0)
 
         return supervise(
-            start, ["train"], run=run, max_restarts=max_restarts, say=self.said.append, wait=lambda _: None
+            start,
+            ["train"],
+            run=run,
+            max_restarts=max_restarts,
+            workers=workers,
+            say=self.said.append,
+            wait=lambda _: None,
         )
 
 
-def ended(error: str, at: str, kind: str | None = None) -> Ending:
-    return Ending(code=1, error=error, kind=kind, position=Position.parse(at))
+def ended(error: str, at: str, kind: str | None = None, slots: Sequence[int] = ()) -> Ending:
+    position = Position.parse(at) if at else None
+    return Ending(code=1, error=error, kind=kind, position=position, slots=frozenset(slots))
+
+
+def test_a_run_goes_on_with_fewer_workers_and_tries_the_usual_number_again(tmp_path: Path) -> None:
+    endings = Endings(
+        ended("worker 3 was killed", "0_2", slots=[3]),
+        ended("worker 3 has no device", "", slots=[3]),
+        ended("worker 0 was killed", "0_9", slots=[0]),
+        ended("worker 1 was killed", "1_0", slots=[1]),
+        Ending(code=0),
+    )
+    assert endings(tmp_path, workers=(4, 2)).code == 0
+    assert endings.workers == [4, 4, 2, 4, 4]
+    assert [re.split(", in |, at once", line)[0].partition("yet")[2] for line in endings.said] == [
+        "",
+        ", on 2 workers instead of 4, since worker 3 failed twice running",
+        ", on 4 workers again instead of 2",
+        "",
+    ]
+
+
+def test_the_arguments_of_a_start_with_fewer_keep_its_step() -> None:
+    given = ["train", "--workers=4", "--set", "rl_config.num_rollouts=1", "--resume_training"]
+    assert on_workers(given, 2, 2) == [
+        *["train", "--set", "rl_config.num_rollouts=1", "--resume_training"],
+        *["--workers", "2", "--set", "rl_config.num_rollouts=2"],
+    ]
 
 
 def test_three_failures_of_one_step_are_shown(tmp_path: Path) -> None:
@@ -163,7 +203,8 @@ def test_when_all_restarts_are_used_up_the_last_error_is_told(tmp_path: Path) ->
 
 def test_only_the_run_that_is_supervised_is_told_about_restarts() -> None:
     for spelling in (["--max_restarts", "3"], ["--max-restarts=3"], ["--max_restarts=3"]):
-        assert unsupervised(["train", *spelling, "--workers", "2"]) == ["train", "--workers", "2"]
+        given = ["train", *spelling, "--workers", "2", "--min-workers=1"]
+        assert unsupervised(given) == ["train", "--workers", "2"]
 
 
 def test_where_every_checkpoint_is_damaged_it_is_resumed_to_be_told_so(place: Place) -> None:
@@ -189,7 +230,7 @@ def command(place: Place) -> "subprocess.Popen[bytes]":
 
 def trainer_that_hangs(place: Place, process: "subprocess.Popen[bytes]") -> int:
     """The process of the newest start, once the run has done its first step."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         if "step 0_0 (1/10)" in said(place):
             return int((place.root / "fates.met").read_text().splitlines()[-1])
@@ -206,12 +247,12 @@ def test_a_signal_to_the_supervisor_ends_both_in_good_order(place: Place) -> Non
     process = command(place)
     trainer = trainer_that_hangs(place, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143, said(place)
+    assert process.wait(timeout=300) == 143, said(place)
     assert not is_alive(trainer)
     with RunLock.acquire(place.root / "run") as lock:
         assert lock.taken_over is None
     kept = (place.root / "log" / "train.log").read_text()
-    assert "restart 1 of 3, from checkpoint 0_0 and the journal, in 1 s, because worker 0" in kept
+    assert "restart 1 of 3, from checkpoint 0_0 and the journal, at once, because worker 0" in kept
 
 
 def test_a_supervisor_that_is_killed_leaves_no_trainer_behind(place: Place) -> None:
@@ -220,7 +261,7 @@ def test_a_supervisor_that_is_killed_leaves_no_trainer_behind(place: Place) -> N
     trainer = trainer_that_hangs(place, process)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while is_alive(trainer) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(trainer)

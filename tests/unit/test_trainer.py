@@ -70,6 +70,9 @@ class Witness:
     metrics: dict[Position, Mapping[str, float]] = field(default_factory=dict)
     group: Group = field(default_factory=OneProcess)
 
+    def due(self, global_step: int, every: Any) -> bool:
+        return global_step % int(every) == 0
+
     def begin(self, position: Position, global_step: int) -> None:
         self.events.append(f"begin {position} {global_step}")
         self.saved[position] = snapshot(self.engine)
@@ -107,9 +110,7 @@ def trainer(
     engine: Engine, log: RolloutLog, *, settings: TrainerSettings = TRAINER, chunks: int = 2, **parts: Any
 ) -> tuple[Trainer, Witness]:
     witness = Witness(engine)
-    schedule = PromptSchedule(
-        prompts=PROMPTS, seed=5, chunk_size=4 // chunks, chunks_per_step=chunks, rank=0, world_size=1
-    )
+    schedule = PromptSchedule(prompts=PROMPTS, seed=5, chunk_size=4 // chunks, chunks_per_step=chunks)
     rate = LearningRate(lr=0.05, min_lr=0.01, warmup_steps=2, decay_steps=24)
     made = Trainer(
         engine=engine,
@@ -301,3 +302,27 @@ def test_metrics_tell_the_rewards_of_each_verifier_and_the_phases_seconds() -> N
     assert metrics["reward"] == pytest.approx(weighted.mean(), rel=1e-5)
     assert metrics["reward_std"] == pytest.approx(weighted.std(), rel=1e-3)
     assert {"seconds/generate", "seconds/verify", "seconds/reference", "seconds/update"} <= metrics.keys()
+
+
+class WithoutReference:
+    """An engine whose reference may not be used."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        assert name not in ("reference_logprobs", "sync_reference"), name
+        return getattr(self._engine, name)
+
+
+def test_without_a_kl_term_the_reference_is_not_asked_and_nothing_is_said_of_it() -> None:
+    settings = replace(ENGINE, objective=replace(ENGINE.objective, beta=0.0))
+    engine: Any = WithoutReference(create(settings))
+    log = MemoryLog()
+    loop, witness = trainer(engine, log, settings=replace(TRAINER, uses_reference=False))
+    loop.run(START, Position(0, 2))
+    assert not any(event.startswith("reference") for event in witness.events)
+    assert all((chunk.reference_logprobs == 0).all() for chunk in log.chunks.values())
+    for metrics in witness.metrics.values():
+        assert "kl" not in metrics
+        assert "loss" in metrics

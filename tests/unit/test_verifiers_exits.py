@@ -148,7 +148,7 @@ def test_a_stop_of_the_run_is_not_taken_for_the_verifiers() -> None:
     )
     for trainer in (True, False):
         done = subprocess.run(
-            [sys.executable, "-c", program.format(trainer)], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", program.format(trainer)], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 143, done.stderr
 

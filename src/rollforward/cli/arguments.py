@@ -9,7 +9,6 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rollforward.config.elsewhere import OPTIONS
@@ -18,6 +17,10 @@ from rollforward.wording import plain_lines
 
 _PATHS = frozenset({"DIR", "FILE", "FOLDER", "RUN", "NEW", "RUN[:POSITION]", "A", "B"})
 """The placeholders in the help for values of options and arguments that are paths."""
+
+
+ARGS = "ARGS"
+"""The placeholder for a value that consists of arguments of another program."""
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -39,6 +42,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **keywords)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse; the value of an option whose metavar is ARGS may begin with a dash."""
+        words = list(sys.argv[1:] if args is None else args)
+        for action in self._actions:
+            if action.metavar == ARGS:
+                words = _joined(words, action.option_strings)
+        return super().parse_known_args(words, namespace)
 
     def add_argument(self, *names: str, **keywords: Any) -> argparse.Action:
         """As in argparse; in paths `~` is the home folder, also in `--out=~/new`."""
@@ -76,6 +87,18 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def _joined(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The words with `--option VALUE` as `--option=VALUE`, up to `--`."""
+    found: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if word == "--":
+            return [*found, word, *left]
+        found.append(f"{word}={left.pop(0)}" if word in options and left else word)
+    return found
+
+
 def first_spellings(spellings: Sequence[str]) -> list[str]:
     """The first of each group of spellings that differ only in dashes."""
     seen: dict[str, str] = {}
@@ -107,13 +130,13 @@ def position(text: str) -> Position:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def run_at(text: str) -> tuple[Path, Position | None]:
-    """`RUN` or `RUN:0_20`: the folder, and the position if one is named."""
+def run_at(text: str) -> tuple[str, Position | None]:
+    """`RUN` or `RUN:0_20`: the folder or the address, and the position if one is named."""
     folder, colon, behind = text.rpartition(":")
     try:
-        return (Path(folder), Position.parse(behind)) if colon and folder else (Path(text), None)
+        return (folder, Position.parse(behind)) if colon and folder else (text, None)
     except ValueError:
-        return Path(text), None
+        return text, None
 
 
 def count(text: str) -> int:

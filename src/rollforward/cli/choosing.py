@@ -3,13 +3,11 @@
 On standard error, since the verb's output is then about older weights.
 """
 
-from pathlib import Path
-
 from rollforward.cli.output import warn
 from rollforward.store import Found, Manifest
 
 
-def chosen(folder: Path, found: Found) -> Manifest:
+def chosen(folder: str, found: Found) -> Manifest:
     """The manifest found in a run's folder, after reporting the checkpoints that were skipped for it."""
     for newer in found.rejected:
         warn(f"{folder}: {newer.position} is passed over for {found.manifest.position}: {newer.reason}")

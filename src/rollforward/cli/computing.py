@@ -13,6 +13,7 @@ from rollforward.cli.arguments import Parser, count, split_list
 from rollforward.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rollforward.config.loading import Loaded
     from rollforward.run.starting import Start
 
 INSTALL = "pip install 'rollforward[mindspore]'"
@@ -39,6 +40,11 @@ def add_configuration(parser: Parser) -> None:
         "--verifier_function", metavar="A,B", type=split_list, help="reward functions, separated by commas"
     )
     parser.add_option("--verifier_weight", metavar="X,Y", type=_numbers, help="a weight for each of them")
+    add_keys(parser)
+
+
+def add_keys(parser: Parser) -> None:
+    """Any key of the configuration, and how many processes."""
     parser.add_option(
         "--set",
         metavar="SECTION.KEY=VALUE",
@@ -72,16 +78,19 @@ def start_of(
         from rollforward.config.loading import load
         from rollforward.run import configuration
         from rollforward.run.starting import Start
-    carried = None
-    if options.config is None and options.resumes:
+
+    def loaded() -> "Loaded":
+        if options.config is not None or not options.resumes:
+            return load(options.config, given)
         carried = configuration.of_resumed(
             given,
             actor=options.actor_checkpoint_path,
             reference=options.ref_checkpoint_path,
             until=options.resume_position,
         )
-        given = given if carried is None else configuration.check_named(carried, given)
-    loaded = load(options.config, given, carried=carried)
+        named = given if carried is None else configuration.check_named(carried, given)
+        return load(None, named, carried=carried)
+
     return Start(loaded, script=WORKER, arguments=arguments, workers=options.workers)
 
 

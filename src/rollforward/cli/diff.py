@@ -11,9 +11,8 @@ from rich.table import Column, Table
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
 from rollforward.cli.output import cell, print_json, print_line
-from rollforward.inspection.comparing import CheckpointGone, TensorDifference, diff
+from rollforward.inspection.comparing import CheckpointGone, Stored, TensorDifference, compare, stored
 from rollforward.inspection.folder import checkpoint_at, open_run
-from rollforward.store import Manifest
 
 NAME = "diff"
 SUMMARY = "compare two checkpoints, tensor by tensor"
@@ -44,7 +43,8 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
         a = chosen(folder_a, checkpoint_at(storage_a, at_a))
         b = chosen(folder_b, checkpoint_at(storage_b, at_b))
         try:
-            found = diff(storage_a, a, storage_b, b)
+            one, other = stored(storage_a, a), stored(storage_b, b)
+            found = compare(one, other)
             break
         except CheckpointGone:
             # In a run that is training, the newest checkpoint is another one by now.
@@ -54,12 +54,12 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
         value = {
             "a": {"folder": str(folder_a), "position": str(a.position)},
             "b": {"folder": str(folder_b), "position": str(b.position)},
-            "tensors": len({(tensor.role, tensor.record.name) for one in (a, b) for tensor in one.tensors}),
+            "tensors": len(one.tensors.keys() | other.tensors.keys()),
             "differences": [_as_json(item) for item in found],
         }
         print_json(value)
     elif sys.stdout.isatty():
-        _table(found, a, b)
+        _table(found, one, other)
     else:
         for item in found:
             figures = [str(item.elements), f"{item.largest:.9g}", f"{item.relative:.9g}"]
@@ -76,11 +76,10 @@ def _as_json(item: TensorDifference) -> dict[str, object]:
     return value
 
 
-def _table(found: Sequence[TensorDifference], a: Manifest, b: Manifest) -> None:
+def _table(found: Sequence[TensorDifference], one: Stored, other: Stored) -> None:
     console = Console()
-    sizes = {
-        (tensor.role, tensor.record.name): tensor.record.shape for one in (b, a) for tensor in one.tensors
-    }
+    a, b = one.manifest, other.manifest
+    sizes = {key: tensor.shape for each in (other, one) for key, tensor in each.tensors.items()}
     if not found:
         console.print(
             f"A ({a.position}) and B ({b.position}) have the same bytes in all {len(sizes)} tensors"

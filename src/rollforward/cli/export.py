@@ -3,35 +3,44 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from rollforward.cli.arguments import Parser, run_at
 from rollforward.cli.choosing import chosen
 from rollforward.cli.output import print_json, print_line
+from rollforward.errors import InputError
 from rollforward.inspection.folder import checkpoint_at, new_folder, open_run, telling_where
-from rollforward.interop.exporting import EXPORTS
+from rollforward.interop.adapters import export_merged
+from rollforward.interop.exporting import EXPORTS, Export
 
 NAME = "export"
-SUMMARY = "write a checkpoint for Hugging Face or MindRLHF"
+SUMMARY = "write a checkpoint for Hugging Face, MindRLHF or TRL"
+_TRL = "trl"
 DESCRIPTION = """\
 Write a checkpoint into a new folder, laid out for others. Every byte is verified on the way, and
 the run is not changed.
   rollforward export RUN:0_20 --to FOLDER --format huggingface
 
 huggingface: the policy with config.json and the tokenizer's files, to be opened by transformers, or
-by --actor_checkpoint_path of a new run. mindrlhf: policy, optimizer and reference with meta.json, as
-MindRLHF resumes from on one rank, under MindFormers' names.
+by --actor_checkpoint_path of a new run. Of a run of adapters (actor_config.lora) it is the adapters, as
+PEFT opens them; with --merge it is base and adapters as one model. mindrlhf: policy, optimizer and
+reference with meta.json, as MindRLHF resumes from on one rank, under MindFormers' names. trl: a run of
+rollforward.trl as TRL's own checkpoint-N; it needs the extra trl.
 
 One line is printed for each file. Without a position it is the newest valid checkpoint. config.json
 names the element type of the file that is written. What fails leaves the new folder empty; what is
-killed leaves neither config.json nor the policy's meta.json, without which nobody opens the folder."""
+killed leaves no config.json, no adapter_config.json and no meta.json of the policy, without which
+nobody opens the folder."""
 
 
 def add_arguments(parser: Parser) -> None:
     """The options of `export`."""
     parser.add_argument("checkpoint", metavar="RUN[:POSITION]", help="the run's folder, and a position")
     parser.add_option("--to", metavar="FOLDER", required=True, help="a new folder, or an empty one")
-    parser.add_option("--format", choices=sorted(EXPORTS), default="huggingface", help="for whom")
+    parser.add_option("--format", choices=sorted([*EXPORTS, _TRL]), default="huggingface", help="for whom")
+    parser.add_option("--merge", action="store_true", help="adapters: the whole model, with its base")
+    parser.add_option("--base", metavar="FOLDER", help="with --merge: where the base is, if it was moved")
     parser.add_option("--json", action="store_true", help="print what was written as JSON")
 
 
@@ -41,8 +50,9 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     storage, out = open_run(folder), Path(options.to)
     manifest = chosen(folder, checkpoint_at(storage, position))
     target = new_folder(out)
+    export = _merging(options) if options.merge or options.base else EXPORTS.get(options.format) or _trl()
     with telling_where(storage), _emptied_when_it_fails(out):
-        written = [str(out / path) for path in EXPORTS[options.format](storage, manifest, target)]
+        written = [str(out / path) for path in export(storage, manifest, target)]
     if options.json:
         value = {
             "folder": str(folder),
@@ -56,6 +66,29 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
         for path in written:
             print_line(path)
     return 0
+
+
+def _merging(options: argparse.Namespace) -> Export:
+    """Adapters and their base as one model."""
+    if options.format != "huggingface" or not options.merge:
+        raise InputError(
+            f"--merge writes a Hugging Face folder, not --format {options.format}"
+            if options.merge
+            else "--base says where the base is that adapters are merged with",
+            hint="leave --format out" if options.merge else "add --merge",
+        )
+    return partial(export_merged, base=None if options.base is None else Path(options.base))
+
+
+def _trl() -> Export:
+    """PyTorch writes its own files."""
+    try:
+        from rollforward.trl.exporting import export_trl
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--format trl needs {error.name}, which is not installed", hint="pip install 'rollforward[trl]'"
+        ) from error
+    return export_trl
 
 
 @contextmanager

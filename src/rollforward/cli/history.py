@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Print the timeline."""
-    storage = open_run(Path(options.folder))
+    storage = open_run(options.folder)
     entries = timeline(storage)
     if options.json:
         value = {

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -36,12 +35,12 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Print the list."""
-    folder = Path(options.folder)
+    folder = options.folder
     listed = checkpoints_of(folder, deep=options.deep)
     if options.json:
         value = {
-            "folder": str(folder),
-            "checkpoints": [as_json(info) for info in listed],
+            "folder": folder,
+            "checkpoints": [as_json(open_run(folder), info, deep=options.deep) for info in listed],
             "journal": journal_as_json(open_run(folder)),
         }
         print_json(value)

@@ -13,6 +13,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 from typing import NoReturn
 
@@ -22,40 +23,65 @@ from rollforward.processes import reports, stopping
 from rollforward.processes.reports import error_text
 from rollforward.processes.stopping import Stopped
 from rollforward.processes.streams import Forgiven, guard_descriptors, reason
+from rollforward.storage.address import use_options
 from rollforward.wording import plain_lines
 
+VERBS = (
+    "train",
+    "inspect",
+    "verify",
+    "diff",
+    "prune",
+    "rollouts",
+    "history",
+    "report",
+    "rebuild",
+    "copy",
+    "export",
+    "doctor",
+    "prove",
+)
+"""Each is a module beside this one."""
 
-def verb_modules() -> list[ModuleType]:
-    """The verbs. Imported here, not above: the signal handlers must be set up before NumPy is imported."""
-    from rollforward.cli import (
-        diff,
-        doctor,
-        export,
-        history,
-        inspect,
-        prune,
-        rebuild,
-        rollouts,
-        train,
-        verify,
-    )
 
-    return [train, inspect, verify, diff, prune, rollouts, history, rebuild, export, doctor]
+def verb_modules(verbs: Sequence[str] = VERBS) -> list[ModuleType]:
+    """The modules of verbs. Imported late: the signal handlers must be set up before NumPy is imported."""
+    return [import_module(f"rollforward.cli.{verb}") for verb in verbs]
 
 
-def build_parser() -> Parser:
-    """The whole command line."""
+def build_parser(verbs: Sequence[str] = VERBS) -> Parser:
+    """The command line with these verbs."""
     parser = Parser(
         prog="rollforward",
         description="Exact crash recovery for reinforcement-learning post-training of language models.",
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
-    for verb in verb_modules():
-        below = verbs.add_parser(verb.NAME, help=verb.SUMMARY, description=verb.DESCRIPTION)
+    below_it = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
+    for verb in verb_modules(verbs):
+        below = below_it.add_parser(verb.NAME, help=verb.SUMMARY, description=verb.DESCRIPTION)
         verb.add_arguments(below)
+        below.add_option(
+            "--storage_option",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="for s3://, besides the AWS_* variables, as in endpoint=http://...; never written anywhere",
+        )
         below.add_option("--debug", action="store_true", help="show the traceback of an error")
-        below.set_defaults(verb_parser=below, run=verb.run)
+        below.set_defaults(verb_parser=below, run=verb.run, takes_command=hasattr(verb, "COMMAND"))
+        if hasattr(verb, "COMMAND"):
+            below.usage = f"{below.format_usage().removeprefix('usage: ').rstrip()} {verb.COMMAND}"
     return parser
+
+
+def parse(given: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and what is not one of them. What follows `--` is `command`, for verbs that start one."""
+    at = given.index("--") if "--" in given else len(given)
+    own, behind = given[:at], given[at:]
+    # A verb that is named needs no other: importing all of them takes a quarter of a start's imports.
+    named = own[:1] if own and own[0] in VERBS else VERBS
+    options, unknown = build_parser(named).parse_known_args(own)
+    options.command = list(behind[1:]) if options.takes_command else []
+    return options, unknown if options.takes_command else [*unknown, *behind]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,19 +104,22 @@ def _computes(given: Sequence[str]) -> bool:
 
 
 def _main(given: list[str]) -> int:
-    code, message, kind, debug = 0, None, None, "--debug" in given
+    code, message, kind = 0, None, None
+    debug = "--debug" in (given[: given.index("--")] if "--" in given else given)
     try:
         reports.join()
-        options, unknown = build_parser().parse_known_args(given)
+        options, unknown = parse(given)
         if unknown:
             options.verb_parser.unknown(unknown)
+        use_options(options.storage_option)
         code = _run(options, given)
     except RollforwardError as error:
         code, message, kind = error.exit_code, error_text(error), type(error).__name__
         if debug:
             traceback.print_exc()
     except Stopped as stop:
-        code, message, kind = stop.exit_code, str(stop), type(stop).__name__
+        code, kind = stop.exit_code, type(stop).__name__
+        message = str(stop) if _computes(given) else stop.told
     except Exception as error:
         told = reports.as_ours(error)
         code, message, kind = 1, error_text(told), type(told).__name__

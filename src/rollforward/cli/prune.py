@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -12,7 +11,8 @@ from rich.table import Column, Table
 from rollforward.cli.arguments import Parser, count
 from rollforward.cli.output import cell, print_json, print_line, warn
 from rollforward.inspection.folder import open_run
-from rollforward.store import Retention, RunLock
+from rollforward.store import Retention
+from rollforward.store.place import RunPlace
 from rollforward.store.pruning import Pruning, Removal, look_at_every_byte
 from rollforward.wording import in_bytes
 
@@ -36,7 +36,7 @@ itself (rl_config.save_max_ckpt_num)."""
 
 def add_arguments(parser: Parser) -> None:
     """The options of `prune`."""
-    parser.add_argument("folder", metavar="RUN", help="the run's folder (--save_checkpoint_dir)")
+    parser.add_argument("folder", metavar="RUN", help="the run's folder or address (--save_checkpoint_dir)")
     parser.add_option(
         "--save_max_ckpt_num", metavar="N", type=count, default=5, help="keep the newest N (default: 5)"
     )
@@ -61,8 +61,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Prune, and print what was removed."""
-    folder = Path(options.folder)
-    storage = open_run(folder)
+    storage = open_run(options.folder)
     retention = Retention(
         newest=options.save_max_ckpt_num, every=options.every, best=options.best, metric=options.metric
     )
@@ -71,14 +70,14 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
         pruning = Pruning(storage, retention, look)
         warnings = pruning.warnings
     else:
-        with RunLock.acquire(folder):
+        with RunPlace.at(options.folder).held(say=warn):
             pruning = Pruning(storage, retention, look)
             warnings = [*pruning.warnings, *pruning.carry_out()]
     removals = pruning.removals
     freed = sum(item.size for item in removals)
     if options.json:
         value = {
-            "folder": str(folder),
+            "folder": options.folder,
             "dry_run": options.dry_run,
             "bytes": freed,
             "removals": [asdict(item) for item in removals],

@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
@@ -28,8 +27,9 @@ On a terminal it is text to read, elsewhere one line a completion, with tabs bet
 sample, number of the prompt, reward, tokens, stopped (or cut, at the greatest length), prompt,
 completion; the two texts are JSON strings, so that a line stays a line.
 
-Of a loop of one's own (open_run) the arrays are listed that it made once: rank, number, name, name of
-the array, dtype and shape; and what it gave as the outcome of the step, with its rank."""
+A loop of one's own (open_run) has samples too if the JSON of what it made tells them, as that of
+rollforward.trl does. Otherwise the arrays are listed that it made once: rank, number, name, name of the
+array, dtype and shape; and what it gave as the outcome of the step, with its rank."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Print the rollouts."""
-    step = read_texts(open_run(Path(options.folder)), options.step)
+    step = read_texts(open_run(options.folder), options.step)
     samples = step.samples if options.worst is None else worst(step.samples, options.worst)
     if options.json:
         value = {
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
                 },
             }
         print_json(value)
-    elif step.made or step.numbers:
+    elif (step.made or step.numbers) and not step.samples:
         for fields in _of_a_loop(step):
             print_line(*fields)
     elif sys.stdout.isatty():
@@ -122,6 +122,9 @@ def _text(step: StepTexts, samples: Sequence[Sample]) -> None:
         console.print(
             f"step {step.position}: {len(rewards)} completions, mean reward {sum(rewards) / len(rewards):.4f}"
         )
+    for rank, numbers in step.numbers.items():
+        told = ", ".join(f"{name} {value:.6g}" for name, value in numbers.items())
+        console.print(f"rank {rank}: {told}")
     for iteration, outcome in sorted(step.outcomes.items()):
         console.print(
             f"update {iteration}: loss {outcome.loss:+.5f}, gradient norm {outcome.grad_norm:.4f}, "

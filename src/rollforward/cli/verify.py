@@ -3,18 +3,15 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.progress import TransferSpeedColumn as SpeedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from rollforward.cli.arguments import Parser
+from rollforward.cli.bars import reading_bar
 from rollforward.cli.output import cell, print_json, print_line
 from rollforward.inspection import verifying
 from rollforward.inspection.folder import open_run
@@ -46,10 +43,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     """Print the verdicts."""
-    storage = open_run(Path(options.folder))
+    storage = open_run(options.folder)
     began = time.perf_counter()
     journals: list[JournalVerdict] = []
-    with _bar(verifying.bytes_to_check(storage) if options.deep else 0) as advance:
+    with reading_bar(verifying.bytes_to_check(storage) if options.deep else 0) as advance:
         looking = verifying.Checkpoints(storage, deep=options.deep, progress=advance)
         checkpoints = list(looking.verdicts())
         files = looking.other_files()
@@ -71,16 +68,6 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
         for file in files:
             print_line("file", file.file, file.reason)
     return 1 if wrong else 0
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with speed, on standard error if that is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), SpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading", total=total)
-        yield lambda size: progress.advance(task, size)
 
 
 def _journal_lines(journal: JournalVerdict) -> list[str]:

@@ -32,6 +32,9 @@ _KEYS = """
     ref_model_sync_steps            ref_config.ref_model_sync_steps
     max_prompt_length               generate_config.max_prompt_length
     max_completion_length           generate_config.sampling_config.max_tokens
+    lora_r                          actor_config.lora.rank
+    lora_alpha                      actor_config.lora.alpha
+    lora_target_modules             actor_config.lora.target_modules
     temperature                     generate_config.sampling_config.temperature
     top_k                           generate_config.sampling_config.top_k
     top_p                           generate_config.sampling_config.top_p

@@ -17,8 +17,12 @@ _BY_SECTION: dict[str, str] = {
         calculate_entropy packing_sample_length compile_cache_path save_checkpoint_dir save_checkpoint_steps
         """,
     "actor_config": """
-        enable_alltoall offset use_eod_attn_mask_compression parallel_config recompute_config
-        enable_parallel_optimizer save_ckpt_format load_ckpt_format use_parallel loss_scale_value
+        enable_alltoall offset use_eod_attn_mask_compression
+        save_ckpt_format load_ckpt_format use_parallel loss_scale_value
+        """,
+    "actor_config.parallel_config": """
+        data_parallel micro_batch_num gradient_aggregation_group vocab_emb_dp use_seq_parallel
+        optimizer_shard recompute
         """,
     "actor_config.optimizer": "opt_offload",
     "actor_config.lr_schedule": "lr_warmup_init total_steps",

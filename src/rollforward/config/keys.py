@@ -7,7 +7,8 @@ problems in a file are reported together.
 
 Keys that are ours, since MindRLHF has no equivalent: `rl_config.max_steps`, `advantage_std`,
 `loss_aggregation`, `keep_ckpt_per_n_steps`, `keep_best_ckpt_num`, `best_ckpt_metric`,
-`save_ckpt_prove_unchanged`, `collective_timeout`, and `actor_config.optimizer.max_grad_norm`.
+`save_ckpt_share`, `save_ckpt_prove_unchanged`, `journal_durability`, `lease_seconds`, `work_dir`,
+`collective_timeout`, `actor_config.optimizer.max_grad_norm`, and the section `actor_config.lora`.
 
 `docs/reference/config.md` is generated from this file.
 """
@@ -38,12 +39,29 @@ class RlConfig:
     seed: int = key(0, "Key of every random number: data order and sampling.", low=0, high=2**63 - 1)
     epochs: int = key(1, "Passes over the dataset.", low=1, affects_numbers=False)
     max_steps: int = key(0, "Stop after this many steps in all; 0: all epochs.", low=0, affects_numbers=False)
-    chunk_size: int = key(1, "Prompts in one rollout chunk of one worker.", low=1)
-    num_rollouts: int = key(1, "Rollout chunks per step and worker.", low=1)
+    chunk_size: int = key(1, "Prompts in one rollout chunk.", low=1)
+    num_rollouts: int = key(
+        1,
+        "Rollout chunks per step and worker, when a run starts. Its steps stay as large as that: a resume on "
+        "another number of workers gives each of them what keeps their sum.",
+        low=1,
+        # Their number in a step does, and that is kept by itself: see `run.facts`.
+        affects_numbers=False,
+    )
     num_generations: int = key(8, "Completions of each prompt: the group of GRPO.", low=2)
     num_iterations: int = key(1, "Optimizer steps on the experience of one step.", low=1)
-    batch_size: int = key(1, "Samples in one forward and backward pass; gradients are accumulated.", low=1)
-    beta: float = key(0.01, "Weight of the KL divergence to the reference (k3 estimate).", low=0)
+    batch_size: int = key(
+        1,
+        "Bounds the memory of a forward and backward pass: it has at most the columns of so many samples of "
+        "the greatest length, at most a chunk. It holds more samples where they are shorter; gradients are "
+        "accumulated.",
+        low=1,
+    )
+    beta: float = key(
+        0.01,
+        "Weight of the KL divergence to the reference (k3 estimate); 0: the reference computes nothing.",
+        low=0,
+    )
     epsilon_low: float = key(0.2, "The ratio is clipped below at 1 - epsilon_low.", low=0, high=1)
     epsilon_high: float = key(0.2, "The ratio is clipped above at 1 + epsilon_high.", low=0)
     advantage_std: bool = key(
@@ -60,8 +78,20 @@ class RlConfig:
         low=0,
         affects_numbers=False,
     )
-    save_ckpt_interval: int = key(
-        5, "Steps between checkpoints; 0: only the final one.", low=0, affects_numbers=False
+    save_ckpt_interval: int | str = key(
+        5,
+        "Steps between checkpoints; 0: only the final one; auto: as often as saving costs at most "
+        "`save_ckpt_share` of the time, by what is measured in the run.",
+        low=0,
+        choices=("auto",),
+        affects_numbers=False,
+    )
+    save_ckpt_share: float = key(
+        0.02,
+        "With `save_ckpt_interval: auto`: how much of the time saving may cost.",
+        low=0.0001,
+        high=1,
+        affects_numbers=False,
     )
     save_max_ckpt_num: int = key(5, "Newest checkpoints that are kept.", low=1, affects_numbers=False)
     keep_ckpt_per_n_steps: int = key(
@@ -106,6 +136,29 @@ class RlConfig:
         "Accepted for MindRLHF's configurations: files of either format are recognised.",
         choices=("safetensors", "ckpt", "hf_safetensors", "ms_safetensors"),
         affects_numbers=False,
+    )
+    journal_durability: str = key(
+        "local",
+        "Of a run in object storage. local: a chunk of rollouts is used when this machine's disk has it, and "
+        "shipped behind; what was not shipped yet is lost with the machine. remote: it is used when the "
+        "service has it.",
+        choices=("local", "remote"),
+        affects_numbers=False,
+    )
+    lease_seconds: int = key(
+        30,
+        "Of a run in object storage: how long after the last sign of life of its trainer one on another "
+        "machine takes over. The trainer gives one every third of that.",
+        low=2,
+        high=3600,
+        affects_numbers=False,
+    )
+    work_dir: str = key(
+        "",
+        "Of a run in object storage: the folder for what is only of this machine. A folder of its own in "
+        "`~/.cache/rollforward` when left out.",
+        affects_numbers=False,
+        is_path=True,
     )
     save_strategy_dir: str = key(
         "",
@@ -159,18 +212,78 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model, policy and reference alike, is cut over workers."""
+
+    model_parallel: int = key(
+        1,
+        "Workers that hold the model together: each has a part of every layer and of the vocabulary. It must "
+        "divide the model's key-value heads, the width of its MLP, its vocabulary and the number of workers. "
+        "`data_parallel` follows: workers / model_parallel.",
+        low=1,
+        # What computes: another number adds up in another order, and a replay compares within a tolerance.
+        affects_numbers=False,
+    )
+    pipeline_stage: int = key(1, "1: layers are not shared out over workers.", low=1, affects_numbers=False)
+    context_parallel: int = key(1, "1: sequences are not cut over workers.", low=1, affects_numbers=False)
+    expert_parallel: int = key(1, "1: no model here has experts.", low=1, affects_numbers=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeConfig:
+    """What the backward pass computes again instead of keeping it in memory."""
+
+    recompute: bool = key(
+        False,
+        "Keep of each layer what goes in and out only, and compute the rest again in the backward pass: "
+        "less memory, more time, the same bits.",
+        affects_numbers=False,
+    )
+    select_recompute: bool = key(
+        False, "Must be false: single operators cannot be chosen here.", affects_numbers=False
+    )
+    recompute_slice_activation: bool = key(
+        False, "Must be false: what is kept of a layer is not cut over devices.", affects_numbers=False
+    )
+    mp_comm_recompute: bool = key(
+        True,
+        "Accepted for MindRLHF's configurations: a layer is computed again as a whole.",
+        affects_numbers=False,
+    )
+    parallel_optimizer_comm_recompute: bool = key(
+        False,
+        "Accepted for MindRLHF's configurations: the optimizer sends nothing in the forward pass.",
+        affects_numbers=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters: with a rank above 0 only they are trained and saved; the model stays as it is."""
+
+    rank: int = key(0, "Rank of the adapters; 0: there are none, and all weights are trained.", low=0)
+    alpha: float = key(16.0, "What an adapter computes is multiplied by alpha / rank.", low=0)
+    target_modules: tuple[str, ...] = key(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "The parts of each layer that have an adapter.",
+        choices=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActorConfig:
     """The policy and how it is trained."""
 
     load: str = key(
         "",
-        "Hugging Face folder to start from; the same as --actor_checkpoint_path.",
+        "Hugging Face folder to start from; the same as --actor_checkpoint_path of a new run. With `lora` "
+        "also where a resumed run finds the base, if that is not where it was.",
         affects_numbers=False,
         is_path=True,
     )
     save: str = key(
         "",
-        "Where new checkpoints go; the same as --save_checkpoint_dir.",
+        "Where new checkpoints go, a folder or `s3://bucket/path`; the same as --save_checkpoint_dir.",
         affects_numbers=False,
         is_path=True,
     )
@@ -180,8 +293,17 @@ class ActorConfig:
         affects_numbers=False,
         is_path=True,
     )
+    enable_parallel_optimizer: bool = key(
+        False,
+        "Spread the optimizer over the workers: each keeps about its share of the moments, and updates that "
+        "part of the policy. The bits are the same with it and without.",
+        affects_numbers=False,
+    )
+    parallel_config: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    recompute_config: RecomputeConfig = field(default_factory=RecomputeConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +316,10 @@ class RefConfig:
         affects_numbers=False,
         is_path=True,
     )
-    sync_ref_model: bool = key(False, "Make the reference a copy of the policy every ref_model_sync_steps.")
+    sync_ref_model: bool = key(
+        False,
+        "Make the reference a copy of the policy every ref_model_sync_steps; not with rl_config.beta 0.",
+    )
     ref_model_sync_steps: int = key(50, "Steps between two such copies.", low=1)
 
 

@@ -109,6 +109,8 @@ def _check_together(config: Config, problems: Problems) -> None:
             "actor_config.lr_schedule.min_lr",
             f"must not be greater than lr ({schedule.lr:g}); it is {schedule.min_lr:g}",
         )
+    _check_parallel(config, problems)
+    _check_memory(config, problems)
     generate, limit = config.generate_config, config.rl_config.seq_length
     needed = generate.max_prompt_length + generate.sampling_config.max_tokens
     if limit and needed > limit:
@@ -120,6 +122,65 @@ def _check_together(config: Config, problems: Problems) -> None:
         )
     if generate.sampling_config.top_p == 0:
         problems.add("generate_config.sampling_config.top_p", "must be greater than 0")
+
+
+def _check_parallel(config: Config, problems: Problems) -> None:
+    """What a model that is cut over workers cannot be."""
+    actor = config.actor_config
+    for name in ("pipeline_stage", "context_parallel", "expert_parallel"):
+        given = getattr(actor.parallel_config, name)
+        if given > 1:
+            problems.add(
+                f"actor_config.parallel_config.{name}",
+                f"is {given}, and nothing here does that",
+                "leave it out, or set it to 1; model_parallel cuts a model over workers",
+            )
+    if actor.parallel_config.model_parallel == 1:
+        return
+    for name, given in (
+        ("lora.rank", bool(actor.lora.rank)),
+        ("recompute_config.recompute", actor.recompute_config.recompute),
+    ):
+        if given:
+            problems.add(
+                f"actor_config.{name}",
+                "is not supported together with parallel_config.model_parallel above 1",
+                "use one of the two",
+            )
+
+
+def _check_memory(config: Config, problems: Problems) -> None:
+    """Rules of recomputing and of adapters."""
+    actor, sync = config.actor_config, config.ref_config.sync_ref_model
+    for name, why in (
+        ("select_recompute", "single operators cannot be chosen to be computed again"),
+        ("recompute_slice_activation", "what is kept of a layer is not cut over devices"),
+    ):
+        if getattr(actor.recompute_config, name):
+            path = f"actor_config.recompute_config.{name}"
+            problems.add(path, f"is not supported: {why}", "set recompute: true instead, for whole layers")
+    lora = actor.lora
+    if not lora.rank:
+        return
+    if not lora.target_modules:
+        problems.add("actor_config.lora.target_modules", "name at least one part, or leave it out")
+    if len(set(lora.target_modules)) < len(lora.target_modules):
+        problems.add("actor_config.lora.target_modules", "names a part twice")
+    if not lora.alpha:
+        problems.add("actor_config.lora.alpha", "must be greater than 0: with 0 nothing is learnt")
+    if sync:
+        problems.add(
+            "ref_config.sync_ref_model",
+            "cannot be true with actor_config.lora: the reference is the base with the adapters off, which "
+            "cannot follow the policy",
+            "set sync_ref_model: false, or train all weights (lora.rank: 0)",
+        )
+    if config.ref_config.load:
+        problems.add(
+            "ref_config.load",
+            "cannot be given with actor_config.lora: the reference is the base with the adapters off",
+            "leave it out",
+        )
 
 
 def _read(file: str) -> tuple[dict[str, Any], dict[str, int]]:

@@ -183,8 +183,13 @@ def _leaf(
 def _range_complaint(meaning: Meaning, value: Any) -> str | None:
     if meaning.is_path and value.startswith("~"):
         return f"{value}: no such home folder; a folder of this very name is ./{value}"
-    if meaning.choices and value not in meaning.choices:
-        return f"must be one of {', '.join(meaning.choices)}; it is {value!r}"
+    if isinstance(value, tuple) and meaning.choices:
+        others = [repr(each) for each in value if each not in meaning.choices]
+        if others:
+            return f"each must be one of {', '.join(meaning.choices)}; there is {', '.join(others[:5])}"
+    if isinstance(value, str) and meaning.choices and value not in meaning.choices:
+        number = "a number, or " if meaning.low > -math.inf else ""
+        return f"must be {number}one of {', '.join(meaning.choices)}; it is {value!r}"
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
@@ -200,8 +205,11 @@ def _convert(kind: Any, value: Any) -> Any:
     """The value as `kind`; TypeError when it has another type."""
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
-        options = [option for option in get_args(kind) if option is not type(None)]
-        return None if value is None else _convert(options[0], value)
+        if value is None and type(None) in get_args(kind):
+            return None
+        first, *others = [option for option in get_args(kind) if option is not type(None)]
+        # A number, or a word instead of it.
+        return _convert(others[0] if others and isinstance(value, str) else first, value)
     if origin is tuple:
         (item, *_rest) = get_args(kind)
         values = value if isinstance(value, (list, tuple)) else [value]
@@ -246,7 +254,7 @@ def kind_name(kind: Any) -> str:
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         options = [option for option in get_args(kind) if option is not type(None)]
-        return f"{kind_name(options[0])} or null"
+        return " or ".join([*map(kind_name, options), *(["null"] if type(None) in get_args(kind) else [])])
     if origin is tuple:
         return f"a list, each item {kind_name(get_args(kind)[0])}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

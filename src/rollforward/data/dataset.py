@@ -11,8 +11,10 @@ Left out: MindRecord files, remote datasets, and datasets larger than memory.
 """
 
 import difflib
+import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,13 @@ from rollforward.data.rows import LINE_HINT, Row, read_rows
 from rollforward.data.tokenizer import ChatError, Tokenizer
 from rollforward.errors import DataError
 from rollforward.grpo.types import Prompt
+from rollforward.inputs import open_input
 
 GYM_PREFIX = "reasoning_gym:"
 
 _SHOWN = 5
+_DIGESTED = 1 << 30
+"""Largest file, in bytes, that is digested rather than loaded again: a second or two."""
 # Without a seed reasoning-gym draws its own, and a resumed run would see other problems.
 _GYM_DEFAULTS = {"size": 500, "seed": 0}
 # Verifiers get something else under these names.
@@ -67,6 +72,52 @@ def load_dataset(
     ]
     _check_lengths(problems, prompts, max_prompt_length)
     return prompts
+
+
+class RememberedDataset:
+    """`load_dataset` for who loads it again and again: what has not changed is not read and tokenized anew.
+
+    A file is known by the digest of all its bytes, not by its date.
+    """
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._prompts: list[Prompt] = []
+
+    def load(
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        max_prompt_length: int,
+        *,
+        files: Mapping[str, bytes],
+        answers_judge: bool = True,
+    ) -> list[Prompt]:
+        """As `load_dataset`; `files` are what the tokenizer was made from."""
+        key = source, _digest(source), dict(files), tokenizer.today, max_prompt_length, answers_judge
+        if key != self._key:
+            self._prompts = load_dataset(source, tokenizer, max_prompt_length, answers_judge=answers_judge)
+            self._key = key
+        return self._prompts
+
+
+def _digest(source: str) -> object:
+    """Of a file's bytes; something that equals nothing else for a file that is not digested.
+
+    A file that cannot be read is one: loading it says why. A very large one is too.
+    """
+    if source.startswith(GYM_PREFIX):
+        return ""  # its parameters say everything
+    found = hashlib.sha256()
+    try:
+        with open_input(source) as file:
+            if os.fstat(file.fileno()).st_size > _DIGESTED:
+                return object()
+            while part := file.read(1 << 20):
+                found.update(part)
+    except OSError:
+        return object()
+    return found.hexdigest()
 
 
 def _rows(path: Path) -> Iterator[Row]:

@@ -21,8 +21,9 @@ from typing import Any, Literal, Protocol
 
 from rollforward.errors import ConfigError
 from rollforward.grpo.ports import Engine, Group, Meeting
-from rollforward.grpo.types import EngineSettings
-from rollforward.tensors import Layout
+from rollforward.grpo.types import EngineSettings, LoraSettings
+from rollforward.models.memory import Memory
+from rollforward.tensors import Layout, TensorSpec
 
 GROUP = "rollforward.engines"
 DEFAULT = "mindspore"
@@ -89,8 +90,22 @@ class EnginePackage(Protocol):
         """Ids that the model has; ModelError when the engine does not support this model."""
         ...
 
-    def tensor_layout(self, model_config: Mapping[str, Any]) -> Layout:
-        """`Engine.layout()` of such a model, before there is an engine."""
+    def tensor_layout(self, model_config: Mapping[str, Any], lora: LoraSettings | None = None) -> Layout:
+        """`Engine.layout()` of such a model, before there is an engine.
+
+        ConfigError for adapters (`lora`), where the engine has none.
+        """
+        ...
+
+    def memory_needed(self, settings: EngineSettings, workers: int) -> Memory | None:
+        """What each of so many workers will need, before there is an engine; None: not known."""
+        ...
+
+    def check_model_parallel(self, model_config: Mapping[str, Any], workers: int) -> None:
+        """ModelError, with the numbers that work, unless such a model can be cut over so many workers.
+
+        Those of a group then have a `ports.Teams` to talk to each other, and `EngineSettings.model_parallel`.
+        """
         ...
 
     def versions(self) -> Mapping[str, str]:
@@ -145,8 +160,11 @@ class EnginePackage(Protocol):
         """The engine, with the weights of the folders that the settings name."""
         ...
 
-    def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
-        """`strategy_<rank>.ckpt` for tensors that every worker holds whole; None: the framework has none."""
+    def strategy_file(self, layout: Mapping[str, TensorSpec], world_size: int) -> bytes | None:
+        """`strategy_<rank>.ckpt` for what a worker holds, name -> spec; None: the framework has none.
+
+        Neighbouring workers hold equal parts of a tensor, cut along one axis, or each holds all of it.
+        """
         ...
 
     def serve_scheduler(self, device_target: str) -> None:

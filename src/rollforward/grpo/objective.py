@@ -16,6 +16,8 @@ l_ref under the reference, and the sample's advantage A:
     k3   = exp(l_ref - l) - (l_ref - l) - 1                      Schulman 2020, "Approximating KL Divergence"
     loss = -min(r A, clip A) + beta k3
 
+With beta 0 there is no reference: k3 counts as 0, and l_ref is not looked at.
+
 (PPO's clipped surrogate, arXiv:1707.06347; the KL term inside the loss, arXiv:2402.03300;
 the two epsilons, DAPO, arXiv:2503.14476.) The loss of a step is the sum of `w * loss` over all
 tokens, where the weights w carry the normalisation:
@@ -62,7 +64,7 @@ def token_terms(
     clipped_ratio = np.clip(ratio, 1 - settings.epsilon_low, 1 + settings.epsilon_high)
     surrogate, clipped_surrogate = ratio * advantage, clipped_ratio * advantage
     clipped = clipped_surrogate < surrogate
-    difference = reference_logprobs - logprobs
+    difference = (reference_logprobs - logprobs) if settings.beta > 0 else np.zeros_like(logprobs)
     kl = np.exp(difference) - difference - 1
     return TokenTerms(
         loss=-np.minimum(surrogate, clipped_surrogate) + settings.beta * kl,

@@ -7,7 +7,7 @@ boundary.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -29,7 +29,11 @@ Meeting = Callable[[], AbstractContextManager[None]]
 
 
 class Group(Protocol):
-    """The workers of this run. Every method is collective: all ranks call it, in the same order."""
+    """The workers of this run. Every method is collective: all ranks call it, in the same order.
+
+    A group that is also a `channel.Sums` makes what ranks exchange at a commit the same size for any number
+    of ranks.
+    """
 
     rank: int
     world_size: int
@@ -46,11 +50,21 @@ class Group(Protocol):
         ...
 
 
+@runtime_checkable
+class Teams(Protocol):
+    """A group of workers that can be shared out in smaller ones, which hold a model together."""
+
+    def team(self, size: int) -> Group:
+        """This worker and its neighbours by rank, `size` in all. Collective for these, as are its methods."""
+        ...
+
+
 class Engine(Protocol):
     """Does the computing. It has no randomness of its own and no state besides `tensors()`.
 
-    `update` is a pure function of (tensors, batch, learning rate): the same input bits give the
-    same output bits, on the same versions, device and number of workers.
+    `update` is a pure function of (tensors, all workers' batches, learning rate): the same input bits give
+    the same output bits on the same versions and device, however many workers share the chunks. So each
+    chunk's gradient is computed by itself, and `grpo.addition` says in which order they are added.
     """
 
     group: Group
@@ -92,7 +106,8 @@ class Engine(Protocol):
     def tensors(self) -> Tensors:
         """Views of the live parameters, without a copy. What is not here is not saved.
 
-        The roles are `policy_model`, `optimizer` and `ref`. A view keeps showing the newest values;
+        The roles are `policy_model`, `optimizer` and `ref`. With adapters (`EngineSettings.lora`) the
+        policy's tensors are the adapters, and `ref` has none. A view keeps showing the newest values;
         `update` and `sync_reference` change them. On a device whose memory the host does not see
         (`views` is false), each tensor is copied whenever it is accessed, and the copy does not
         change later. Either way, values can be set with `load`, and another thread may read while
@@ -145,6 +160,13 @@ class RolloutLog(Protocol):
 
 class Checkpoints(Protocol):
     """Where state goes. Collective: all ranks call each method at the same point."""
+
+    def due(self, global_step: int, every: int | Literal["auto"]) -> bool:
+        """Whether to begin now, after so many steps; asked after each step, and the same on all ranks.
+
+        `auto`: as often as is worth it.
+        """
+        ...
 
     def begin(self, position: Position, global_step: int) -> None:
         """Start saving the current state. Weights may be read until `before_update` returns."""

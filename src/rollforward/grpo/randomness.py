@@ -9,6 +9,8 @@ Only the generator's raw 64-bit words are used, which NumPy keeps stable across 
 not do so for its distributions, so floats and permutations are made here.
 """
 
+import hashlib
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -24,6 +26,7 @@ class Purpose(IntEnum):
 
     ORDER = 1
     SAMPLING = 2
+    ADAPTERS = 3
 
 
 def _words(seed: int, purpose: Purpose, counter: Sequence[int], count: int) -> NDArray[np.uint64]:
@@ -48,3 +51,14 @@ def sampling_uniforms(seed: int, position: Position, samples: Sequence[int], tok
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """A random order of `range(count)`, a function of (seed, epoch): int64 [count]."""
     return np.argsort(_words(seed, Purpose.ORDER, (0, 0, epoch), count), kind="stable")
+
+
+def adapter_values(seed: int, name: str, shape: tuple[int, int]) -> Floats:
+    """What an adapter's A [rank, inputs] starts from: float32, uniform within 1 / sqrt(inputs) of 0.
+
+    As PEFT draws it (Kaiming, a = sqrt(5)), but a function of (seed, name): whatever else has an adapter.
+    """
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    bits = _words(seed, Purpose.ADAPTERS, (place, 0, 0), math.prod(shape)) >> np.uint64(40)
+    centred = bits.astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
+    return (centred * np.float32(1.0 / math.sqrt(shape[1]))).reshape(shape)

@@ -1,11 +1,13 @@
 """The loop: one step after another, each a pure function of the weights and the position.
 
-                                  one step, on every worker
+                                  one step, on every worker: its share of the step's chunks
 
     prompts --> generate --> verify --> reference --> log ----> before_update --> update --> boundary
     schedule    engine       rewards    engine        durable   checkpoints       engine     commit
                    |_______________ a chunk __________|                              |
                         (skipped when the log has it)                       loss, norm: checked, logged
+
+With beta 0 there is no reference in it.
 
 The trainer knows what GRPO needs and in which order things happen. It does not know what
 computes (`Engine`), what survives and how (`RolloutLog`, `Checkpoints`), or who watches
@@ -22,12 +24,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from rollforward.errors import NonFinite, VerifierError
+from rollforward.grpo.addition import share
 from rollforward.grpo.advantages import centred_advantages, standardised_advantages
+from rollforward.grpo.group import Replicas
 from rollforward.grpo.nonfinite import arrays_of, check_finite, known_of
 from rollforward.grpo.objective import sequence_mean_weights, token_mean_weights
 from rollforward.grpo.ports import Checkpoints, Engine, Observer, RolloutLog
@@ -76,8 +80,13 @@ class TrainerSettings:
     verifier_weights: tuple[float, ...]
     ref_model_sync_steps: int
     """Every this many steps the reference becomes a copy of the policy; 0: never."""
-    save_ckpt_interval: int
-    """Save a checkpoint every this many steps."""
+    save_ckpt_interval: int | Literal["auto"]
+    """Save a checkpoint every this many steps, or as often as is worth it."""
+    uses_reference: bool = True
+    """Whether the objective has a KL term. If not, the reference computes nothing, its log-probabilities are
+    recorded as 0, and there is no KL among the figures."""
+    model_parallel: int = 1
+    """Workers that hold the model together."""
 
 
 class Trainer:
@@ -105,6 +114,10 @@ class Trainer:
         self.checkpoints = checkpoints
         self.observer = observer
         self.settings = settings
+        self.replicas = Replicas(engine.group, settings.model_parallel)
+        """Each has a share of the chunks; its workers, who hold the model together, make the same samples."""
+        self.chunks = share(schedule.chunks_per_step, self.replicas.world_size, self.replicas.rank)
+        """Those of this worker, by their numbers in the step."""
 
     def run(self, start: Position, end: Position) -> None:
         """Run every step from `start` up to, not including, `end`; the state at `end` is saved."""
@@ -114,16 +127,18 @@ class Trainer:
             self._step(position, clock)
             position = position.following(self.schedule.steps_per_epoch)
             done = position.global_step(self.schedule.steps_per_epoch)
-            if position >= end or done % self.settings.save_ckpt_interval == 0:
+            if position >= end or self.checkpoints.due(done, self.settings.save_ckpt_interval):
                 clock.enter(position, "checkpoint")
                 self.checkpoints.begin(position, done)
         self.checkpoints.close()
         clock.stop()
 
     def _step(self, position: Position, clock: "PhaseClock") -> None:
-        experience = [self._chunk(position, chunk, clock) for chunk in range(self.schedule.chunks_per_step)]
+        experience = [self._chunk(position, chunk, clock) for chunk in self.chunks]
+        # Chunk by chunk, here and below: a worker that has more chunks computes the same bits of each.
+        weights = np.asarray(self.settings.verifier_weights, dtype=np.float32)
+        rewards = [rollouts.rewards @ weights for rollouts in experience]
         rollouts = concatenate(experience)
-        rewards = rollouts.rewards @ np.asarray(self.settings.verifier_weights, dtype=np.float32)
         batch = self._training_batch(rollouts, rewards)
 
         clock.enter(position, "update")
@@ -137,7 +152,7 @@ class Trainer:
         clock.enter(position, "checkpoint")
         self.checkpoints.boundary()
         # Before the next checkpoint begins: a step in a checkpoint is never run, or reported, again.
-        self._report(position, rollouts, rewards, outcomes, clock.take())
+        self._report(position, experience, rewards, outcomes, clock.take())
 
     def _chunk(self, position: Position, chunk: int, clock: "PhaseClock") -> RolloutChunk:
         """One chunk of experience: from the log if it is there, otherwise generated, scored and logged."""
@@ -177,10 +192,12 @@ class Trainer:
                 where = f"step {position}, chunk {chunk}"
                 raise VerifierError(f"{where}: {error.message}", hint=error.hint) from error
             rewards = check_finite("rewards", given, _MEND_REWARD)
-        clock.enter(position, "reference")
-        with known(phase="reference", arrays={**arrays_of(tokens), "rewards": rewards}):
-            logprobs = self.engine.reference_logprobs(tokens)
-            check_finite("reference log-probabilities", logprobs, _MEND_REFERENCE)
+        logprobs = np.zeros(tokens.completion_ids.shape, dtype=np.float32)
+        if settings.uses_reference:
+            clock.enter(position, "reference")
+            with known(phase="reference", arrays={**arrays_of(tokens), "rewards": rewards}):
+                logprobs = self.engine.reference_logprobs(tokens)
+                check_finite("reference log-probabilities", logprobs, _MEND_REFERENCE)
         rollouts = RolloutChunk(
             prompt_indices=np.array([prompt.index for prompt in prompts], dtype=np.int32),
             tokens=tokens,
@@ -193,17 +210,18 @@ class Trainer:
         self.log.append(position, chunk, rollouts)
         return rollouts
 
-    def _training_batch(self, rollouts: RolloutChunk, rewards: Floats) -> TrainingBatch:
+    def _training_batch(self, rollouts: RolloutChunk, rewards: Sequence[Floats]) -> TrainingBatch:
+        """`rewards`: [B of a chunk] for each chunk."""
         settings, mask = self.settings, rollouts.tokens.completion_mask
         advantages = standardised_advantages if settings.standardise_advantages else centred_advantages
-        counts = self.engine.group.all_gather([int(mask.sum()), len(mask)])
+        counts = self.replicas.all_gather([int(mask.sum()), len(mask)])
         if settings.loss_aggregation == "token_mean":
             weights = token_mean_weights(mask, sum(tokens for tokens, _ in counts))
         else:
             weights = sequence_mean_weights(mask, sum(samples for _, samples in counts))
         return TrainingBatch(
             tokens=rollouts.tokens,
-            advantages=advantages(rewards, settings.num_generations),
+            advantages=np.concatenate([advantages(each, settings.num_generations) for each in rewards]),
             token_weights=weights,
             reference_logprobs=rollouts.reference_logprobs,
             old_logprobs=None,
@@ -258,22 +276,14 @@ class Trainer:
     def _report(
         self,
         position: Position,
-        rollouts: RolloutChunk,
-        rewards: Floats,
+        experience: Sequence[RolloutChunk],
+        rewards: Sequence[Floats],
         outcomes: Sequence[UpdateOutcome],
         seconds: Mapping[str, float],
     ) -> None:
-        """Gather the step's figures from all workers and pass them to the observer."""
-        lengths = rollouts.tokens.completion_mask.sum(axis=1)
-        own = {
-            "samples": len(lengths),
-            "tokens": int(lengths.sum()),
-            "stopped": int(rollouts.stopped.sum()),
-            "reward": float(rewards.sum(dtype=np.float64)),
-            "reward_squared": float(np.square(rewards, dtype=np.float64).sum()),
-            "verifiers": rollouts.rewards.sum(axis=0, dtype=np.float64).tolist(),
-        }
-        parts = self.engine.group.all_gather(own)
+        """Gather the figures of the step's chunks from all workers and pass them to the observer."""
+        own = [_figures_of(*each) for each in zip(experience, rewards, strict=True)]
+        parts = [part for told in self.replicas.all_gather(own) for part in told]
         samples = sum(part["samples"] for part in parts)
         tokens = sum(part["tokens"] for part in parts)
         mean = math.fsum(part["reward"] for part in parts) / samples
@@ -282,7 +292,6 @@ class Trainer:
         metrics: dict[str, float] = {
             "reward": mean,
             "reward_std": math.sqrt(max(square - mean * mean, 0.0)),
-            "kl": outcomes[-1].kl,
             "loss": outcomes[-1].loss,
             "grad_norm": outcomes[-1].grad_norm,
             "clip_fraction": outcomes[-1].clip_fraction,
@@ -292,11 +301,26 @@ class Trainer:
             "samples": samples,
             "tokens": tokens,
         }
+        if self.settings.uses_reference:
+            metrics["kl"] = outcomes[-1].kl
         for index, name in enumerate(self.settings.verifier_names):
             metrics[f"reward/{name}"] = math.fsum(part["verifiers"][index] for part in parts) / samples
         self.observer.step(
             position, metrics | {f"seconds/{phase}": spent for phase, spent in seconds.items()}
         )
+
+
+def _figures_of(rollouts: RolloutChunk, rewards: Floats) -> dict[str, Any]:
+    """What a chunk adds to the figures of its step."""
+    lengths = rollouts.tokens.completion_mask.sum(axis=1)
+    return {
+        "samples": len(lengths),
+        "tokens": int(lengths.sum()),
+        "stopped": int(rollouts.stopped.sum()),
+        "reward": float(rewards.sum(dtype=np.float64)),
+        "reward_squared": float(np.square(rewards, dtype=np.float64).sum()),
+        "verifiers": rollouts.rewards.sum(axis=0, dtype=np.float64).tolist(),
+    }
 
 
 class PhaseClock:

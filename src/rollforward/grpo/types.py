@@ -70,7 +70,7 @@ class RolloutChunk:
     rewards: Floats
     """[B, number of verifiers], unweighted."""
     reference_logprobs: Floats
-    """[B, T]; log-probability of each completion token under the reference; 0 where masked."""
+    """[B, T]; log-probability of each completion token under the reference; 0 where masked or with beta 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +96,14 @@ class UpdateOutcome:
     grad_norm: float
     """L2 norm of the whole gradient before clipping."""
     kl: float
-    """Weighted mean over tokens of the k3 estimate of KL(policy || reference)."""
+    """Weighted mean over tokens of the k3 estimate of KL(policy || reference); 0 with beta 0."""
     clip_fraction: float
     """Weighted share of tokens whose ratio was clipped."""
     logprobs: Floats
-    """[B, T] of this rank's samples under the policy *before* the step; 0 where masked."""
+    """[B, T] of this rank's samples under the policy *before* the step; 0 where masked.
+
+    With beta 0 an engine may leave them 0 for samples without an advantage too: these add nothing.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,25 @@ class OptimizerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters: only they are trained (Hu et al., "LoRA", arXiv:2106.09685).
+
+    A part with weight W [outputs, inputs] computes `W x + alpha / rank * B (A x)`, with A [rank, inputs] and
+    B [outputs, rank]. The base, W and all that has no adapter, stays as it is.
+    """
+
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    """Names of the parts that have an adapter, in every layer: `q_proj` and so on."""
+
+    @property
+    def scale(self) -> float:
+        """What `B (A x)` is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """Everything an engine is built from.
 
@@ -157,12 +179,28 @@ class EngineSettings:
     prompt_length: int
     """P: prompts are padded to this."""
     samples_per_generation: int
-    """B of `generate`: the static batch of the decoding graph; larger requests are split, smaller padded."""
+    """How many completions are decoded at a time; where there are more, they wait until one is finished."""
     samples_per_micro_batch: int
-    """B of one forward and backward pass; gradients of the micro-batches are accumulated in order."""
+    """The columns of so many samples of the greatest length bound one forward and backward pass.
+
+    A chunk's gradient is the sum over its micro-batches, in order.
+    """
     sampling: SamplingSettings
     objective: ObjectiveSettings
     optimizer: OptimizerSettings
+    chunks: int = 1
+    """Of this worker in each step: the rows of a batch are so many chunks of one size, in order."""
+    model_parallel: int = 1
+    """Workers that hold the model together, neighbours by rank: see `grpo.group.Replicas`."""
+    parallel_optimizer: bool = False
+    """Whether each worker keeps only its part of the optimizer, as `grpo.spreading` has it."""
+    recompute: bool = False
+    """Whether a layer's activations are computed again in the backward pass instead of kept. Same bits."""
+    lora: LoraSettings | None = None
+    """Adapters that are trained instead of the model. The engine's `policy_model` is then the adapters, its
+    `ref` is empty: the reference is the base, which is no part of its state."""
+    base_folder: str | None = None
+    """With `lora`: the folder whose weights are the base, read at every start."""
     device_target: str = "CPU"
     compile_cache_folder: str | None = None
     """Where the engine may keep compiled graphs between starts; None: nowhere."""

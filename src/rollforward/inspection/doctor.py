@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rollforward.engines.base import EnginePackage, Finding
-from rollforward.errors import RollforwardError
+from rollforward.errors import CheckpointInvalid, RollforwardError, StorageError
 from rollforward.inputs import read_input
 from rollforward.inspection.verifying import check_guests, check_journals
 from rollforward.interop.files import read_layout
@@ -28,15 +28,19 @@ from rollforward.interop.names import is_bookkeeping, is_moment, plain_name
 from rollforward.interop.role_folders import CheckpointFolders, what_is_near
 from rollforward.interop.traces import lost_commits, what_to_try
 from rollforward.position import Position
-from rollforward.storage import LocalStorage
+from rollforward.replay.saving import INTERVAL
+from rollforward.storage import Conditional, LocalStorage, Storage
 from rollforward.store import list_checkpoints
-from rollforward.store.catalog import positions
-from rollforward.store.judging import Judge
+from rollforward.store.catalog import load_manifest, positions
+from rollforward.store.judging import CheckpointInfo, Judge
 from rollforward.store.layout import COMMITS, EVIDENCE, JOURNAL, META, parse_rank
+from rollforward.store.lease import honours_conditions
 from rollforward.store.lock import read_owner, without_successor
 from rollforward.store.meta import MAX_META_BYTES, Meta, parse_meta
-from rollforward.wording import in_bytes
+from rollforward.store.tensorfile import is_count
+from rollforward.wording import counted, in_bytes, plain
 
+_ROLES = {"policy": "policy_model", "optimizer": "optimizer", "reference": "ref"}
 _SHOWN = 8
 _LOOKS, _PAUSE = 4, 0.2
 """Further looks at folders in which something seems to be wrong; seconds between them."""
@@ -55,7 +59,51 @@ class RankFolder:
 
 
 def examine(source: CheckpointFolders) -> list[Finding]:
-    """All checks of the folders that a resumed run would start from.
+    """All checks of the folders that a resumed run would start from."""
+    return [*examine_folders(source), *_check_manifests(source), *_look_for_evidence(source.run)]
+
+
+def examine_address(
+    storage: Storage, engines: Iterable[EnginePackage], environment: Mapping[str, str]
+) -> list[Finding]:
+    """The checks of a run in object storage: what the service honours, who holds it, what is intact.
+
+    And each engine's own checks.
+    """
+    found = [_check_conditions(storage)]
+    owner = read_owner(storage)
+    if owner is not None and owner.held:
+        found.append(
+            Finding(
+                check="lock",
+                level="note",
+                text=f"held by {owner}, or not released by it",
+                hint="a start finds out which, and takes over when it is not renewed any more",
+            )
+        )
+    found += [*_check_checkpoints(storage), *_look_for_evidence_at(storage)]
+    return [*found, *_check_engines(engines, environment)]
+
+
+def _check_conditions(storage: Storage) -> Finding:
+    if isinstance(storage, Conditional) and honours_conditions(storage, storage):
+        return Finding(check="service", level="ok", text=f"{storage} answers, and honours conditional writes")
+    return Finding(
+        check="service",
+        level="problem",
+        text=f"{storage} answers, and does not honour conditional writes: two trainers could write to a run",
+        hint="never start a run twice at the same moment, or use a service that honours If-Match and "
+        "If-None-Match",
+    )
+
+
+def examine_at_a_glance(source: CheckpointFolders) -> list[Finding]:
+    """Those of the checks that need no more than names, sizes and small files."""
+    return [*examine_folders(source), *_look_for_evidence(source.run)]
+
+
+def examine_folders(source: CheckpointFolders) -> list[Finding]:
+    """The checks of the role folders.
 
     A run may save and prune meanwhile, so a problem with its folders counts only if every look finds it.
     """
@@ -67,10 +115,7 @@ def examine(source: CheckpointFolders) -> list[Finding]:
         time.sleep(_PAUSE)
         found = _examine_folders(source)
         problems &= _problems(found)
-    found = [finding for finding in found if finding.level != "problem" or finding.text in problems]
-    found += _check_manifests(source)
-    found += _look_for_evidence(source.run)
-    return found
+    return [finding for finding in found if finding.level != "problem" or finding.text in problems]
 
 
 def _may_be_training(run: Path) -> bool:
@@ -86,19 +131,48 @@ def _problems(found: Iterable[Finding]) -> set[str]:
 def _examine_folders(source: CheckpointFolders) -> list[Finding]:
     """What is in the role folders, as MindRLHF and MindFormers would see it."""
     folders = {"policy": source.policy, "optimizer": source.optimizer, "reference": source.reference}
+    kept = _roles_of(source)
+    if kept is not None:
+        folders = {role: folder for role, folder in folders.items() if _ROLES[role] in kept}
     found: list[Finding] = []
     ranks: dict[str, list[RankFolder]] = {}
     if not source.optimizer.is_dir() and _hold_moments(rank_folders(source.policy)):
         del folders["optimizer"]
         text = f"{source.policy} holds policy and optimizer in one file, as MindFormers' trainer saves them"
         found.append(Finding(check="folders", level="note", text=text))
+    workers = _workers(source.run)
     for role, folder in folders.items():
-        ranks[role] = rank_folders(folder)
-        found += _check_folder(role, folder, ranks[role])
+        there = rank_folders(folder)
+        ranks[role] = [item for item in there if workers is None or item.rank < workers]
+        found += _check_folder(role, folder, there, ranks[role])
     found += _check_steps(ranks)
     found += _check_files(ranks)
     found += _check_names(ranks)
     return found
+
+
+def _workers(run: Path) -> int | None:
+    """Of the newest checkpoint of ours: folders of further ranks are of workers that are gone."""
+    storage = LocalStorage(run)
+    for position in positions(storage):
+        try:
+            return load_manifest(storage, position).world_size
+        except CheckpointInvalid:
+            continue
+    return None
+
+
+def _roles_of(source: CheckpointFolders) -> Collection[str] | None:
+    """The roles that the run itself keeps: a loop has those that it was given. None when not known."""
+    if source.reference.parent != source.run:
+        return None
+    storage = LocalStorage(source.run)
+    for position in positions(storage):
+        try:
+            return load_manifest(storage, position).role_digests().keys()
+        except CheckpointInvalid:
+            continue
+    return None
 
 
 def _hold_moments(items: Sequence[RankFolder]) -> bool:
@@ -139,7 +213,10 @@ def _look(rank: int, path: Path) -> RankFolder:
     return RankFolder(rank=rank, path=path, names=names, meta=meta, problem=problem)
 
 
-def _check_folder(role: str, folder: Path, ranks: Sequence[RankFolder]) -> Iterator[Finding]:
+def _check_folder(
+    role: str, folder: Path, there: Sequence[RankFolder], ranks: Sequence[RankFolder]
+) -> Iterator[Finding]:
+    """`ranks`: those of the folders there that are of workers of the newest checkpoint."""
     if not folder.is_dir():
         yield Finding(
             check="folders",
@@ -149,16 +226,16 @@ def _check_folder(role: str, folder: Path, ranks: Sequence[RankFolder]) -> Itera
             f"({os.environ.get('LOCAL_DEFAULT_PATH') or 'not set'})",
         )
         return
-    if not ranks:
-        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:_SHOWN]) or "nothing"
+    if not there:
+        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:_SHOWN]) or "nothing"
         yield Finding(
             check="folders",
             level="problem",
-            text=f"{role}: {folder} has no rank_0, rank_1, ...; there is {there}",
+            text=f"{role}: {folder} has no rank_0, rank_1, ...; there is {names}",
             hint="name the folder that holds rank_0: train/ or ref/ of a run",
         )
         return
-    missing = _missing_ranks([item.rank for item in ranks])
+    missing = _missing_ranks([item.rank for item in there])
     if missing:
         yield Finding(
             check="folders",
@@ -209,7 +286,7 @@ def _check_steps(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]
         )
     elif at:
         position = next(iter(at))
-        later = [item for item in ranks["reference"] if item.meta and item.meta.position > position]
+        later = [item for item in ranks.get("reference", []) if item.meta and item.meta.position > position]
         if later:
             yield Finding(
                 check="steps",
@@ -245,7 +322,7 @@ def _check_files(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]
 
 def _check_names(ranks: Mapping[str, Sequence[RankFolder]]) -> Iterator[Finding]:
     """Policy and reference are the same model, so their parameters have the same names."""
-    names = {role: _all_names(ranks[role]) for role in ("policy", "reference")}
+    names = {role: _all_names(ranks.get(role, [])) for role in ("policy", "reference")}
     if not all(names.values()):
         return
     text = compare_names("the policy", names["policy"], "the reference", names["reference"])
@@ -298,6 +375,10 @@ def _check_manifests(source: CheckpointFolders) -> Iterator[Finding]:
             text=f"the manifests of {source.run} are gone: there is none in {COMMITS}/; {'; '.join(lost)}",
             hint=what_to_try(source),
         )
+    yield from _check_checkpoints(storage)
+
+
+def _check_checkpoints(storage: Storage) -> Iterator[Finding]:
     judge = Judge(storage, deep=True)
     listed = [info for position in positions(storage) if (info := judge.judge(position)) is not None]
     for info in listed:
@@ -324,10 +405,26 @@ def _check_manifests(source: CheckpointFolders) -> Iterator[Finding]:
             hint="a resume takes the whole one, and its next checkpoint writes both again",
         )
     if listed:
+        yield from _tell_interval(next((info for info in listed if info.valid), None))
         yield from _check_what_must_stay(storage)
 
 
-def _check_what_must_stay(storage: LocalStorage) -> Iterator[Finding]:
+def _tell_interval(newest: CheckpointInfo | None) -> Iterator[Finding]:
+    """How often the run saves, where it chooses that itself."""
+    told = newest.manifest.state.get(INTERVAL) if newest is not None and newest.manifest is not None else None
+    if newest is None or not isinstance(told, dict):
+        return
+    steps, why = told.get("steps"), told.get("why")
+    if isinstance(steps, int) and is_count(steps) and isinstance(why, str) and why:
+        yield Finding(
+            check="checkpoints",
+            level="ok",
+            text=f"when {newest.position} was saved, the run saved every {counted(steps, 'step')}: "
+            f"{plain(why)}",
+        )
+
+
+def _check_what_must_stay(storage: Storage) -> Iterator[Finding]:
     for file in check_guests(storage):
         yield Finding(
             check="checkpoints",
@@ -357,21 +454,26 @@ def _check_what_must_stay(storage: LocalStorage) -> Iterator[Finding]:
 
 def _look_for_evidence(run: Path) -> Iterator[Finding]:
     """Did an earlier start stop because of a non-finite number?"""
-    for folder in _evidence_of(run):
-        step, _, start = folder.name.partition("-")
+    yield from _look_for_evidence_at(LocalStorage(run))
+
+
+def _look_for_evidence_at(storage: Storage) -> Iterator[Finding]:
+    for name in _evidence_of(storage):
+        step, _, start = name.partition("-")
         yield Finding(
             check="evidence",
             level="note",
             text=f"start {start} stopped at step {step}: a number was not finite",
-            hint=f"{folder} names the samples and has all that was computed; delete it when that is known",
+            hint=f"{storage}/{EVIDENCE}/{name} names the samples and has all that was computed; delete it "
+            "when that is known",
         )
 
 
-def _evidence_of(run: Path) -> list[Path]:
-    """The evidence folders in a run's folder, oldest step first."""
+def _evidence_of(storage: Storage) -> list[str]:
+    """The names of the evidence folders of a run, in order."""
     try:
-        return sorted(path for path in (run / EVIDENCE).iterdir() if path.is_dir())
-    except OSError:
+        return sorted(entry.name for entry in storage.scan(EVIDENCE) if entry.kind == "folder")
+    except StorageError:
         return []
 
 
@@ -379,8 +481,11 @@ def examine_environment(
     save: Path, needed: int, engines: Iterable[EnginePackage], environment: Mapping[str, str]
 ) -> list[Finding]:
     """Each engine's own checks, and whether `needed` bytes fit where the next checkpoint goes."""
-    found = [finding for engine in engines for finding in engine.examine(environment)]
-    return [*found, _check_disk(save, needed)]
+    return [*_check_engines(engines, environment), _check_disk(save, needed)]
+
+
+def _check_engines(engines: Iterable[EnginePackage], environment: Mapping[str, str]) -> list[Finding]:
+    return [finding for engine in engines for finding in engine.examine(environment)]
 
 
 def _check_disk(save: Path, needed: int) -> Finding:

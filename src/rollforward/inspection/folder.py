@@ -1,24 +1,36 @@
 """What a run's folder holds, for the verbs that look at it from outside."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rollforward.errors import CheckpointInvalid, ConfigError, NothingToResume
+from rollforward.errors import CheckpointInvalid, ConfigError, NothingToResume, RunLocked
 from rollforward.interop.role_folders import name_checkpoint_folders, what_is_near
 from rollforward.interop.traces import refuse_lost_commits
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
+from rollforward.storage.address import is_remote, local_path, open_storage
 from rollforward.storage.failures import storage_error
 from rollforward.store import CheckpointInfo, Found, find, list_checkpoints, load_manifest
 from rollforward.store.catalog import positions
 from rollforward.store.journal.history import extent
 from rollforward.store.layout import COMMITS
+from rollforward.store.lock import is_taken, read_owner
+from rollforward.store.restoring import content_digests
 
 
-def open_run(folder: Path) -> LocalStorage:
-    """The storage of a run's folder; NothingToResume when the folder is not a run's."""
+def open_run(address: str | Path) -> Storage:
+    """The storage of a run's folder, or of a run in object storage; NothingToResume when no run is there."""
+    if is_remote(address):
+        storage = open_storage(address)
+        if storage.stat(COMMITS) is None:
+            raise NothingToResume(
+                f"{address} holds no run: there is no {COMMITS}/ in it",
+                hint="name the place that rollforward copy was given",
+            )
+        return storage
+    folder = local_path(address)
     try:
         if folder.is_dir():
             refuse_lost_commits(name_checkpoint_folders("", "", folder))
@@ -45,6 +57,26 @@ def _where_a_run_may_be(folder: Path) -> str:
     return f"the run's folder is {near}" if near else "name the folder that --save_checkpoint_dir named"
 
 
+def new_place(address: str | Path) -> Storage:
+    """Where a copy of a run goes: a folder, or a place in object storage. It may hold an earlier copy."""
+    if is_remote(address):
+        storage = open_storage(address)
+        owner = read_owner(storage)
+        if owner is not None and owner.held:
+            raise RunLocked(
+                f"{address} is held by {owner}, or was not released by it", hint="copy to another place"
+            )
+        return storage
+    folder = local_path(address)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a folder", hint="name a new folder")
+    if is_taken(folder):
+        raise RunLocked(f"{folder}: a trainer is running there", hint="copy to another place")
+    storage = LocalStorage(folder)
+    storage.make_root()
+    return storage
+
+
 def new_folder(folder: Path) -> LocalStorage:
     """The storage of a new or empty folder; ConfigError when something is there already."""
     try:
@@ -67,7 +99,7 @@ def telling_where(storage: Storage) -> Iterator[None]:
         ) from error
 
 
-def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
+def checkpoints_of(folder: str | Path, *, deep: bool) -> list[CheckpointInfo]:
     """The checkpoints of a run, oldest first; `deep` reads and digests every byte.
 
     Raises NothingToResume when the folder is not a run's.
@@ -75,7 +107,7 @@ def checkpoints_of(folder: Path, *, deep: bool) -> list[CheckpointInfo]:
     return list_checkpoints(open_run(folder), deep=deep)[::-1]
 
 
-def checkpoint_at(storage: LocalStorage, position: Position | None) -> Found:
+def checkpoint_at(storage: Storage, position: Position | None) -> Found:
     """The checkpoint at a position; or the newest valid one, and the newer ones that are not valid.
 
     Raises NothingToResume, listing those that exist, when there is none at the position, and
@@ -93,8 +125,12 @@ def checkpoint_at(storage: LocalStorage, position: Position | None) -> Found:
         return Found(load_manifest(storage, position), ())
 
 
-def as_json(info: CheckpointInfo) -> dict[str, Any]:
-    """A checkpoint as JSON, with the digest of each role if the manifest can be read."""
+def as_json(storage: Storage, info: CheckpointInfo, *, deep: bool) -> dict[str, Any]:
+    """A checkpoint as JSON, with the digest of each role if the manifest can be read.
+
+    The same tensors have the same digest, however they are cut into pieces over ranks. That of a role that is
+    cut within blocks takes reading it: without `deep` it is null.
+    """
     about: dict[str, Any] = {
         "position": str(info.position),
         "created": info.created,
@@ -112,12 +148,18 @@ def as_json(info: CheckpointInfo) -> dict[str, Any]:
             "fingerprint": manifest.fingerprint,
             "versions": dict(manifest.versions),
             "metrics": manifest.metrics,
-            "digests": manifest.role_digests(),
+            "digests": {
+                role: None if manifest.roles[role].cut else found
+                for role, found in manifest.role_digests().items()
+            },
         }
+        if deep and info.valid:
+            with suppress(CheckpointInvalid):  # The run may have removed it by now.
+                about["digests"] = content_digests(storage, manifest)
     return about
 
 
-def journal_as_json(storage: LocalStorage) -> dict[str, Any]:
+def journal_as_json(storage: Storage) -> dict[str, Any]:
     """How much journal there is, and how far back it reaches, as JSON."""
     found = extent(storage)
     back = found.reaches_back_to

@@ -14,9 +14,10 @@ from rollforward.position import Position
 from rollforward.replay import report as recovery_report
 from rollforward.replay.inheriting import FAILED, FINISHED
 from rollforward.replay.report import RecoveryReport
-from rollforward.storage import LocalStorage
+from rollforward.storage import LocalStorage, Storage
 from rollforward.store import CheckpointInfo, list_checkpoints, strictjson
-from rollforward.store.journal.history import StartOfRun, history, journal_ranks
+from rollforward.store.journal.history import StartOfRun, history
+from rollforward.store.journal.reading import journal_ranks
 from rollforward.store.journal.records import Record
 from rollforward.store.lock import Owner, is_taken, read_owner, this_host
 from rollforward.wording import counted, in_bytes
@@ -39,28 +40,59 @@ class Entry:
     text: str
 
 
-def timeline(storage: LocalStorage) -> list[Entry]:
-    """Everything that is known, in the order of starts; entries whose start is not known come last.
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What the timeline is told from. Reading it takes one pass over the journals."""
+
+    by_rank: Mapping[int, Sequence[StartOfRun]]
+    """The starts that each rank's journal still knows, oldest first."""
+    checkpoints: Sequence[CheckpointInfo]
+    """Newest first."""
+    reports: Mapping[int, RecoveryReport]
+    """By the start that made it."""
+    owner: Owner | None
+    held: bool
+    """Whether a process on this machine holds the run's lock."""
+
+    @property
+    def starts(self) -> Sequence[StartOfRun]:
+        """Those of the first rank."""
+        return next(iter(self.by_rank.values()), [])
+
+
+def read_past(storage: Storage) -> Past:
+    """Everything that the run's folder says about what happened to it."""
+    return Past(
+        by_rank={rank: history(storage, rank) for rank in journal_ranks(storage)},
+        checkpoints=list_checkpoints(storage),
+        reports={report.incarnation: report for report in recovery_report.read(storage)},
+        owner=read_owner(storage),
+        held=isinstance(storage, LocalStorage) and is_taken(storage.root),
+    )
+
+
+def timeline(storage: Storage) -> list[Entry]:
+    """Everything that is known, in the order of starts; entries whose start is not known come last."""
+    return entries_of(read_past(storage))
+
+
+def entries_of(past: Past) -> list[Entry]:
+    """The timeline of a past.
 
     Within a start: how it began, its checkpoints, how it ended, damage. Clocks are not used: they may have
     been set back between two starts, or differ between two machines.
     """
-    by_rank = {rank: history(storage, rank) for rank in journal_ranks(storage)}
-    starts = next(iter(by_rank.values()), [])
-    checkpoints = list_checkpoints(storage)
-    entries = [_checkpoint(info) for info in checkpoints]
-    reports = {report.incarnation: report for report in recovery_report.read(storage)}
-    owner = read_owner(storage)
-    failures = _failures(by_rank.values())
-    for start in starts:
-        if start.incarnation not in reports:
+    entries = [_checkpoint(info) for info in past.checkpoints]
+    failures = _failures(past.by_rank.values())
+    for start in past.starts:
+        if start.incarnation not in past.reports:
             entries += _beginning(start)
-        newest = start is starts[-1]
+        newest = start is past.starts[-1]
         failure = failures.get(start.incarnation)
-        held = newest and is_taken(storage.root)
-        entries.append(_ending(start, owner if newest else None, failure, later=not newest, held=held))
-    entries += [_recovered(report) for report in reports.values()]
-    for rank, found in by_rank.items():
+        owner, held = (past.owner, past.held) if newest else (None, False)
+        entries.append(_ending(start, owner, failure, later=not newest, held=held))
+    entries += [_recovered(report) for report in past.reports.values()]
+    for rank, found in past.by_rank.items():
         for start in found:
             entries += [
                 Entry(
@@ -87,7 +119,7 @@ def _beginning(start: StartOfRun) -> Iterator[Entry]:
     if header is None:
         return
     who = header.identity
-    workers = f"{who.world_size} worker{'s' if who.world_size > 1 else ''} on {who.device}"
+    workers = f"{counted(who.world_size, 'worker')} on {who.device}"
     resumed = bool(header.lineage) or header.start > Position(0, 0)
     text = f"at step {header.start}, {workers}" if resumed else f"a new run, {workers}"
     if header.first > header.start:
@@ -103,7 +135,9 @@ def _beginning(start: StartOfRun) -> Iterator[Entry]:
 
 def _recovered(report: RecoveryReport) -> Entry:
     """As the start itself reported it."""
-    text = f"from checkpoint {report.checkpoint} of start {report.saved_by}"
+    by = f", by {counted(report.workers, 'worker')}" if report.workers else ""
+    text = f"from checkpoint {report.checkpoint} of start {report.saved_by}{by}"
+    text += ", a standby" if report.standby else ""
     if report.rejected:
         text += f", {len(report.rejected)} newer rejected"
     if report.steps_replayed:

@@ -1,10 +1,10 @@
 """The rollouts and outcomes of one step, for inspecting a run: a GRPO run, or an `open_run` loop.
 
-Reads the newest history of every rank, and changes nothing on disk. What could not be read is reported
-and left out. Texts are not made here: that takes the run's tokenizer.
+Reads the newest history from the folders of all ranks, and changes nothing on disk. What could not be read is
+reported and left out. Texts are not made here: that takes the run's tokenizer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,18 @@ from rollforward.replay.codec import RecordedOutcome, unpack, unpack_outcome
 from rollforward.replay.recorded_steps import CHUNKS
 from rollforward.storage import Storage
 from rollforward.store import strictjson
-from rollforward.store.journal.history import history, journal_ranks
-from rollforward.store.journal.reading import JournalView, Key, Place, read_journal, read_record
+from rollforward.store.journal.history import history
+from rollforward.store.journal.reading import (
+    JournalView,
+    Key,
+    Place,
+    journal_ranks,
+    read_journal,
+    read_record,
+    read_starts,
+)
 from rollforward.store.journal.records import Identity, Record
+from rollforward.store.journal.timeline import choose_history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +36,7 @@ class JournaledChunk:
 
     rank: int
     chunk: int
+    """Its number in the step; in journals of format version 1, among the rank's own."""
     rollouts: RolloutChunk
     identity: Identity
     """Who wrote it; its `about` has what the run said about itself, such as the names of its verifiers."""
@@ -54,7 +64,7 @@ class JournaledStep:
 
     position: Position
     chunks: tuple[JournaledChunk, ...]
-    """By rank and chunk; for a GRPO run."""
+    """In order; for a GRPO run."""
     outcomes: Mapping[int, RecordedOutcome]
     """By iteration. They cover all ranks together, so one rank's are enough."""
     made: tuple[Made, ...]
@@ -67,16 +77,29 @@ class JournaledStep:
 
 def read_step(storage: Storage, position: Position) -> JournaledStep:
     """All chunks and outcomes of a step; NothingToResume, listing what there is, if the journal has none."""
+    return step_in(storage, index_step(storage, position), position)
+
+
+def index_step(storage: Storage, position: Position) -> dict[int, JournalView]:
+    """Where the records of a step are, by rank."""
+    ranks, behind = journal_ranks(storage), Position(position.epoch, position.step + 1)
+    newest = choose_history(read_starts([storage], ranks=ranks), None)
+    return {
+        rank: read_journal([storage], rank=rank, since=position, before=behind, history=newest)
+        for rank in ranks
+    }
+
+
+def step_in(storage: Storage, index: Mapping[int, JournalView], position: Position) -> JournaledStep:
+    """One of the steps of an index, which has the places of its records by rank; like `read_step`."""
     chunks: list[JournaledChunk] = []
     outcomes: dict[int, RecordedOutcome] = {}
     made: list[Made] = []
     numbers: dict[int, dict[str, float]] = {}
     problems: list[str] = []
-    for rank in journal_ranks(storage):
-        behind = Position(position.epoch, position.step + 1)
-        view = read_journal([storage], rank=rank, since=position, before=behind)
+    for rank, view in index.items():
         problems += view.problems
-        for (_, number), place, record in _records(view.rollouts, problems):
+        for (_, number), place, record in _records(view.rollouts, position, problems):
             try:
                 if once.FORM in record.metadata:
                     made.append(_made(rank, number, record))
@@ -84,7 +107,7 @@ def read_step(storage: Storage, position: Position) -> JournaledStep:
                     chunks.append(_chunk(rank, number, record, place, view))
             except ValueError as error:
                 problems.append(f"{place.segment}, byte {place.offset}: {error}")
-        for (_, iteration), place, record in _records(view.outcomes, problems):
+        for (_, iteration), place, record in _records(view.outcomes, position, problems):
             try:
                 if CHUNKS in record.metadata:
                     numbers[rank] = {name: float(array) for name, array in record.arrays.items()}
@@ -101,7 +124,7 @@ def read_step(storage: Storage, position: Position) -> JournaledStep:
         )
     return JournaledStep(
         position=position,
-        chunks=tuple(chunks),
+        chunks=tuple(_each_once(chunks)),
         outcomes=outcomes,
         made=tuple(made),
         numbers=numbers,
@@ -109,12 +132,25 @@ def read_step(storage: Storage, position: Position) -> JournaledStep:
     )
 
 
-def _records(places: Mapping[Key, Place], problems: list[str]) -> Iterator[tuple[Key, Place, Record]]:
-    for key, place in sorted(places.items(), key=lambda item: item[0]):
+def _records(
+    places: Mapping[Key, Place], position: Position, problems: list[str]
+) -> Iterator[tuple[Key, Place, Record]]:
+    for key, place in sorted(
+        ((key, place) for key, place in places.items() if key[0] == position), key=lambda item: item[0]
+    ):
         try:
             yield key, place, read_record(place)
         except CheckpointInvalid as error:
             problems.append(error.message)
+
+
+def _each_once(chunks: Sequence[JournaledChunk]) -> list[JournaledChunk]:
+    """Where two ranks have a chunk, since a start with fewer workers made it again, the newer one counts."""
+    found: dict[tuple[int, int], JournaledChunk] = {}
+    for chunk in sorted(chunks, key=lambda chunk: chunk.identity.incarnation):
+        of_step = chunk.identity.chunks_per_step is not None
+        found[0 if of_step else chunk.rank, chunk.chunk] = chunk
+    return [found[key] for key in sorted(found)]
 
 
 def _chunk(rank: int, number: int, record: Record, place: Place, view: JournalView) -> JournaledChunk:

@@ -24,8 +24,13 @@ from rollforward.replay import report as recovery_report
 from rollforward.storage import Storage
 from rollforward.store.catalog import load_manifest, peek_incarnations, positions
 from rollforward.store.guests import read_guests
-from rollforward.store.journal.history import journal_ranks
-from rollforward.store.journal.reading import SegmentsChecked, check_segments, list_segments
+from rollforward.store.journal.reading import (
+    SegmentsChecked,
+    check_segments,
+    journal_ranks,
+    list_segments,
+    read_starts,
+)
 from rollforward.store.judging import Judge
 from rollforward.store.layout import GUESTS, journal_folder
 from rollforward.store.lock import without_successor
@@ -134,7 +139,10 @@ def verify_checkpoints(
 def check_journals(storage: Storage, progress: Progress = lambda _size: None) -> Iterator[JournalVerdict]:
     """Read and digest every record of every start, rank by rank; `progress` is called with bytes read."""
     told, numbers = _told_of_starts(storage), without_successor(storage)
-    for rank in sorted({*journal_ranks(storage), *_expected_ranks(storage, told)}):
+    workers, expected = _workers_of_starts(storage), _expected_ranks(storage, told)
+    for rank in sorted({*journal_ranks(storage), *expected}):
+        # A start with fewer workers left nothing in the folders of the others.
+        own = [item for item in told if rank < workers.get(item.incarnation, len(expected))]
         checked = check_segments(storage, rank)
         size = sum(segment.size for segment in checked.segments)
         progress(size)
@@ -142,7 +150,7 @@ def check_journals(storage: Storage, progress: Progress = lambda _size: None) ->
             rank=rank,
             segments=len(checked.segments),
             size=size,
-            problems=(*checked.problems, *_missing(checked, told, rank), *_numbered(numbers, rank)),
+            problems=(*checked.problems, *_missing(checked, own, rank), *_numbered(numbers, rank)),
             torn=tuple(f"{segment}: {ending.problem}" for segment, ending in checked.torn),
         )
 
@@ -173,6 +181,13 @@ def _told_of_starts(storage: Storage) -> list[_Told]:
         newest = max(peek_incarnations(storage).values(), default=0)
         told += [_Told("a manifest", newest)] if newest else []
     return told
+
+
+def _workers_of_starts(storage: Storage) -> dict[int, int]:
+    """Start -> its number of workers, where that can be read."""
+    found = {report.incarnation: report.workers for report in recovery_report.read(storage) if report.workers}
+    starts = read_starts([storage], ranks=journal_ranks(storage))
+    return found | {start.incarnation: start.world_size for start in starts}
 
 
 def _steps_per_epoch(storage: Storage) -> int | None:

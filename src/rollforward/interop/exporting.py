@@ -6,13 +6,14 @@
 
 Every byte is verified on its way out, and each file is durable in the new folder before the next is started;
 only one role is in memory at a time. The file that lets others open the folder is written last: config.json,
-or meta.json, the policy's after the others. So an export that was killed is not mistaken for a complete one.
-config.json names the element type of the file beside it, whatever type the model was loaded in. For MindRLHF,
-tensors are whole and in float32: use MindSpore's `ms.transform_checkpoints` to split them over ranks. The run
-itself is not changed.
+adapter_config.json, or meta.json, the policy's after the others. So an export that was killed is not mistaken
+for a complete one. config.json names the element type of the file beside it, whatever type the model was
+loaded in. For MindRLHF, tensors are whole and in float32: use MindSpore's `ms.transform_checkpoints` to split
+them over ranks. The run itself is not changed.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from rollforward.errors import CheckpointMismatch
 from rollforward.interop.names import to_theirs
 from rollforward.models.config import CONFIG_FILE
+from rollforward.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rollforward.models.weights import SINGLE
 from rollforward.storage import Storage
 from rollforward.store.layout import META, TensorFileName, rank_folder
@@ -37,24 +39,39 @@ _PREFIXES = {
 }
 """The prefix of MindRLHF's trainer for the parameter names of each role."""
 
+_OF_ADAPTER = re.compile(
+    r"\.modules_to_save\.[^.]+(?=\.)|(?<=\.)((?:lora|vera|ia3)_\w+)\.(?!weight$|bias$)[^.]+(?=\.|$)"
+)
+"""In memory, PEFT names a tensor after its kind and its adapter; its files and our runs leave that out."""
 _DTYPE_KEYS = ("torch_dtype", "dtype")
 
 Export = Callable[[Storage, Manifest, Storage], list[str]]
 
 
 def export_huggingface(storage: Storage, manifest: Manifest, out: Storage) -> list[str]:
-    """Write the policy as a Hugging Face folder; returns the files. StorageError, CheckpointInvalid."""
+    """Write the policy as a Hugging Face folder; returns the files. StorageError, CheckpointInvalid.
+
+    A policy that is an adapter becomes a PEFT folder, which names the model that it belongs to; see
+    `adapters.export_merged` for both in one.
+    """
     attachments = dict(read_attachments(storage, manifest))
-    config = attachments.pop(CONFIG_FILE, None)
+    config, adapter = attachments.pop(CONFIG_FILE, None), attachments.pop(ADAPTER_CONFIG, None)
+    if adapter is not None:
+        policy, name, last = policy_as_adapter(storage, manifest), ADAPTER_WEIGHTS, {ADAPTER_CONFIG: adapter}
+    else:
+        policy, name = _role(storage, manifest, "policy_model"), SINGLE
+        last = {} if config is None else {CONFIG_FILE: with_dtype(config, policy)}
+    _write(out, name, policy)
+    small = {**attachments, **last}
+    for file, content in small.items():
+        out.write(file, [content])
+    return [name, *small]
+
+
+def policy_as_adapter(storage: Storage, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """The policy's tensors by the names that PEFT's files have."""
     policy = _role(storage, manifest, "policy_model")
-    written = [_write(out, SINGLE, policy)]
-    for name, content in attachments.items():
-        out.write(name, [content])
-        written.append(name)
-    if config is not None:
-        out.write(CONFIG_FILE, [with_dtype(config, policy)])
-        written.append(CONFIG_FILE)
-    return written
+    return {_OF_ADAPTER.sub(lambda found: found[1] or "", name): array for name, array in policy.items()}
 
 
 def with_dtype(config: bytes, arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -84,6 +101,11 @@ def export_mindrlhf(storage: Storage, manifest: Manifest, out: Storage) -> list[
     StorageError, CheckpointInvalid; CheckpointMismatch for a tensor that MindRLHF has no name for.
     """
     position = manifest.position
+    if ADAPTER_CONFIG in read_attachments(storage, manifest):
+        raise CheckpointMismatch(
+            f"checkpoint {position} holds adapters, for which MindRLHF has no names",
+            hint="--format huggingface writes them for PEFT, and with --merge the whole model",
+        )
     written = []
     for role, prefix in _PREFIXES.items():
         arrays = _role(storage, manifest, role)

@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from rollforward.agreement import together
+from rollforward.boxes import whole, within
 from rollforward.errors import CheckpointInvalid, CheckpointMismatch
 from rollforward.grpo.ports import Engine
 from rollforward.interop.files import read_arrays
@@ -41,8 +42,11 @@ class RestoredForeign:
     seconds: float
 
 
-def restore_foreign(source: ForeignPlan, engine: Engine) -> RestoredForeign:
-    """Read, check and load the newest position that can be read. Collective."""
+def restore_foreign(source: ForeignPlan, engine: Engine, wanted: Layout) -> RestoredForeign:
+    """Read, check and load the newest position that can be read. Collective.
+
+    `wanted`: the whole tensors, of which the engine may hold pieces.
+    """
     rejected: dict[Position, str] = {}
     group = engine.group
     state: dict[str, MappedTensors] = {}
@@ -53,7 +57,7 @@ def restore_foreign(source: ForeignPlan, engine: Engine) -> RestoredForeign:
         answer: dict[str, Any] = {"position": str(found.position), "damage": None, "mismatch": None}
         state.clear()
         try:
-            state.update(_read(source, found, engine.layout(), group.rank))
+            state.update(_read(source, found, wanted, group.rank))
             answer["digests"] = {role: digest_of_arrays(file.tensors) for role, file in state.items()}
         except CheckpointInvalid as error:
             answer["damage"] = error.message
@@ -68,8 +72,10 @@ def restore_foreign(source: ForeignPlan, engine: Engine) -> RestoredForeign:
         reason = _verdict(answers)
         if reason is None:
             for role, file in state.items():
-                for name, array in file.tensors.items():
-                    engine.load(role, name, array)
+                for name, spec in engine.layout()[role].items():
+                    array = file.tensors.get(spec.piece_of or name)
+                    if array is not None:
+                        engine.load(role, name, array[within(spec.box, whole(array.shape))])
             return RestoredForeign(
                 position=found.position,
                 rejected=tuple(sorted(rejected.items(), reverse=True)),

@@ -24,9 +24,8 @@ from rollforward.storage import LocalStorage, Storage, read_lines
 from rollforward.storage.failures import storage_error
 from rollforward.store.catalog import named_positions
 from rollforward.store.journal.frames import read_frames
-from rollforward.store.journal.history import journal_ranks
-from rollforward.store.journal.reading import list_segments
-from rollforward.store.layout import COMMITS, JOURNAL, META, MODEL
+from rollforward.store.journal.reading import journal_ranks, list_segments
+from rollforward.store.layout import COMMITS, JOURNAL, META, MODEL, TABLES
 from rollforward.store.meta import MAX_META_BYTES, parse_meta
 from rollforward.store.tensorfile import ALIGNMENT, DTYPES, Header, read_header
 
@@ -79,7 +78,10 @@ def refuse_lost_commits(source: CheckpointFolders) -> None:
 
 def what_to_try(source: CheckpointFolders) -> str:
     """The hint for a user whose manifests are gone."""
-    hint = f"put {COMMITS}/ back from a copy of this folder: small JSON files, and all that is missing"
+    hint = (
+        f"put {COMMITS}/ back from a copy of this folder, and {TABLES}/ if it is gone too: small JSON files, "
+        "and all that is missing"
+    )
     policy = [path for path in _committed_files(source) if path.parent.parent == source.policy]
     if len(policy) != 1:
         return hint

@@ -29,10 +29,16 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
 
 def tensor_layout(config: ModelConfig) -> Layout:
     """What `Engine.layout()` will be."""
-    named = {name: TensorSpec.whole(np.float32, shape) for name, shape in parameter_shapes(config).items()}
+    layout = layout_of_trained(parameter_shapes(config))
+    return {**layout, "ref": layout["policy_model"]}
+
+
+def layout_of_trained(shapes: Shapes) -> Layout:
+    """The policy's tensors that are trained, and their moments; there is no reference."""
+    named = {name: TensorSpec.whole(np.float32, shape) for name, shape in shapes.items()}
     optimizer = {f"{moment}.{name}": spec for moment in ("adam_m", "adam_v") for name, spec in named.items()}
     optimizer["global_step"] = TensorSpec.whole(np.int64, (1,))
-    return {"policy_model": named, "optimizer": optimizer, "ref": named}
+    return {"policy_model": named, "optimizer": optimizer, "ref": {}}
 
 
 def _layer(config: ModelConfig) -> Shapes:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rollforward.boxes import whole, within
 from rollforward.errors import ModelError
 from rollforward.inputs import (
     LFS_HINT,
@@ -31,6 +32,7 @@ from rollforward.inputs import (
     read_input,
 )
 from rollforward.models.config import ModelConfig
+from rollforward.tensors import TensorSpec
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -56,25 +58,64 @@ class _Entry:
 
 
 def load_weights(
-    folder: str | os.PathLike[str], config: ModelConfig, parameters: Mapping[str, NDArray[Any]]
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    parameters: Mapping[str, NDArray[Any]],
+    layout: Mapping[str, TensorSpec] | None = None,
 ) -> None:
     """Fill `parameters` (Hugging Face name -> float32 array) from a folder.
 
+    `layout` says which part of each tensor an array has; None: all of it.
     ModelError, with nothing changed, when files are missing or damaged or tensors do not fit the
     model; with some values already in place when a value is not finite or a read fails.
     """
-    found = _entries(Path(folder))
-    head = found.pop(HEAD, None) if config.tied else None
-    # Written by old versions of transformers; computed from the configuration, never learned.
-    found = {name: entry for name, entry in found.items() if not name.endswith("rotary_emb.inv_freq")}
-    _check_fit(Path(folder), config, found, parameters)
+    found, head = _of_model(Path(folder), config)
+    specs = layout or {name: TensorSpec.whole(array.dtype, array.shape) for name, array in parameters.items()}
+    _check_fit(Path(folder), config, found, specs)
     for name, entry in found.items():
-        np.copyto(parameters[name], _values(name, entry))
-    if head is not None and not np.array_equal(_values(HEAD, head), parameters[EMBEDDING]):
+        np.copyto(parameters[name], _part(_values(name, entry), specs[name]))
+    if head is not None and not np.array_equal(
+        _part(_values(HEAD, head), specs[EMBEDDING]), parameters[EMBEDDING]
+    ):
         raise ModelError(
             f"{head.file}: {HEAD} differs from {EMBEDDING}, but config.json ties them",
             hint="set tie_word_embeddings to false if the model has a head of its own",
         )
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A tensor of a folder's files, read when it is asked for; ModelError when that fails."""
+
+    name: str
+    dtype: str
+    """F32, F16 or BF16."""
+    shape: tuple[int, ...]
+    _entry: _Entry
+
+    def content(self) -> NDArray[np.uint8]:
+        """Its bytes."""
+        size = math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+        return _stored(self.name, self._entry, np.dtype(np.uint8), size)
+
+    def values(self) -> NDArray[np.float32]:
+        """As float32."""
+        return _values(self.name, self._entry)
+
+
+def stored_weights(folder: str | os.PathLike[str], config: ModelConfig) -> dict[str, StoredWeight]:
+    """The tensors that `load_weights` reads. ModelError when files are missing or damaged."""
+    found, _ = _of_model(Path(folder), config)
+    return {name: StoredWeight(name, each.dtype, each.shape, each) for name, each in found.items()}
+
+
+def _of_model(folder: Path, config: ModelConfig) -> tuple[dict[str, _Entry], _Entry | None]:
+    """The tensors of the model, and the head that a file has although it is tied."""
+    found = _entries(folder)
+    head = found.pop(HEAD, None) if config.tied else None
+    # Written by old versions of transformers; computed from the configuration, never learned.
+    found = {name: entry for name, entry in found.items() if not name.endswith("rotary_emb.inv_freq")}
+    return found, head
 
 
 def _entries(folder: Path) -> dict[str, _Entry]:
@@ -165,15 +206,15 @@ def _entry(path: Path, name: str, value: Any, data: int, size: int) -> _Entry:
 
 
 def _check_fit(
-    folder: Path, config: ModelConfig, found: Mapping[str, _Entry], parameters: Mapping[str, NDArray[Any]]
+    folder: Path, config: ModelConfig, found: Mapping[str, _Entry], parameters: Mapping[str, TensorSpec]
 ) -> None:
     """Check that every parameter is there, with its shape, and nothing else."""
     missing = [name for name in parameters if name not in found]
     unexpected = [name for name in found if name not in parameters]
     wrong = [
-        f"{name} is {list(found[name].shape)} instead of {list(array.shape)}"
-        for name, array in parameters.items()
-        if name in found and found[name].shape != array.shape
+        f"{name} is {list(found[name].shape)} instead of {list(spec.global_shape)}"
+        for name, spec in parameters.items()
+        if name in found and found[name].shape != spec.global_shape
     ]
     if not (missing or unexpected or wrong):
         return
@@ -205,16 +246,14 @@ def _shortened(items: list[str]) -> str:
     return ", ".join(items[:_LISTED]) + more
 
 
+def _part(values: NDArray[np.float32], spec: TensorSpec) -> NDArray[np.float32]:
+    """What of a tensor a spec describes."""
+    return values[within(spec.box, whole(spec.global_shape))]
+
+
 def _values(name: str, entry: _Entry) -> NDArray[np.float32]:
     """A tensor as float32; ModelError when it cannot be read or holds NaN or infinity."""
-    count = math.prod(entry.shape)
-    try:
-        stored = np.fromfile(entry.file, _DTYPES[entry.dtype], count, offset=entry.offset)
-        if stored.size != count:
-            raise OSError("the file ends early")
-    except OSError as error:
-        raise ModelError(f"{entry.file}: {name} cannot be read: {error}", hint="check the disk") from error
-    stored = stored.reshape(entry.shape)
+    stored = _stored(name, entry, _DTYPES[entry.dtype], math.prod(entry.shape)).reshape(entry.shape)
     if entry.dtype == "BF16":
         # bfloat16 is the upper half of a float32.
         values = (stored.astype(np.uint32) << 16).view(np.float32)
@@ -225,3 +264,14 @@ def _values(name: str, entry: _Entry) -> NDArray[np.float32]:
             f"{entry.file}: {name} holds NaN or infinity", hint="the weights are damaged: fetch them again"
         )
     return values
+
+
+def _stored(name: str, entry: _Entry, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    """A tensor's bytes, as `count` elements; ModelError when they cannot be read."""
+    try:
+        stored = np.fromfile(entry.file, dtype, count, offset=entry.offset)
+        if stored.size != count:
+            raise OSError("the file ends early")
+    except OSError as error:
+        raise ModelError(f"{entry.file}: {name} cannot be read: {error}", hint="check the disk") from error
+    return stored

@@ -1,8 +1,11 @@
 """What this process knows about itself: how old it is, and whether our launcher started it."""
 
 import os
+import select
+import signal
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 LAUNCHED = "ROLLFORWARD_WORKER_FILES"
@@ -43,6 +46,43 @@ def is_alive(pid: int, started: int | None = None) -> bool:
     if started is not None and int(fields[19]) != started:
         return False
     return fields[0] not in (b"Z", b"X")
+
+
+def memory_in_use() -> int:
+    """Bytes of memory that this process holds now; 0 when that cannot be determined."""
+    with suppress(OSError, IndexError, ValueError):
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def kill_processes_with(name: str, value: str) -> int:
+    """SIGKILL to the processes that were started with this environment variable; how many. Linux only."""
+    wanted, found = f"{name}={value}".encode(), 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, AttributeError):
+            # Opened first: what is signalled is the process whose environment was read, whatever its number.
+            process = os.pidfd_open(int(entry.name))
+            try:
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                    found += 1
+            finally:
+                os.close(process)
+    return found
+
+
+def wait_for_an_end(pids: Sequence[int], seconds: float) -> None:
+    """Return when one of these processes ends, but after this many seconds at the latest.
+
+    Where processes cannot be watched (not Linux), it is always that long.
+    """
+    with ExitStack() as opened:
+        watched = []
+        for pid in pids:
+            with suppress(AttributeError, OSError):
+                watched.append(os.pidfd_open(pid))
+                opened.callback(os.close, watched[-1])
+        select.select(watched, [], [], seconds)
 
 
 def _stat(pid: int, *, missing_ok: bool = True) -> list[bytes]:

@@ -24,6 +24,8 @@ from rollforward.position import Position
 from rollforward.storage import LocalStorage, read_small
 from rollforward.storage.inplace import open_in_place
 
+START = "start"
+"""The phase before the first step."""
 _SIZE = 256
 """Size of a heartbeat in bytes, padded with spaces."""
 _LARGEST = 4096
@@ -58,7 +60,7 @@ class Heartbeat:
 
     def __init__(self, run_folder: Path, *, rank: int, incarnation: int, start: Position) -> None:
         self._pulse = Pulse(
-            phase="start",
+            phase=START,
             position=str(start),
             incarnation=incarnation,
             pid=os.getpid(),

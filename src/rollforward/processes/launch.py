@@ -5,46 +5,47 @@ A single worker is a child process. Several are started through the engine's lau
 notice a death (a worker killed during a collective leaves the others waiting, for 25 s with `msrun`), so
 workers are watched from here: each reports in a file that it is alive and, if it can, how it ended. When one
 fails, or is gone without a report, all are ended: within two seconds, by SIGKILL, which a run survives by
-design.
+design. Workers may also be started as a `Standby`, which only makes everything ready until it is called.
 
 Only these workers are ever signalled. A pid can be reused once its process has been waited for, so the
-process that was started is waited for last, and a worker is identified by its pid and start time.
+process that was started is waited for last, and a worker is identified by its pid and start time, or by the
+folder for its report in its environment.
 
 Not handled: several machines. There the user's own launcher starts `examples/grpo/main.py`.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rollforward.engines.base import EnginePackage, Launch
 from rollforward.errors import WorkerFailed
-from rollforward.inputs import open_input
 from rollforward.position import Position
 from rollforward.processes import heartbeat, reports, stopping
-from rollforward.processes.environment import ENGINE, LAUNCHED
+from rollforward.processes.environment import ENGINE, LAUNCHED, kill_processes_with, wait_for_an_end
+from rollforward.processes.outputs import Logs, Output, clear_logs
 from rollforward.processes.reports import Report, die_with_parent
+from rollforward.processes.standby import Call
 from rollforward.wording import plain_lines
 
 _LOOK_EVERY = 0.2
 """Seconds between two looks at the workers."""
+_BRIEFLY = 0.02
+"""Seconds between two looks at processes that were killed."""
 _ENDING = 10.0
 """Seconds that the launcher has to end after the last worker did."""
 _PATIENCE = stopping.GRACE + 1.0
 """Seconds that workers have to exit by themselves after SIGTERM."""
 _ENDING_ALL = _PATIENCE + 1.0
 """Seconds that this process has, after a signal, to end all others and itself."""
-_SHOWN_LINES = 15
-_SHOWN_BYTES = 1 << 16
-_RELAYED_BYTES = 1 << 22
-"""Most bytes read from a log at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class Ending:
     """Whether the worker has already told the user."""
     position: Position | None = None
     """The step that the worker was at; None before its first step."""
+    slots: frozenset[int] = frozenset()
+    """The workers that failed; empty when it is not known which."""
 
 
 def exit_code(ending: Ending) -> int:
@@ -73,42 +76,81 @@ def exit_code(ending: Ending) -> int:
     return ending.code
 
 
-def launch(
-    script: Path,
-    arguments: Sequence[str],
-    *,
-    package: EnginePackage,
-    engine: str,
-    workers: int,
-    log_folder: Path,
-    run_folder: Path,
-) -> Ending:
-    """Run a script as `workers` workers until all are done or one fails, and none is left.
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """Workers that can be started."""
 
-    `package` is that of the engine named `engine`. A single worker writes to this process's output; with
-    several, the first one's output is shown there, and each has a log in `log_folder`. Whatever ends this
-    process ends the workers.
-    """
-    log_folder.mkdir(parents=True, exist_ok=True)
+    script: Path
+    """What each of them runs, with the arguments."""
+    arguments: Sequence[str]
+    package: EnginePackage
+    engine: str
+    """The name of the engine, whose package that is."""
+    workers: int
+    """How many."""
+    log_folder: Path
+    """A single worker writes to this process's output; with several, the first one's output is shown there,
+    and each has a log here."""
+    run_folder: Path
+    """What is only of this machine: heartbeats."""
+    address: str = ""
+    """Of a run in object storage; "": it is in that folder."""
+
+
+def launch(team: Team) -> Ending:
+    """Run the workers until all are done or one fails, and none is left."""
+    with starting(team) as workers:
+        return workers.until_the_end()
+
+
+@contextmanager
+def starting(team: Team) -> Iterator["Workers"]:
+    """Start the workers; whatever still runs of them afterwards is ended. So is it when this process ends."""
+    with _folder_of_reports() as folder, _started(team, folder) as workers:
+        yield workers
+
+
+@contextmanager
+def starting_standby(team: Team) -> Iterator["Standby"]:
+    """The same for workers that only make everything ready until they are called."""
+    with _folder_of_reports() as folder, closing(Call(folder, team.workers)) as call:
+        # The logs of the workers that train are in use.
+        own = replace(team, log_folder=team.log_folder / f"standby_{folder.name}")
+        try:
+            with _started(own, folder) as workers:
+                yield Standby(workers, call, team.log_folder)
+        finally:
+            shutil.rmtree(own.log_folder, ignore_errors=True)
+
+
+@contextmanager
+def _folder_of_reports() -> Iterator[Path]:
     stopping.allow(_ENDING_ALL)
     with tempfile.TemporaryDirectory(prefix="rollforward-") as folder:
         reports.prepare(Path(folder))
-        environment = os.environ | {LAUNCHED: folder, ENGINE: engine}
-        output: _Output
-        if workers == 1:
-            output, started = _Output(), _start([sys.executable, str(script), *arguments], environment)
-        else:
-            how = package.launch(workers, log_folder, environment)
-            output = _Logs(how, log_folder)
-            started = _start_several([*how.command, str(script), *arguments], how, log_folder)
-        watch = _Watch(started, Path(folder), workers, run_folder, output)
-        try:
-            return watch.until_the_end()
-        except BaseException:
-            watch.ask_to_end()
-            raise
-        finally:
-            watch.end_all()
+        yield Path(folder)
+
+
+@contextmanager
+def _started(team: Team, folder: Path) -> Iterator["Workers"]:
+    team.log_folder.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {LAUNCHED: str(folder), ENGINE: team.engine}
+    output: Output
+    if team.workers == 1:
+        output = Output()
+        started = _start([sys.executable, str(team.script), *team.arguments], environment)
+    else:
+        how = team.package.launch(team.workers, team.log_folder, environment)
+        output = Logs(how, team.log_folder)
+        started = _start_several([*how.command, str(team.script), *team.arguments], how, team.log_folder)
+    workers = Workers(started, folder, team, output)
+    try:
+        yield workers
+    except BaseException:
+        workers.ask_to_end()
+        raise
+    finally:
+        workers.end_all()
 
 
 def _start(
@@ -127,122 +169,61 @@ def _start(
 
 
 def _start_several(command: Sequence[str], how: Launch, log_folder: Path) -> "subprocess.Popen[bytes]":
-    # A log of an earlier run would be shown as if it belonged to this one.
-    for stale in log_folder.glob(how.worker_log.format(rank="*")):
-        stale.unlink()
-    # Whatever has that name: opening a named pipe would wait for a reader.
-    (log_folder / how.own_log).unlink(missing_ok=True)
+    clear_logs(how, log_folder)
     with (log_folder / how.own_log).open("xb") as output:
         return _start(command, how.environment, output.fileno())
 
 
-class _Output:
-    """Where a single worker's output goes: directly to this process's own output."""
+class Workers:
+    """Workers that were started, and the process that was: the only worker, or their launcher."""
 
-    shown = True
-    """Whether the user has already seen an error that the worker has reported."""
-    starter = "the worker"
-    """What was started, for messages."""
-
-    def show(self) -> None:
-        """Nothing to relay."""
-
-    def tail(self, _rank: int | None) -> str:
-        """The last lines of a worker; None: of the launcher."""
-        return ""
-
-    def where(self, _rank: int | None) -> str:
-        """Where to read more, for messages."""
-        return ""
-
-
-class _Logs(_Output):
-    """Where the output of several workers goes: to one log each; the first worker's is shown."""
-
-    shown = False
-
-    def __init__(self, how: Launch, folder: Path) -> None:
-        self.starter = how.name
-        self._how = how
-        self._folder = folder
-        self._shown = 0
-
-    def show(self) -> None:
-        """Relay what the first worker has written since the last call, whole lines only."""
-        while text := self._unshown():
-            self._shown += len(text)
-            lines = text.decode(errors="replace").splitlines(keepends=True)
-            noise = self._how.noise
-            sys.stdout.writelines(line for line in lines if noise is None or not noise.match(line))
-            sys.stdout.flush()
-
-    def _unshown(self) -> bytes:
-        """Whole lines from the first worker, or a piece of a line too long to be read at once."""
-        text = b""
-        with suppress(OSError), open_input(self._log(0)) as log:
-            log.seek(self._shown)
-            text = log.read(_RELAYED_BYTES)
-        return text if len(text) == _RELAYED_BYTES and b"\n" not in text else text[: text.rfind(b"\n") + 1]
-
-    def tail(self, rank: int | None) -> str:
-        """Indented; a note when there are none."""
-        path = self._log(rank)
-        try:
-            with open_input(path) as log:
-                log.seek(max(log.seek(0, os.SEEK_END) - _SHOWN_BYTES, 0))
-                lines = log.read(_SHOWN_BYTES).decode(errors="replace").splitlines()[-_SHOWN_LINES:]
-        except OSError:
-            lines = []
-        return "\n" + ("\n".join(f"  | {line}" for line in lines) or f"  | (nothing in {path})")
-
-    def where(self, rank: int | None) -> str:
-        """The log."""
-        if rank is None:
-            also = f" and {self._how.see_also} beside it" if self._how.see_also else ""
-            return f"; see {self._log(None)}{also}"
-        return f"; the worker's log is {self._log(rank)}"
-
-    def _log(self, rank: int | None) -> Path:
-        return self._how.log_of(self._folder, rank)
-
-
-class _Watch:
-    """Watches a process, the only worker or a launcher, and its workers until they end."""
-
-    def __init__(
-        self,
-        started: "subprocess.Popen[bytes]",
-        folder: Path,
-        workers: int,
-        run_folder: Path,
-        output: _Output,
-    ) -> None:
+    def __init__(self, started: "subprocess.Popen[bytes]", folder: Path, team: Team, output: Output) -> None:
         self._started = started
         self._folder = folder
-        self._workers = workers
-        self._run_folder = run_folder
+        self._workers = team.workers
+        self._run_folder = team.run_folder
         self._output = output
-        self._reports = {0: Report(pid=started.pid)} if workers == 1 else {}
+        self._reports = {0: Report(pid=started.pid)} if team.workers == 1 else {}
 
-    def until_the_end(self) -> Ending:
-        """Watch until all workers have succeeded, or one has failed."""
-        while True:
-            self._read_reports()
-            self._output.show()
-            # The started process is checked before the workers: if it is gone and a worker has not
-            # reported how it ended, that worker never will.
-            gone = self._starter_code() is not None
-            self._read_reports()
-            ending = self._bad_ending(gone)
-            if ending is not None:
-                return ending
-            if self._all_have_ended():
-                deadline = time.monotonic() + _ENDING
-                while self._starter_code() is None and time.monotonic() < deadline:
-                    time.sleep(_LOOK_EVERY / 4)
-                self._output.show()
-                return Ending(code=0)
-            time.sleep(_LOOK_EVERY)
+    def until_the_end(self, meanwhile: Callable[[], None] = lambda: None) -> Ending:
+        """Watch until all workers have succeeded, or one has failed; call `meanwhile` again and again."""
+        while (ending := self.look()) is None:
+            meanwhile()
+            self._rest()
+        return ending
+
+    def look(self) -> Ending | None:
+        """How they ended, once all are gone; None while none has failed and not all are done."""
+        self._read_reports()
+        self._output.show()
+        # The started process is checked before the workers: if it is gone and a worker has not
+        # reported how it ended, that worker never will.
+        gone = self._starter_code() is not None
+        self._read_reports()
+        ending = self._bad_ending(gone)
+        if ending is not None or not self._all_have_ended():
+            return ending
+        deadline = time.monotonic() + _ENDING
+        while self._starter_code() is None and time.monotonic() < deadline:
+            self._rest()
+        self._output.show()
+        return Ending(code=0)
+
+    @property
+    def step(self) -> Position | None:
+        """The step that the first worker is in; None before its first."""
+        pulse = self._pulse(0) if 0 in self._reports else None
+        return None if pulse is None or pulse.phase == heartbeat.START else _position(pulse)
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes of a standby, all workers together, when all are ready; None until then."""
+        found = [known.ready for known in self._reports.values() if known.ready is not None]
+        return sum(found) if len(found) == self._workers else None
+
+    def move_logs_to(self, folder: Path) -> None:
+        """From now on their logs are there."""
+        self._output.move_to(folder)
 
     def _bad_ending(self, starter_gone: bool) -> Ending | None:
         """How workers failed, once all have been ended; None while none has failed."""
@@ -269,13 +250,14 @@ class _Watch:
                     os.kill(known.pid, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline and self._some_live():
-            time.sleep(_LOOK_EVERY)
+            self._rest()
         self._output.show()
 
     def end_all(self) -> None:
         """SIGKILL to whatever still runs: workers (each leads a group), and the launcher with its own.
 
-        When it returns they are gone, so the run's folder is free. A second call does nothing.
+        When it returns they are gone, so the run's folder is free. A second call does nothing. Workers that
+        the launcher has started, but that have not reported yet, are known by their environment.
         """
         self._read_reports()
         for known in self._reports.values():
@@ -285,8 +267,15 @@ class _Watch:
             # Not waited for yet, so its process group id is still its own, whether it runs or not.
             _kill_group(self._started.pid, signal.SIGKILL)
             self._started.wait()
+            while kill_processes_with(LAUNCHED, str(self._folder)):
+                self._rest(_BRIEFLY)
         while self._some_live():
-            time.sleep(_LOOK_EVERY)
+            self._rest(_BRIEFLY)
+
+    def _rest(self, seconds: float = _LOOK_EVERY) -> None:
+        """Until one of those that run ends, but not longer than this."""
+        live = [known.pid for known in self._reports.values() if known.lives]
+        wait_for_an_end([*live, *([self._started.pid] if self._starter_code() is None else [])], seconds)
 
     def _starter_code(self) -> int | None:
         """The started process's exit code, negative for a signal; None while it runs. Does not reap it."""
@@ -334,6 +323,7 @@ class _Watch:
             kind=known.kind,
             shown=self._output.shown,
             position=_position(self._pulse(rank)),
+            slots=frozenset({rank}),
         )
 
     def _death(self, gone: Sequence[int]) -> Ending:
@@ -350,6 +340,7 @@ class _Watch:
             hint="resume with --resume_training; if nobody killed it, the kernel may have, for lack of "
             "memory (dmesg)" + self._output.where(gone[-1]),
             position=_position(self._pulse(gone[0])),
+            slots=frozenset(gone),
         )
 
     def _pulse(self, rank: int) -> heartbeat.Pulse | None:
@@ -364,6 +355,21 @@ class _Watch:
         if code is None:
             return "was killed"
         return f"ended with code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
+
+
+class Standby:
+    """Workers that make everything ready, and then wait to be called."""
+
+    def __init__(self, workers: Workers, call: Call, log_folder: Path) -> None:
+        self.workers = workers
+        self._call = call
+        self._log_folder = log_folder
+
+    def take_over(self) -> Workers:
+        """Call them; from now on they are workers as any others."""
+        self.workers.move_logs_to(self._log_folder)
+        self._call.now()
+        return self.workers
 
 
 def _position(pulse: heartbeat.Pulse | None) -> Position | None:

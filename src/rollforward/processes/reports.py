@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rollforward.errors import RollforwardError, StorageError
@@ -40,6 +40,8 @@ class Report:
     """The message of the error that ended it."""
     kind: str | None = None
     """The class of that error."""
+    ready: int | None = None
+    """In a standby: it waits to be called, and this is its memory in bytes. See `standby`."""
 
     @property
     def lives(self) -> bool:
@@ -90,11 +92,17 @@ def tell_ending(code: int, *, error: str | None = None, kind: str | None = None)
 
 
 def report(
-    folder: Path, rank: int, *, code: int | None = None, error: str | None = None, kind: str | None = None
+    folder: Path,
+    rank: int,
+    *,
+    code: int | None = None,
+    error: str | None = None,
+    kind: str | None = None,
+    ready: int | None = None,
 ) -> None:
-    """Report, as worker `rank`, that this process is alive or how it ends."""
-    pid = os.getpid()
-    value = {"pid": pid, "started": start_time(pid), "code": code, "error": error, "kind": kind}
+    """Report, as worker `rank`, that this process is alive, that it stands by, or how it ends."""
+    own = Report(pid=os.getpid(), code=code, error=error, kind=kind, ready=ready)
+    value = asdict(replace(own, started=start_time(own.pid)))
     LocalStorage(folder).write(f"rank_{rank}.json", [json.dumps(value).encode()])
 
 

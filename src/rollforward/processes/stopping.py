@@ -52,9 +52,13 @@ class Stopped(BaseException):
         super().__init__(number)
         self.exit_code = 128 + number
 
+    @property
+    def told(self) -> str:
+        """What happened, without advice for a trainer."""
+        return f"stopped by {'Ctrl-C' if self.exit_code == 128 + signal.SIGINT else 'SIGTERM'}"
+
     def __str__(self) -> str:
-        told = "Ctrl-C" if self.exit_code == 128 + signal.SIGINT else "SIGTERM"
-        return f"stopped by {told}; {_ADVICE}"
+        return f"{self.told}; {_ADVICE}"
 
 
 class _State:

@@ -8,10 +8,9 @@ import numpy as np
 from rollforward.errors import InputError
 from rollforward.position import Position
 from rollforward.replay.facts import changes
-from rollforward.store import strictjson
+from rollforward.store import layouts, strictjson
 from rollforward.store.layout import check_roles
-from rollforward.store.tensorfile import dtype_code
-from rollforward.tensors import Tensors
+from rollforward.tensors import Held, TensorSpec, arrays_of, layout_of
 
 Step = int | tuple[int, int]
 """A step's number, or its epoch and its number in the epoch."""
@@ -70,25 +69,25 @@ def as_json(what: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return parsed
 
 
-def check_tensors(tensors: Tensors, *, writeable: bool) -> None:
+def check_tensors(held: Held, *, writeable: bool) -> None:
     """Raise InputError unless these are arrays that a checkpoint can store and be read into."""
     try:
-        check_roles(tensors)
+        check_roles(held)
     except ValueError as error:
         misuse(str(error))
-    for role, named in tensors.items():
+    for role, named in arrays_of(held).items():
         for name, array in named.items():
             if not isinstance(array, np.ndarray):
                 misuse(f"{role} {name} is of {type(array).__name__}, not a NumPy array")
-            try:
-                dtype_code(array.dtype)
-            except ValueError as error:
-                misuse(f"{role} {name}: {error}")
             if writeable and not array.flags.writeable:
                 misuse(f"{role} {name} is read-only; a checkpoint has to be read into it")
+    try:
+        layouts.check(layout_of(held))
+    except ValueError as error:
+        misuse(str(error))
 
 
-def check_same_layout(now: Tensors, before: Tensors) -> None:
+def check_same_layout(now: Held, before: Held) -> None:
     """Raise InputError unless roles, names, dtypes and shapes are those that were restored."""
     given, was = _layout(now), _layout(before)
     differing = [
@@ -111,9 +110,13 @@ def check_alike(answers: Sequence[Any], world_size: int) -> None:
             misuse(f"rank {rank} has other facts: {'; '.join(changes(first, facts))}")
 
 
-def _layout(tensors: Tensors) -> dict[str, str]:
+def _layout(held: Held) -> dict[str, str]:
     return {
-        f"{role} {name}": f"{array.dtype} {list(array.shape)}"
-        for role, named in tensors.items()
-        for name, array in named.items()
+        f"{role} {name}": f"{spec.dtype} {list(spec.shape)}" + _place(spec)
+        for role, named in layout_of(held).items()
+        for name, spec in named.items()
     }
+
+
+def _place(spec: TensorSpec) -> str:
+    return f" at {list(spec.offset)} of {spec.piece_of} {list(spec.global_shape)}" if spec.piece_of else ""

@@ -1,27 +1,33 @@
 """What a start takes over from the journal: all ranks agree where the replay ends, then continue from there.
 
-    newest checkpoint at S      S, S+1, ... T-1: whole on every rank: replayed
+    newest checkpoint at S      S, S+1, ... T-1: whole: replayed
                                 T: the first step that is not: its finished chunks are used again
                                 beyond T: nothing is taken over
 
 Only the run knows how steps are counted and when one is whole: `Steps` says so. Nothing here knows what the
 records contain.
 
+A run may have had another number of workers before: then a rank's records lie in folders of other ranks.
+Each rank reads the folders that it looks after, all tell what they found, and then each reads, of the other
+folders, those that have something that it needs (`Steps.needed`).
+
 Left out: choosing the checkpoint to start from, and the incarnation; `recovery` and the store do that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from rollforward.agreement import AllGather, together
 from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.journal.reading import JournalView, adopt, read_journal, read_starts, repair
+from rollforward.store.journal.reading import JournalView, merged, read_journal, read_starts
 from rollforward.store.journal.records import Identity
-from rollforward.store.journal.timeline import Start, choose_history
+from rollforward.store.journal.timeline import Start, choose_history, of_all_ranks
+from rollforward.store.journal.upkeep import adopt, looked_after, repair, settle
 from rollforward.store.journal.writing import Journal
 
 FAILED = "failed"
@@ -42,7 +48,7 @@ class Reach:
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """What is taken over and what is not. Steps count for the run, chunks for one rank."""
+    """What is taken over and what is not. Steps count for the run, chunks for one rank: those it works on."""
 
     replayed_steps: int
     replayed_chunks: int
@@ -57,11 +63,15 @@ class Steps(Protocol):
     """How a run counts its steps, and when one is whole."""
 
     def told(self, view: JournalView) -> Any:
-        """What a rank tells the others about its journal: anything JSON can hold."""
+        """What the ranks tell each other about one folder of the journal: anything JSON can hold."""
         ...
 
-    def reach(self, told: Sequence[Any], *, compatible: bool) -> Reach:
-        """The conclusion from what all ranks have told; nothing is replayed unless it is compatible."""
+    def reach(self, told: Mapping[int, Any], *, compatible: bool) -> Reach:
+        """The conclusion from what was told of each rank's folder; nothing is replayed unless compatible."""
+        ...
+
+    def needed(self, told: Mapping[int, Any], reach: Reach) -> set[int]:
+        """The ranks whose folders have something that this rank will replay or use again."""
         ...
 
     def behind(self, position: Position) -> Position:
@@ -69,7 +79,7 @@ class Steps(Protocol):
         ...
 
     def tally(self, view: JournalView, inherited: JournalView, reach: Reach) -> Tally:
-        """Count: `view` is what a rank has, `inherited` the part that is taken over."""
+        """Count: `view` is what this rank has read, `inherited` the part that is taken over."""
         ...
 
 
@@ -92,7 +102,7 @@ class JournalReport:
     lost_chunks: int
     """Finished chunks that are not used again, on all ranks: of lost steps, and of step `finished`."""
     compatible: bool
-    """False when the records were made with another configuration or world size: none are used."""
+    """False when the records were made with another configuration: none are used."""
     repaired: tuple[str, ...]
     """Torn ends that were cut, one line each."""
     problems: tuple[str, ...]
@@ -119,52 +129,54 @@ def take_over(
     `inherit_before`: take over nothing from this position on, to branch off there; None takes everything.
     Collective: what one rank raises, such as StorageError when it cannot read its journal, all raise.
     """
-
-    def survey() -> list[Start]:
-        return read_starts(sources, rank=identity.rank, run_id=identity.run_id)
-
-    starts = _of_all_ranks(together(survey, all_gather, tell=lambda found: list(map(_as_json, found)))[1])
+    own, starts = _survey(sources, identity, all_gather)
     chosen = choose_history(
         starts,
         checkpoint,
         fingerprint=identity.fingerprint,
         also=identity.fingerprints,
-        world_size=identity.world_size,
+        world_size=identity.ranks_that_count,
+    )
+    look = partial(
+        _look,
+        sources,
+        since=start,
+        before=inherit_before,
+        run_id=identity.run_id,
+        checkpoint=checkpoint,
+        history=chosen,
+        chunks_per_step=identity.chunks_per_step,
     )
 
-    def look() -> JournalView:
-        return read_journal(
-            sources,
-            rank=identity.rank,
-            since=start,
-            before=inherit_before,
-            run_id=identity.run_id,
-            checkpoint=checkpoint,
-            history=chosen,
-        )
-
-    def tell(view: JournalView) -> dict[str, Any]:
+    def tell(views: Mapping[int, JournalView]) -> dict[str, Any]:
         return {
-            "compatible": _compatible(view, identity),
-            "problems": list(view.problems),
-            "steps": steps.told(view),
+            "compatible": all(_compatible(view, identity) for view in views.values()),
+            "problems": [problem for view in views.values() for problem in view.problems],
+            "folders": [[rank, steps.told(view)] for rank, view in views.items()],
         }
 
-    view, answers = together(look, all_gather, tell=tell)
+    views, answers = together(lambda: look(own), all_gather, tell=tell)
     compatible = all(answer["compatible"] for answer in answers)
-    reach = steps.reach([answer["steps"] for answer in answers], compatible=compatible)
+    told = {rank: each for answer in answers for rank, each in answer["folders"]}
+    reach = steps.reach(told, compatible=compatible)
     before = steps.behind(reach.until) if compatible else start
     if inherit_before is not None:
         before = min(before, inherit_before)
         until = min(reach.until, inherit_before)
         reach = Reach(until=until, finished=max(until, min(reach.finished, inherit_before)))
+    missing = steps.needed(told, reach) - views.keys() if compatible else set()
+    # By all before any begins: a journal that has begun is not what was told of.
+    of_others, _ = together(lambda: look(missing), all_gather, tell=lambda _: None)
+    ours = merged(list(views.values()))
+    view = merged([*views.values(), *of_others.values()])
     inherited = view.inherited(before)
     problems = _with_ranks([answer["problems"] for answer in answers])
 
     def begin() -> tuple[Journal, list[str]]:
-        repaired = repair(storage, view)
+        repaired = repair(storage, ours)
+        settle(storage, ours.inherited(before))
         # Before the first checkpoint of this folder: from then on the folder alone is enough to resume.
-        adopt(storage, inherited)
+        adopt(storage, ours.inherited(before))
         journal = Journal(storage, identity, start=start, inherited=inherited)
         if checkpoint is not None:
             detail = {
@@ -177,17 +189,17 @@ def take_over(
             journal.note(start, "resumed", detail)
         return journal, repaired
 
-    own = steps.tally(view, inherited, reach)
-    (journal, repaired), tallies = together(begin, all_gather, tell=lambda _: vars(own))
+    tally = steps.tally(view, inherited, reach)
+    (journal, repaired), tallies = together(begin, all_gather, tell=lambda _: vars(tally))
     return journal, JournalReport(
         start=start,
         until=reach.until,
         finished=reach.finished,
-        replayed_steps=max(tally["replayed_steps"] for tally in tallies),
-        replayed_chunks=sum(tally["replayed_chunks"] for tally in tallies),
-        reused_chunks=sum(tally["reused_chunks"] for tally in tallies),
-        lost_steps=max(tally["lost_steps"] for tally in tallies),
-        lost_chunks=sum(tally["lost_chunks"] for tally in tallies),
+        replayed_steps=max(each["replayed_steps"] for each in tallies),
+        replayed_chunks=sum(each["replayed_chunks"] for each in tallies),
+        reused_chunks=sum(each["reused_chunks"] for each in tallies),
+        lost_steps=max(each["lost_steps"] for each in tallies),
+        lost_chunks=sum(each["lost_chunks"] for each in tallies),
         compatible=compatible,
         repaired=tuple(repaired),
         problems=problems,
@@ -199,6 +211,25 @@ def take_over(
     )
 
 
+def _survey(
+    sources: Sequence[Storage], identity: Identity, all_gather: AllGather
+) -> tuple[list[int], list[Start]]:
+    """The ranks whose folders this one reads for all, and the starts that any rank knows of. Collective."""
+
+    def survey() -> tuple[list[int], list[Start]]:
+        ranks = [identity.rank]
+        if identity.ranks_that_count is None:
+            ranks = looked_after(*sources, rank=identity.rank, world_size=identity.world_size)
+        return ranks, read_starts(sources, ranks=ranks, run_id=identity.run_id)
+
+    (ranks, _), told = together(survey, all_gather, tell=lambda found: list(map(_as_json, found[1])))
+    return ranks, of_all_ranks([_from_json(start) for start in starts] for starts in told)
+
+
+def _look(sources: Sequence[Storage], ranks: Iterable[int], **how: Any) -> dict[int, JournalView]:
+    return {rank: read_journal(sources, rank=rank, **how) for rank in ranks}
+
+
 def note_failure(journal: Journal, error: Exception) -> None:
     """Record which error ends this start, for the history of the run."""
     # The journal itself may be what failed.
@@ -207,7 +238,7 @@ def note_failure(journal: Journal, error: Exception) -> None:
 
 
 def _compatible(view: JournalView, identity: Identity) -> bool:
-    """Whether records of this history can be used here: same configuration, same number of ranks."""
+    """Whether records of this history can be used here."""
     return all(identity.is_configured_as(writer) for writer in view.writers)
 
 
@@ -216,19 +247,15 @@ def _as_json(start: Start) -> list[Any]:
     return [start.incarnation, start.fingerprint, start.world_size, lineage, start.worked]
 
 
-def _of_all_ranks(told: Sequence[Sequence[Any]]) -> list[Start]:
-    """The starts for which any rank has a journal. A start has done work if it has on any rank."""
-    found: dict[int, Start] = {}
-    for incarnation, fingerprint, world_size, lineage, worked in (each for rank in told for each in rank):
-        known = found.get(incarnation)
-        found[incarnation] = Start(
-            incarnation=incarnation,
-            fingerprint=fingerprint,
-            world_size=world_size,
-            lineage={number: None if end is None else Position.parse(end) for number, end in lineage},
-            worked=worked or (known is not None and known.worked),
-        )
-    return [found[number] for number in sorted(found)]
+def _from_json(told: Sequence[Any]) -> Start:
+    incarnation, fingerprint, world_size, lineage, worked = told
+    return Start(
+        incarnation=incarnation,
+        fingerprint=fingerprint,
+        world_size=world_size,
+        lineage={number: None if end is None else Position.parse(end) for number, end in lineage},
+        worked=worked,
+    )
 
 
 def _with_ranks(problems: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ NAME = "name"
 FORM = "form"
 NAMES = "names"
 INFO = "info"
+EVALUATION = "evaluation"
+"""By convention the name of what is made to be measured, not to be trained on."""
 _ALONE = "value"
 """The name for an array that was given without one."""
 

@@ -9,7 +9,7 @@ detected, and epochs may have any length.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,14 +56,14 @@ class RecordedSteps:
         done += [position for position, _ in view.rollouts]
         return {"steps": steps, "furthest": str(max([self.start, *done]))}
 
-    def reach(self, told: Sequence[Any], *, compatible: bool) -> Reach:
+    def reach(self, told: Mapping[int, Any], *, compatible: bool) -> Reach:
         """A step is whole when one rank has its outcome and every rank has all its chunks.
 
         A rank that was killed before it wrote the outcome computes it again, so what another rank had
         already made of the next step is not lost.
         """
-        furthest = max(Position.parse(each["furthest"]) for each in told)
-        chains = [each["steps"] for each in told] if compatible else [[]]
+        furthest = max(Position.parse(each["furthest"]) for each in told.values())
+        chains = [each["steps"] for each in told.values()] if compatible else [[]]
         for step in itertools.zip_longest(*chains):
             known = [each for each in step if each is not None]
             names = {name for name, _, _ in known}
@@ -77,6 +77,10 @@ class RecordedSteps:
             self.under_way = None
         until = self.under_way or (self.behind(self.replayed[-1]) if self.replayed else self.start)
         return Reach(until=until, finished=max(until, furthest))
+
+    def needed(self, told: Mapping[int, Any], reach: Reach) -> set[int]:  # noqa: ARG002 - as the protocol has it
+        """None but its own: what a process made is its own."""
+        return set()
 
     def behind(self, position: Position) -> Position:
         """Whatever the next step is, it is not before this."""

@@ -23,6 +23,7 @@ from rollforward.replay.recovery import Restored
 from rollforward.storage import Storage, read_lines
 from rollforward.store import strictjson
 from rollforward.store.journal.writing import utc_now
+from rollforward.store.shipping import in_behind
 from rollforward.store.tensorfile import is_count
 from rollforward.wording import counted, in_bytes
 
@@ -64,6 +65,11 @@ class RecoveryReport:
     """Finished before, but not replayed: from `replayed_until` up to, not including, `next`."""
     lost: tuple[str, ...]
     """In words, what could not be recovered, and why; empty when nothing is lost."""
+    workers: int = 0
+    """Of this start; 0 in reports of earlier versions, which do not say it."""
+    standby: bool = False
+    """Whether a standby took over: `prepare` then is the time to check that what it has ready is still true,
+    `framework` and `engine` are 0, and `total` counts from the moment when it was called."""
     over: bool = False
     """Whether the replay is over. Until then, its figures say what is going to be done."""
     updates_replayed: int = 0
@@ -119,6 +125,7 @@ class RecoveryReport:
         if self.updates_replayed:
             proof = f", {self.updates_repeated} of {self.updates_replayed} updates equal to the last bit"
         since = "the process started" if "prepare" in self.seconds else "the run was opened"
+        since = "the standby was called" if self.standby else since
         return (
             f"over {self.seconds['total']:.2f} s after {since}, {self.seconds['replay']:.2f} s "
             f"of it for replaying {counted(self.steps_replayed, 'step')}{proof}; "
@@ -132,11 +139,17 @@ def make_report(
     journal: JournalReport,
     *,
     incarnation: int,
+    workers: int,
     end: Position,
     bytes_restored: int,
     seconds: Mapping[str, float],
+    standby: bool = False,
+    left_behind: Mapping[str, float] | None = None,
 ) -> RecoveryReport:
-    """What is known when training continues. `end`: of the run. `bytes_restored`: of all ranks."""
+    """What is known when training continues. `end`: of the run. `bytes_restored`: of all ranks.
+
+    `left_behind`: what an earlier start had not shipped from its machine (`store.shipping`).
+    """
     manifest = restored.manifest
     return RecoveryReport(
         incarnation=incarnation,
@@ -152,7 +165,9 @@ def make_report(
         chunks_reused=journal.replayed_chunks + journal.reused_chunks,
         chunks_generated_again=journal.lost_chunks,
         steps_lost=journal.lost_steps,
-        lost=_lost(journal, end),
+        lost=(*_lost(journal, end), *_left_behind(left_behind or {})),
+        workers=workers,
+        standby=standby,
         seconds={name: round(value, 3) for name, value in seconds.items()},
     )
 
@@ -310,6 +325,14 @@ def _lost_here(journal: JournalReport, end: Position) -> tuple[str, ...]:
             *journal.problems,
         )
     return ()
+
+
+def _left_behind(behind: Mapping[str, float]) -> tuple[str, ...]:
+    if not behind:
+        return ()
+    return (
+        f"what was on a lost machine only when it was last heard of: {in_behind(behind)}; it is made again",
+    )
 
 
 def _passed_over(journal: JournalReport) -> tuple[str, ...]:

@@ -1,22 +1,33 @@
 """Checkpoints saved in the background, with the journal kept in step.
 
+At most one is in progress. If one is due and the last is still being written, the disk is slower than the
+steps. The loop waits `PATIENCE` seconds for it, once in a run; then it says so, and from there on what is due
+begins after the first step that finds the last one written. Only for what retention counts on does it wait.
+
 Starting a checkpoint also starts a journal segment, so that old segments can be removed along with
 old checkpoints. The result of each checkpoint is logged at the next step boundary, one line each; a
 failure does not end the run, unless nothing newer succeeds before the run is over.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rollforward.errors import StorageError
 from rollforward.position import Position
+from rollforward.replay.cadence import Cadence, Every
 from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints
 from rollforward.store.catalog import oldest_position
 from rollforward.store.journal.writing import Journal
 from rollforward.store.live import Live, as_live
-from rollforward.store.saved import About
-from rollforward.tensors import Tensors
-from rollforward.wording import in_bytes
+from rollforward.store.saved import About, Spent
+from rollforward.tensors import Held
+from rollforward.wording import counted, in_bytes
+
+PATIENCE = 5.0
+"""Seconds that steps wait in all for saves that are still being written when the next is due."""
+INTERVAL = "save_interval"
+"""In a checkpoint's state: the interval that was chosen, and why."""
 
 
 class JournaledCheckpoints:
@@ -25,14 +36,14 @@ class JournaledCheckpoints:
     `live` is what is saved, and `about` goes to every checkpoint, as for `ShadowCheckpoints`. `say` gets
     what is the same on all ranks, `warn` what went wrong on this one. `committed` is called for each
     committed checkpoint, `failed` when one could not be saved, `suspicious` when one seems to have learned
-    nothing.
+    nothing. `cadence` decides when one is due.
     """
 
     def __init__(
         self,
         store: CheckpointStore,
         journal: Journal,
-        live: Live | Callable[[], Tensors],
+        live: Live | Callable[[], Held],
         about: About,
         *,
         say: Callable[[str], None],
@@ -40,6 +51,7 @@ class JournaledCheckpoints:
         committed: Callable[[Position], None] = lambda _: None,
         failed: Callable[[], None] = lambda: None,
         suspicious: Callable[[], None] = lambda: None,
+        cadence: Cadence | None = None,
         prove_unchanged: bool = False,
     ) -> None:
         self._store = store
@@ -51,6 +63,12 @@ class JournaledCheckpoints:
         self._committed = committed
         self._failed = failed
         self._suspicious = suspicious
+        self._cadence = cadence or Cadence()
+        self._patience = PATIENCE
+        self._counted = 0.0
+        """Of the journal's seconds for checkpoints, how many have been charged to one."""
+        self._auto = False
+        """Whether the interval is chosen here."""
         store.restored(self._live)
         self._shadow = ShadowCheckpoints(
             store,
@@ -60,8 +78,24 @@ class JournaledCheckpoints:
             failed=self._not_saved,
             warned=warn,
             tidied=self._prune_journal,
+            advise=self._advise,
             prove_unchanged=prove_unchanged,
         )
+
+    def due(self, global_step: int, every: Every) -> bool:
+        """Whether a checkpoint should begin now; asked after each step. Collective."""
+        cadence = self._cadence
+        self._auto = every == "auto"
+        if not cadence.due(global_step, every):
+            return False
+        patience = 0.0 if every == "auto" else self._patience
+        if cadence.must(global_step, every) or self._shadow.can_begin(patience):
+            return True
+        cadence.put_off()
+        if every != "auto" and self._patience:
+            self._say(f"warning: {cadence.slow(global_step, every, *self._shadow.under_way())}")
+            self._patience = 0.0
+        return False
 
     def save_now(self, position: Position, global_step: int, state: Mapping[str, Any]) -> None:
         """Save and commit before this returns. StorageError on all ranks when one cannot."""
@@ -74,6 +108,9 @@ class JournaledCheckpoints:
     def begin(self, position: Position, global_step: int, state: Mapping[str, Any]) -> None:
         """Start saving the current state, and return."""
         self._journal.checkpoint_begun()
+        self._cadence.begun(global_step)
+        if self._auto:
+            state = {**state, INTERVAL: {"steps": self._cadence.interval, "why": self._cadence.why}}
         self._shadow.begin(position, global_step, state=state)
 
     def before_update(self) -> None:
@@ -92,6 +129,11 @@ class JournaledCheckpoints:
         """Leave the save in progress uncommitted; nothing more is written once this returns."""
         self._shadow.abandon()
 
+    def _advise(self, spent: Spent) -> dict[str, Any]:
+        """What a save cost includes what the journal did for it."""
+        before, self._counted = self._counted, self._journal.seconds_for_checkpoints
+        return self._cadence.advise(replace(spent, blocked=spent.blocked + self._counted - before))
+
     def _saved(self, result: Saved) -> None:
         position = result.manifest.position
         self._committed(position)
@@ -102,6 +144,9 @@ class JournaledCheckpoints:
         )
         for warning in result.warnings:
             self._warn(warning)
+        if result.advice is not None and self._cadence.follow(result.advice) and self._auto:
+            every = self._cadence.interval
+            self._say(f"checkpoints: every {counted(every, 'step')} from now on: {self._cadence.why}")
         if result.suspicion is not None:
             self._suspicious()
             self._say(f"warning: {result.suspicion}")

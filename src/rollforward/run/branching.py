@@ -1,14 +1,14 @@
 """Going back to an earlier step of a run, to branch off there or to rebuild its checkpoint.
 
     checkpoint at S      the newest valid one at or before the step asked for
-    S ... P-1            replayed from the journal: every chunk of every rank must be there
+    S ... P-1            replayed from the journal: every chunk must be there, in whichever rank's folder
     P                    reached, bit for bit as a run that stopped there would have saved it
 
 All of this is checked before anything is written, so an unreachable step is refused instead of
 half built. Nothing of P or later is taken over.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rollforward.errors import CheckpointMismatch, ConfigError, NothingToResume
@@ -16,8 +16,10 @@ from rollforward.position import Position
 from rollforward.run.facts import differences, fingerprints
 from rollforward.storage import Storage
 from rollforward.store import Manifest
-from rollforward.store.journal.reading import read_journal, read_starts
+from rollforward.store.journal.reading import journal_ranks, read_journals, read_starts
 from rollforward.store.journal.timeline import choose_history
+
+_SHOWN = 8
 
 
 def check_named(position: Position, steps_per_epoch: int, end: Position) -> None:
@@ -40,50 +42,53 @@ def check_reach(
     manifest: Manifest,
     position: Position,
     *,
-    ranks: Iterable[int],
     fingerprint: str,
     also: Collection[str],
     chunks_per_step: int,
     steps_per_epoch: int,
 ) -> None:
-    """Raise NothingToResume unless each of these ranks' journals leads from the checkpoint to the position.
+    """Raise NothingToResume unless the journals of all ranks lead from the checkpoint to the position.
 
     CheckpointMismatch when records on the way were made with a different configuration than that of
     `fingerprint`; `also` holds digests of the same configuration as earlier versions computed them.
     """
-    starts = [start for rank in ranks for start in read_starts([storage], rank=rank, run_id=manifest.run_id)]
     names = {fingerprint, *also}
-    chosen = choose_history(
-        starts, manifest.order, fingerprint=fingerprint, also=also, world_size=manifest.world_size
+    starts = read_starts([storage], ranks=journal_ranks(storage), run_id=manifest.run_id)
+    view = read_journals(
+        [storage],
+        since=manifest.position,
+        before=position,
+        run_id=manifest.run_id,
+        checkpoint=manifest.order,
+        history=choose_history(starts, manifest.order, fingerprint=fingerprint, also=also),
+        chunks_per_step=chunks_per_step,
     )
-    for rank in ranks:
-        view = read_journal(
-            [storage],
-            rank=rank,
-            since=manifest.position,
-            before=position,
-            run_id=manifest.run_id,
-            checkpoint=manifest.order,
-            history=chosen,
+    others = [writer.incarnation for writer in view.writers if writer.fingerprint not in names]
+    if others:
+        raise CheckpointMismatch(
+            f"steps between checkpoint {manifest.position} and {position} were made with another "
+            f"configuration (by start {min(others)}), so they cannot be replayed with this one",
+            hint="use the configuration of that start",
         )
-        reached = view.first_incomplete(
-            manifest.position, chunks_per_step=chunks_per_step, steps_per_epoch=steps_per_epoch
-        )
-        others = [writer.incarnation for writer in view.writers if writer.fingerprint not in names]
-        if others:
-            raise CheckpointMismatch(
-                f"steps between checkpoint {manifest.position} and {position} were made with another "
-                f"configuration (by start {min(others)}), so they cannot be replayed with this one",
-                hint="use the configuration of that start",
-            )
-        if reached < position:
-            lines = [
-                f"step {position} cannot be reached: from checkpoint {manifest.position} in {storage} the "
-                f"journal of rank {rank} leads up to {reached} only",
-                *(f"  {problem}" for problem in view.problems),
-                *(f"  {segment}: cut off at byte {end.offset}: {end.problem}" for segment, end in view.torn),
-            ]
-            raise NothingToResume("\n".join(lines), hint=f"{reached} and every step before it can be reached")
+    reached = view.first_incomplete(
+        manifest.position, chunks_per_step=chunks_per_step, steps_per_epoch=steps_per_epoch
+    )
+    if reached < position:
+        missing = [chunk for chunk in range(chunks_per_step) if (reached, chunk) not in view.rollouts]
+        lines = [
+            f"step {position} cannot be reached: from checkpoint {manifest.position} in {storage} the "
+            f"journal leads up to {reached} only, where {_chunks(missing, chunks_per_step)} missing",
+            *(f"  {problem}" for problem in view.problems),
+            *(f"  {segment}: cut off at byte {end.offset}: {end.problem}" for segment, end in view.torn),
+        ]
+        raise NothingToResume("\n".join(lines), hint=f"{reached} and every step before it can be reached")
+
+
+def _chunks(missing: Sequence[int], chunks_per_step: int) -> str:
+    if len(missing) == chunks_per_step:
+        return "all chunks are"
+    named = ", ".join(map(str, missing[:_SHOWN])) + ", ..." * (len(missing) > _SHOWN)
+    return f"chunk {named} is" if len(missing) == 1 else f"chunks {named} are"
 
 
 def facts_of(manifest: Manifest) -> Mapping[str, Any]:

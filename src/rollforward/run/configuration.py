@@ -25,19 +25,14 @@ from rollforward.config.loading import Carried, load
 from rollforward.config.places import outputs
 from rollforward.config.schema import meaning_of, walk
 from rollforward.data.dataset import GYM_PREFIX
-from rollforward.errors import ConfigError, StorageError
-from rollforward.interop.role_folders import name_checkpoint_folders
+from rollforward.errors import ConfigError
 from rollforward.position import Position
-from rollforward.storage import LocalStorage, Storage, read_small
+from rollforward.replay.configurations import FILE, Tree, flat, read
+from rollforward.run.places import resumed_storage
+from rollforward.storage import Storage
 from rollforward.store.catalog import candidates
 from rollforward.store.journal.writing import utc_now
 from rollforward.store.manifest import Manifest
-
-FILE = "configurations.jsonl"
-_MOST_BYTES = 16 << 20
-
-Tree = Mapping[str, Any]
-"""Sections of keys, as in YAML."""
 
 
 def tree_of(config: Config) -> dict[str, Any]:
@@ -59,23 +54,22 @@ def tree_of(config: Config) -> dict[str, Any]:
     return tree
 
 
-def carried(run: Path, until: Position | None = None) -> Carried | None:
+def carried(storage: Storage, until: Position | None = None) -> Carried | None:
     """The configuration stored in a run's folder; None when there is no readable one.
 
     With `until`, the one in force at the newest checkpoint at or before it, rather than the last one.
     """
-    storage = LocalStorage(run)
-    found = _read(storage)
+    found = read(storage)
     if until is not None:
         before = (item for item in candidates(storage) if isinstance(item, Manifest))
         base = next((item.incarnation for item in before if item.position <= until), 0)
         found = [line for line in found if line["incarnation"] <= base]
-    return Carried(str(run / FILE), found[-1]["config"]) if found else None
+    return Carried(f"{storage}/{FILE}", found[-1]["config"]) if found else None
 
 
 def keep(storage: Storage, incarnation: int, config: Config) -> None:
     """Record durably which configuration a start has, unless the previous start had the same one."""
-    lines, tree = _read(storage), tree_of(config)
+    lines, tree = read(storage), tree_of(config)
     if lines and lines[-1]["config"] == tree:
         return
     lines.append({"incarnation": incarnation, "time": utc_now(), "config": tree})
@@ -87,7 +81,7 @@ def differences(before: Tree, config: Config) -> list[str]:
 
     Keys that do are facts of the run, and are compared as such.
     """
-    then, now = _flat(before), _flat(tree_of(config))
+    then, now = flat(before), flat(tree_of(config))
     told = [name for name in now if name not in what_affects_numbers(config)]
     return [
         f"{name} is {now[name]!r}, and was {then[name]!r}"
@@ -101,8 +95,7 @@ def of_resumed(
 ) -> Carried | None:
     """The configuration of the run that a command line resumes; `actor` and `reference` as given there."""
     save = [item for item in given if item[0] == "actor_config.save"]
-    run = outputs(load(None, save).config).run
-    return carried(name_checkpoint_folders(actor, reference, run).run, until)
+    return carried(resumed_storage(actor, reference, outputs(load(None, save).config)), until)
 
 
 def check_named(base: Carried, given: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
@@ -122,41 +115,3 @@ def check_named(base: Carried, given: Sequence[tuple[str, Any]]) -> list[tuple[s
         # Naming the run's own verifiers changes nothing, and neither do their weights.
         return [item for item in given if item != ("reward_config.verifier_weight", [])]
     return list(given)
-
-
-def _read(storage: Storage) -> list[dict[str, Any]]:
-    """The entries of the file, oldest first; invalid lines are skipped.
-
-    StorageError when it cannot be read this time: taken for empty, it would be replaced by one line.
-    """
-    try:
-        if storage.stat(FILE) is None:
-            return []
-        lines = read_small(storage, FILE, limit=_MOST_BYTES).splitlines()
-    except StorageError as error:
-        if error.settled:
-            return []
-        raise
-    found = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if (
-            isinstance(value, dict)
-            and type(value.get("incarnation")) is int
-            and isinstance(value.get("config"), dict)
-        ):
-            found.append(value)
-    return found
-
-
-def _flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found

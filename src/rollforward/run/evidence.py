@@ -15,7 +15,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from rollforward.errors import NonFinite, StorageError
 from rollforward.grpo.nonfinite import Evidence
 from rollforward.grpo.ports import Group
-from rollforward.storage import LocalStorage
+from rollforward.storage import Storage
 from rollforward.store.layout import EVIDENCE
 from rollforward.store.tensorfile import ArraySource, write_tensors
 from rollforward.tensors import Tensors
@@ -37,10 +36,13 @@ _SHOWN_CHARACTERS = 80
 class Circumstances:
     """The context that the trainer does not know."""
 
-    run: Path
+    storage: Storage
+    """Of the run."""
     incarnation: int
     verifiers: Sequence[str]
     samples_per_chunk: int
+    chunks: Sequence[int]
+    """Those of this worker, in the order of its samples."""
     tensors: Tensors
     """The engine's, to check whether the weights are finite."""
 
@@ -56,12 +58,12 @@ def keep(error: NonFinite, group: Group, about: Circumstances) -> NonFinite:
     folder = f"{EVIDENCE}/{evidence.position}-{about.incarnation}"
     try:
         _write(error, evidence, group.rank, folder, about)
-        kept = f"evidence: {about.run / folder}"
+        kept = f"evidence: {about.storage}/{folder}"
     except StorageError as problem:
         kept = f"the evidence could not be kept: {problem.message}"
     lines = [f"step {evidence.position}, {_place(evidence)}: {error.message}"]
     if evidence.phase == "update":
-        own = list(_in_words(evidence, group.rank, about.samples_per_chunk))
+        own = list(_in_words(evidence, group.rank, about))
         lines += [line for told in group.all_gather(own) for line in told]
     found = NonFinite("\n".join([*lines, kept]), hint=error.hint, samples=error.samples)
     found.evidence = evidence
@@ -69,7 +71,7 @@ def keep(error: NonFinite, group: Group, about: Circumstances) -> NonFinite:
 
 
 def _write(error: NonFinite, evidence: Evidence, rank: int, folder: str, about: Circumstances) -> None:
-    storage = LocalStorage(about.run)
+    storage = about.storage
     arrays = {name: np.ascontiguousarray(array) for name, array in evidence.arrays.items()}
     name = f"rank_{rank}.safetensors"
     write_tensors(storage, f"{folder}/{name}", {key: ArraySource(array) for key, array in arrays.items()})
@@ -93,7 +95,7 @@ def _write(error: NonFinite, evidence: Evidence, rank: int, folder: str, about: 
 def _samples(evidence: Evidence, about: Circumstances) -> Iterator[dict[str, Any]]:
     rewards: NDArray[Any] | None = evidence.arrays.get("rewards")
     for row, (prompt, completion) in enumerate(zip(evidence.prompts, evidence.completions, strict=True)):
-        chunk, sample = _chunk_of(evidence, row, about.samples_per_chunk)
+        chunk, sample = _chunk_of(evidence, row, about)
         found = {
             "row": row,
             "chunk": chunk,
@@ -109,9 +111,9 @@ def _samples(evidence: Evidence, about: Circumstances) -> Iterator[dict[str, Any
         yield found
 
 
-def _in_words(evidence: Evidence, rank: int, samples_per_chunk: int) -> Iterator[str]:
+def _in_words(evidence: Evidence, rank: int, about: Circumstances) -> Iterator[str]:
     for row in evidence.at_fault[:_SHOWN]:
-        chunk, sample = _chunk_of(evidence, row, samples_per_chunk)
+        chunk, sample = _chunk_of(evidence, row, about)
         prompt = evidence.prompts[row]
         yield (
             f"  worker {rank}, sample {row} (sample {sample} of chunk {chunk}, prompt {prompt.index}): "
@@ -122,8 +124,11 @@ def _in_words(evidence: Evidence, rank: int, samples_per_chunk: int) -> Iterator
         yield f"  worker {rank}: and {rest} more"
 
 
-def _chunk_of(evidence: Evidence, row: int, samples_per_chunk: int) -> tuple[int, int]:
-    return divmod(row, samples_per_chunk) if evidence.chunk is None else (evidence.chunk, row)
+def _chunk_of(evidence: Evidence, row: int, about: Circumstances) -> tuple[int, int]:
+    if evidence.chunk is not None:
+        return evidence.chunk, row
+    chunk, sample = divmod(row, about.samples_per_chunk)
+    return about.chunks[chunk], sample
 
 
 def _place(evidence: Evidence) -> str:

@@ -1,8 +1,10 @@
 """Everything that affects the numbers of a run, by name; compared when the run is resumed.
 
     keys of the configuration      those that affect numbers, by their dotted names
-    world_size, decay_steps        derived from the others
+    chunks_per_step                workers x num_rollouts when the run started; a resume keeps it
+    decay_steps                    derived from the others
     model                          digest of the model's config.json
+    base                           of a run of adapters: digest of the weights that they stand beside
     file NAME                      digest of each tokenizer file that is read; null: it does not exist
     end_tokens, pad_token          as in force, from the configuration or from these files
     dataset, dataset_text          digests of the prompts' tokens with the answers, and of their text
@@ -15,6 +17,7 @@ work keeps them.
 
 Different versions of this program know different facts. A checkpoint is compared by the facts that its
 version knew; a fact it did not know is not a change. `fingerprints` gives the matching journal digests.
+In place of `chunks_per_step`, earlier versions had its two factors.
 
 Not known, so not compared: what a verifier imports or reads, the exact processor model, the number of
 threads (which changed no bit where tried), library code that changed under the same version.
@@ -27,9 +30,25 @@ from typing import Any
 
 from rollforward.grpo.types import Prompt
 from rollforward.replay.facts import changes, fingerprint
+from rollforward.store.tensorfile import is_count
 
 _VERIFIER = "verifier "
 _FILE = "file "
+_CHUNKS = "chunks_per_step"
+_FACTORS = ("world_size", "rl_config.num_rollouts")
+
+
+def of_step(chunks_per_step: int) -> dict[str, Any]:
+    """The fact of how a step is cut into chunks: it decides prompts, random numbers and order of addition."""
+    return {_CHUNKS: chunks_per_step}
+
+
+def chunks_in(facts: Mapping[str, Any]) -> int | None:
+    """The number of chunks per step in the facts of a checkpoint; None when they do not say."""
+    if _CHUNKS in facts:
+        return facts[_CHUNKS] if is_count(facts[_CHUNKS]) else None
+    workers, each = (facts.get(name, 0) for name in _FACTORS)
+    return (workers * each or None) if is_count(workers) and is_count(each) else None
 
 
 def of_files(files: Mapping[str, bytes], names: Iterable[str]) -> dict[str, Any]:
@@ -70,7 +89,10 @@ def fingerprint_of(facts: Mapping[str, Any]) -> str:
 
 def known(facts: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """The facts known to the version of this program that recorded `before`."""
-    return {name: value for name, value in facts.items() if name in before}
+    found = {name: value for name, value in facts.items() if name in before}
+    if _CHUNKS not in before and chunks_in(before) == facts.get(_CHUNKS):
+        found |= {name: before[name] for name in _FACTORS if name in before}
+    return found
 
 
 def warnings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -110,6 +132,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[st
 def _in_words(name: str, old: Any, new: Any) -> list[str]:
     words = {
         "model": "the model's config.json changed",
+        "base": "the weights of the adapters' base changed",
         "dataset": "the dataset's prompts, as tokens, or its answers changed",
         "dataset_text": "the text of the dataset's prompts changed",
     }

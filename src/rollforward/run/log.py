@@ -7,12 +7,13 @@ It causes no exchange of its own. Both may contain text from files: control char
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from rollforward.channel import AllSum, all_sum_of
 from rollforward.grpo.ports import Group
 from rollforward.storage.local import open_to_append
 from rollforward.wording import plain_lines
@@ -102,7 +103,10 @@ class WorkerLog:
 
     def heard_over(self, group: Group) -> Group:
         """The group, wrapped so that its exchanges carry the other workers' warnings to the first."""
-        return group if group.world_size == 1 else _Carrying(group, self)
+        if group.world_size == 1:
+            return group
+        all_sum = all_sum_of(group)
+        return _Carrying(group, self) if all_sum is None else _CarryingSums(group, self, all_sum)
 
     def take_unheard(self) -> list[str]:
         """The warnings to send with the next exchange."""
@@ -135,3 +139,15 @@ class _Carrying:
     def sharing(self) -> AbstractContextManager[None]:
         """Entered around collectives that are not ours."""
         return self._group.sharing()
+
+
+class _CarryingSums(_Carrying):
+    """The same for a group that can add up, which stays one that can. Sums carry nothing."""
+
+    def __init__(self, group: Group, log: WorkerLog, all_sum: AllSum) -> None:
+        super().__init__(group, log)
+        self._all_sum = all_sum
+
+    def all_sum(self, numbers: Sequence[int]) -> Sequence[int]:
+        """See `channel.AllSum`."""
+        return self._all_sum(numbers)

@@ -120,9 +120,10 @@ class PlainLines:
     def step(self, position: Position, metrics: Mapping[str, float]) -> None:
         """The step's figures in one line."""
         done = self._pace.done(position)
+        kl = f"kl {metrics['kl']:.5f}  " if "kl" in metrics else ""
         self.line(
             f"step {position} ({done}/{self._pace.total_steps})  reward {metrics['reward']:.4f}  "
-            f"kl {metrics['kl']:.5f}  loss {metrics['loss']:+.5f}  "
+            f"{kl}loss {metrics['loss']:+.5f}  "
             f"length {metrics['completion_length']:.1f}  {tokens_per_second(metrics):.0f} tokens/s  "
             f"left {self._pace.left(done)}  checkpoint {self._saved}"
         )
@@ -174,7 +175,7 @@ class LiveDisplay:
             self._task,
             completed=done,
             reward=f"{metrics['reward']:.3f}",
-            kl=f"{metrics['kl']:.4f}",
+            kl=f"{metrics['kl']:.4f}" if "kl" in metrics else "-",
             speed=f"{tokens_per_second(metrics):.0f}",
             left=self._pace.left(done),
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from rollforward.grpo.ports import Engine
 from rollforward.position import Position
+from rollforward.replay.cadence import Cadence, Every
 from rollforward.replay.saving import JournaledCheckpoints
 from rollforward.run.metrics import SaveTrouble
 from rollforward.store import CheckpointStore
@@ -39,6 +40,7 @@ class RunCheckpoints:
         committed: Callable[[Position], None],
         trouble: SaveTrouble,
         prove_unchanged: bool = False,
+        cadence: Cadence | None = None,
     ) -> None:
         self._state = about.state
         self._rewards: list[dict[str, float]] = []
@@ -54,7 +56,12 @@ class RunCheckpoints:
             failed=trouble.count_failed,
             suspicious=trouble.count_suspicious,
             prove_unchanged=prove_unchanged,
+            cadence=cadence,
         )
+
+    def due(self, global_step: int, every: Every) -> bool:
+        """Whether a checkpoint should begin now."""
+        return self._saving.due(global_step, every)
 
     def save_now(self, position: Position, global_step: int) -> None:
         """Save and commit before this returns. StorageError on all workers when one cannot."""

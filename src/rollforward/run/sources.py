@@ -8,23 +8,24 @@ A start needs the same of each (`Source`), so the session never checks which one
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from rollforward.errors import CheckpointMismatch, ConfigError, ModelError
+from rollforward.errors import CheckpointInvalid, CheckpointMismatch, ConfigError, ModelError
 from rollforward.grpo.ports import Engine
 from rollforward.inputs import is_there, read_input
 from rollforward.interop.restoring import restore_foreign
 from rollforward.interop.resuming import ForeignPlan, check_headers, next_position
-from rollforward.interop.role_folders import CheckpointFolders
 from rollforward.position import Position
 from rollforward.replay.recovery import Restored, restore
+from rollforward.run import adapters
 from rollforward.storage import LocalStorage, Storage
-from rollforward.storage.local import same_folder
 from rollforward.store import Found, Manifest, check_layout, locate_attachments, newest_incarnation
 from rollforward.store.layout import COMMITS
 from rollforward.store.manifest import MAX_ATTACHMENT_BYTES
+from rollforward.store.place import same_place
 from rollforward.tensors import Layout
 from rollforward.wording import in_bytes
 
@@ -57,8 +58,8 @@ class Source(Protocol):
     """Where a run takes its state from."""
 
     @property
-    def run(self) -> Path | None:
-        """The folder of the run that is resumed; None for a new run."""
+    def run(self) -> Storage | None:
+        """The run that is resumed; None for a new run."""
         ...
 
     @property
@@ -83,21 +84,24 @@ class Source(Protocol):
         """Of the run that is resumed, to distinguish this start from all earlier ones; 0 for a new run."""
         ...
 
-    def is_in(self, folder: Path) -> bool:
-        """Whether it is a run of ours in this same folder."""
+    def is_in(self, storage: Storage) -> bool:
+        """Whether it is a run of ours in this same place."""
         ...
 
     def journals(self, own: Storage) -> list[Storage]:
-        """The folders whose journals count, oldest first. `own`: where this run writes."""
+        """The places whose journals count, oldest first. `own`: where this run writes."""
         ...
 
-    def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:
-        """CheckpointMismatch when it does not fit this model, number of workers or data; reads no tensor."""
+    def check(self, layout: Layout, *, steps_per_epoch: int) -> None:
+        """CheckpointMismatch when it does not fit this model or data; reads no tensor."""
         ...
 
-    def restore(self, engine: Engine, *, steps_per_epoch: int, until: Position | None) -> Beginning:
+    def restore(
+        self, engine: Engine, layout: Layout, *, steps_per_epoch: int, until: Position | None
+    ) -> Beginning:
         """Put everything in place that the engine has not read itself. Collective.
 
+        `layout`: the whole tensors, of which the engine may hold pieces.
         `until`: not from a later position. CheckpointMismatch or NothingToResume when that is impossible.
         """
         ...
@@ -109,6 +113,8 @@ class FromModel:
 
     policy: Path
     reference: Path
+    seed: int = 0
+    """Of the adapters that are trained, if there are any."""
     run: None = field(default=None, init=False)
     checkpoint: None = field(default=None, init=False)
     needs_lock: bool = field(default=False, init=False)
@@ -125,7 +131,7 @@ class FromModel:
         """There is no earlier start."""
         return 0
 
-    def is_in(self, folder: Path) -> bool:  # noqa: ARG002 - as the protocol has it
+    def is_in(self, storage: Storage) -> bool:  # noqa: ARG002 - as the protocol has it
         """A model is not a run."""
         return False
 
@@ -133,17 +139,20 @@ class FromModel:
         """There is none."""
         return []
 
-    def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:
+    def check(self, layout: Layout, *, steps_per_epoch: int) -> None:
         """The engine checks weights against the model as it reads them."""
 
     def restore(
         self,
-        engine: Engine,  # noqa: ARG002 - as the protocol has it
+        engine: Engine,
+        layout: Layout,
         *,
         steps_per_epoch: int,
         until: Position | None,  # noqa: ARG002 - as the protocol has it
     ) -> Beginning:
-        """The engine has read everything."""
+        """The engine has read everything but what adapters start from."""
+        for name, values in adapters.initial(layout["policy_model"], self.seed):
+            engine.load("policy_model", name, values)
         line = f"model: policy from {self.policy}, reference from {self.reference}"
         return Beginning(position=self.expected(steps_per_epoch), lines=[line])
 
@@ -152,15 +161,10 @@ class FromModel:
 class FromRun:
     """A run of ours that continues."""
 
-    folders: CheckpointFolders
+    run: Storage
     found: Found
     """What the plan found; the checkpoint to restore is looked up again under the lock."""
     needs_lock: bool = field(default=True, init=False)
-
-    @property
-    def run(self) -> Path:
-        """Its folder."""
-        return self.folders.run
 
     @property
     def checkpoint(self) -> Manifest:
@@ -179,40 +183,42 @@ class FromRun:
         """According to its lock, manifests and journal."""
         return newest_incarnation(self.run)
 
-    def is_in(self, folder: Path) -> bool:
-        """Whether it continues in its own folder."""
-        return same_folder(self.run, folder)
+    def is_in(self, storage: Storage) -> bool:
+        """Whether it continues in its own place."""
+        return same_place(self.run, storage)
 
     def journals(self, own: Storage) -> list[Storage]:
         """Its own, and that of the new folder if there already is one."""
-        return [own] if self.is_in(Path(str(own))) else [LocalStorage(self.run), own]
+        return [own] if self.is_in(own) else [self.run, own]
 
-    def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:
-        """Names, shapes and dtypes, the number of workers, and the steps of an epoch."""
-        check_layout(self.checkpoint, layout, world_size=world_size)
+    def check(self, layout: Layout, *, steps_per_epoch: int) -> None:
+        """Names, shapes and dtypes, and the steps of an epoch."""
+        # One that turns out to be damaged is rejected when it is restored, and an older one taken.
+        with suppress(CheckpointInvalid):
+            check_layout(self.run, self.checkpoint, layout)
         saved = self.checkpoint.state.get("steps_per_epoch")
         if saved != steps_per_epoch:
             raise CheckpointMismatch(
                 f"an epoch had {saved} steps when checkpoint {self.checkpoint.position} was saved and has "
                 f"{steps_per_epoch} now, so the position means another place in the data",
-                hint="resume with the same dataset_file, chunk_size and num_rollouts",
+                hint="resume with the same dataset_file and chunk_size",
             )
 
     def restore(
         self,
         engine: Engine,
+        layout: Layout,  # noqa: ARG002 - as the protocol has it
         *,
         steps_per_epoch: int,  # noqa: ARG002 - as the protocol has it
         until: Position | None,
     ) -> Beginning:
         """The newest checkpoint that proves intact on every worker."""
-        storage = LocalStorage(self.run)
-        restored = restore(storage, engine, until=until)
+        restored = restore(self.run, engine, until=until)
         manifest = restored.manifest
         lines = _rejected(restored.rejected)
         lines += [
             f"warning: {line}; its copy is whole and was used, and the next checkpoint writes it again"
-            for line in locate_attachments(storage, manifest).damaged
+            for line in locate_attachments(self.run, manifest).damaged
         ]
         lines.append(
             f"checkpoint: {manifest.position} in {self.run} is the newest valid one, "
@@ -234,9 +240,9 @@ class FromOthers:
     needs_lock: bool = field(default=False, init=False)
 
     @property
-    def run(self) -> Path:
+    def run(self) -> Storage:
         """Its folder."""
-        return self.theirs.run
+        return LocalStorage(self.theirs.run)
 
     def expected(self, steps_per_epoch: int) -> Position:
         """That of the newest complete files."""
@@ -250,7 +256,7 @@ class FromOthers:
         """No start of ours."""
         return 0
 
-    def is_in(self, folder: Path) -> bool:  # noqa: ARG002 - as the protocol has it
+    def is_in(self, storage: Storage) -> bool:  # noqa: ARG002 - as the protocol has it
         """Their folder is not ours until our first checkpoint is in it."""
         return False
 
@@ -258,19 +264,20 @@ class FromOthers:
         """There is none."""
         return []
 
-    def check(self, layout: Layout, *, world_size: int, steps_per_epoch: int) -> None:  # noqa: ARG002
+    def check(self, layout: Layout, *, steps_per_epoch: int) -> None:  # noqa: ARG002
         """The headers of all files against the model."""
         check_headers(self.theirs, layout)
 
     def restore(
         self,
         engine: Engine,
+        layout: Layout,
         *,
         steps_per_epoch: int,
         until: Position | None,  # noqa: ARG002 - as the protocol has it
     ) -> Beginning:
         """The newest position that can be read on every worker."""
-        found = restore_foreign(self.theirs, engine)
+        found = restore_foreign(self.theirs, engine, layout)
         lines = _rejected(found.rejected)
         lines.append(
             f"checkpoint: {found.position} in {self.run} is the newest complete one; it has no manifest"

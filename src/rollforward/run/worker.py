@@ -1,4 +1,4 @@
-"""This process as one worker of a run: connected to the others, watched, and with a log.
+"""This process as one worker of a run: connected to the others and watched, then at work, with a log.
 
 Whatever is opened during its work is closed in reverse order when it exits, and also when a signal ends
 the process: then the stack is not unwound, but everything is closed (`processes.stopping.ending`).
@@ -23,16 +23,24 @@ from rollforward.run.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worker:
-    """One worker at work."""
+class Company:
+    """This process among the workers, connected to them and watched."""
 
     group: Group
-    log: WorkerLog
-    display: Display
     clock: Stopwatch
     watch: CollectiveWatch
     closing: ExitStack
     """What is closed when the worker exits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker(Company):
+    """One worker at work: it has a log, and the first one a display."""
+
+    log: WorkerLog
+    display: Display
+    standby: bool
+    """Whether it had everything ready before the run's last failure."""
 
     @property
     def is_first(self) -> bool:
@@ -49,7 +57,7 @@ class Worker:
 
 
 @contextmanager
-def at_work(plan: Plan, package: EnginePackage) -> Iterator[Worker]:
+def joined(plan: Plan, package: EnginePackage) -> Iterator[Company]:
     """Join the other workers and prepare to be stopped. Collective when there are several."""
     clock = Stopwatch()
     patience = plan.config.rl_config.collective_timeout
@@ -64,20 +72,23 @@ def at_work(plan: Plan, package: EnginePackage) -> Iterator[Worker]:
         stack.callback(watch.close)
         with clock.timing("framework"):
             group = package.connect(plan.config.context.device_target, watch.meeting)
-        display = stack.enter_context(
-            closing(
-                open_display(
-                    rank=group.rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps
-                )
-            )
-        )
-        log = stack.enter_context(closing(WorkerLog(display.line, group.rank)))
-        stack.enter_context(telling_loss(log.line))
-        yield Worker(
-            group=log.heard_over(group),
-            log=log,
-            display=display,
-            clock=clock,
-            watch=watch,
-            closing=stack,
-        )
+        yield Company(group=group, clock=clock, watch=watch, closing=stack)
+
+
+def at_work(plan: Plan, company: Company, *, standby: bool = False) -> Worker:
+    """Begin to report."""
+    rank, closes = company.group.rank, company.closing.enter_context
+    display = closes(
+        closing(open_display(rank=rank, steps_per_epoch=plan.steps_per_epoch, total_steps=plan.total_steps))
+    )
+    log = closes(closing(WorkerLog(display.line, rank)))
+    closes(telling_loss(log.line))
+    return Worker(
+        group=log.heard_over(company.group),
+        log=log,
+        display=display,
+        clock=company.clock,
+        watch=company.watch,
+        closing=company.closing,
+        standby=standby,
+    )

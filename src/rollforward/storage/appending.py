@@ -1,18 +1,19 @@
 """Files that grow: the second way to make bytes durable, for the journal and the metrics.
 
 An `Appender` adds to the end of a file that it alone writes: a new one, or one that has just replaced
-an older file of the same name. When `append` returns, the bytes are on stable storage, and so are the
-file's name and the folders above it. Appended bytes are never changed, so a crash can only cost bytes
-whose `append` had not returned: they may be there completely, partly or not at all, and the reader
-must be able to tell.
+an older file of the same name. When `append` or `sync` returns, all bytes so far are on stable storage, and
+so are the file's name and the folders above it. Appended bytes are never changed, so a crash can only cost
+bytes that were not synced: each part of them may be there or not, whichever was written first, and the
+reader must be able to tell.
 
-A failed append ends the appender. The file may then hold part of the bytes, and after a failed
+A failed write or sync ends the appender. The file may then hold part of the bytes, and after a failed
 fsync it is unknown which: continuing after them on the same descriptor could report bytes as
 durable that are not.
 """
 
+import contextlib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rollforward.errors import StorageError
 from rollforward.storage.base import Buffer, FileOps
@@ -31,29 +32,24 @@ class FileAppender:
         self._path = path
         self._fd = fd
         self._named = named
+        self._unsynced = 0
 
     def append(self, buffers: Iterable[Buffer]) -> None:
-        if self._fd < 0:
-            raise StorageError(
-                f"appending to {self._path}: an earlier append failed or the file was closed",
-                hint="see the first error; resuming begins a new file",
-            )
-        operation = "appending to"
-        try:
-            written = write_all(self._ops, self._fd, buffers)
-            operation = "syncing"
+        self.write(buffers)
+        self.sync()
+
+    def write(self, buffers: Iterable[Buffer]) -> None:
+        with self._ending_after_an_error("appending to"):
+            self._unsynced += write_all(self._ops, self._fd, buffers)
+
+    def sync(self) -> None:
+        with self._ending_after_an_error("syncing"):
             self._ops.fsync(self._fd)
-            if not self._named:
-                operation = "syncing the folder of"
+        if not self._named:
+            with self._ending_after_an_error("syncing the folder of"):
                 self._ops.fsync_folder(self._path.rpartition("/")[0])
-                self._named = True
-        except BaseException as error:
-            # An interrupt may also have left part of the bytes behind.
-            self._abandon()
-            if isinstance(error, OSError):
-                raise storage_error(operation, self._path, error) from error
-            raise
-        self.size += written
+            self._named = True
+        self.size, self._unsynced = self.size + self._unsynced, 0
 
     def close(self) -> None:
         """See `Appender.close`; closing twice does nothing."""
@@ -63,6 +59,22 @@ class FileAppender:
                 self._ops.close(fd)
             except OSError as error:
                 raise storage_error("closing", self._path, error) from error
+
+    @contextlib.contextmanager
+    def _ending_after_an_error(self, operation: str) -> Iterator[None]:
+        if self._fd < 0:
+            raise StorageError(
+                f"{operation} {self._path}: an earlier append failed or the file was closed",
+                hint="see the first error; resuming begins a new file",
+            )
+        try:
+            yield
+        except BaseException as error:
+            # An interrupt may also have left part of the bytes behind.
+            self._abandon()
+            if isinstance(error, OSError):
+                raise storage_error(operation, self._path, error) from error
+            raise
 
     def _abandon(self) -> None:
         fd, self._fd = self._fd, -1

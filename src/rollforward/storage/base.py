@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from rollforward.storage.failures import settled_error
 
@@ -63,7 +63,19 @@ class Appender(Protocol):
     """Bytes that are known to be durable."""
 
     def append(self, buffers: Iterable[Buffer]) -> None:
-        """Add to the end, durably. After an error every further call raises StorageError."""
+        """Add to the end, durably: `write`, then `sync`."""
+        ...
+
+    def write(self, buffers: Iterable[Buffer]) -> None:
+        """Add to the end. After an error every further call raises StorageError.
+
+        On a file system the bytes survive the death of the process; a crash of the machine, and in an object
+        store anything, only after the next `sync`.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Make everything that was written durable. Errors as from `write`."""
         ...
 
     def close(self) -> None:
@@ -118,8 +130,32 @@ class Storage(Protocol):
         """Remove a file; no error when it is already gone. Durable after `sync_folder`."""
         ...
 
+    def sync_file(self, path: str) -> None:
+        """Make durable what an appender wrote, whether or not it synced, and whichever process it was in."""
+        ...
+
     def sync_folder(self, path: str) -> None:
         """Make the folder's names durable."""
+        ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """A storage that writes on a condition: of several writers at the same moment, one gets through.
+
+    Both raise StorageError as the methods of `Storage` do.
+    """
+
+    def read_tagged(self, path: str) -> tuple[bytes, str] | None:
+        """A small file's content, and the tag that changes with each write; None when there is no file."""
+        ...
+
+    def put_if(self, path: str, content: bytes, tag: str | None) -> str | None:
+        """Write the file if it still has this tag; None: if there is none. Returns its new tag.
+
+        Returns None, with nothing written, when that does not hold. A write whose answer was lost is
+        recognised by its content, so the content must be the writer's own.
+        """
         ...
 
 

@@ -12,6 +12,7 @@ Left out: file systems where `flock` only works within one machine. There the ca
 import errno
 import fcntl
 import os
+import weakref
 from pathlib import Path
 
 from rollforward.errors import StorageError
@@ -20,6 +21,8 @@ from rollforward.storage.inplace import open_in_place
 
 RECORD_BYTES = 512
 
+_HELD: "weakref.WeakSet[FileLock]" = weakref.WeakSet()
+"""The locks of this process."""
 _LOCKS = Path("/proc/locks")
 """Linux's list of held locks: `1: FLOCK ADVISORY WRITE <pid> 08:01:<inode> 0 EOF`."""
 
@@ -45,7 +48,14 @@ class FileLock:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 return None
             raise storage_error("locking", str(path), error) from error
-        return cls(path, fd)
+        lock = cls(path, fd)
+        _HELD.add(lock)
+        return lock
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has it: not once it was released, and not in a forked child."""
+        return self._fd >= 0
 
     def read(self) -> bytes:
         """The current content without trailing spaces. StorageError when it is larger than a record."""
@@ -83,6 +93,18 @@ class FileLock:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+def _leave_to_parent() -> None:
+    """In a forked child, such as a worker that loads data: it must not hold the lock when its parent is gone.
+
+    Closing a child's copy of the descriptor does not release the parent's lock.
+    """
+    for lock in list(_HELD):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def is_held(path: Path) -> bool:

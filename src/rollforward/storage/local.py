@@ -213,6 +213,17 @@ class LocalStorage:
         except OSError as error:
             raise storage_error("removing", target, error) from error
 
+    def sync_file(self, path: str) -> None:
+        target, fd = self._full(path), -1
+        self._refuse_links(path)
+        try:
+            fd = self._ops.open_read(target)
+            self._ops.fsync(fd)
+        except OSError as error:
+            raise storage_error("syncing", target, error) from error
+        finally:
+            self._close_quietly(fd)
+
     def sync_folder(self, path: str) -> None:
         self._sync(self._full(path) if path else self.root)
 

@@ -19,11 +19,13 @@ from rollforward.store.judging import load_manifest as load_manifest
 from rollforward.store.layout import (
     COMMITS,
     ROLE_FOLDERS,
+    TableName,
     TensorFileName,
     in_order,
     manifest_path,
     parse_manifest_name,
     parse_rank,
+    parse_rank_file,
     role_folder,
     role_of_folder,
 )
@@ -169,14 +171,19 @@ def list_checkpoints(storage: Storage, *, deep: bool = False) -> list[Checkpoint
     return [info for info in found if info is not None]
 
 
-def tensor_files(storage: Storage, folder: str) -> Iterator[TensorFileName]:
-    """Everything in a role's folder that is named like one of our tensor files."""
+def rank_files(storage: Storage, folder: str) -> Iterator[TensorFileName | TableName]:
+    """Everything in a role's folder, or in that of tables, that is named like one of our files."""
     for rank in storage.scan(folder):
         if parse_rank(rank.name) is not None and rank.kind == "folder":
             for entry in storage.scan(f"{folder}/{rank.name}"):
-                name = TensorFileName.parse(f"{folder}/{rank.name}/{entry.name}")
+                name = parse_rank_file(f"{folder}/{rank.name}/{entry.name}")
                 if name is not None:
                     yield name
+
+
+def tensor_files(storage: Storage, folder: str) -> Iterator[TensorFileName]:
+    """Everything in a role's folder that is named like one of our tensor files."""
+    return (name for name in rank_files(storage, folder) if isinstance(name, TensorFileName))
 
 
 def roles_on_disk(storage: Storage) -> list[str]:

@@ -2,8 +2,8 @@
 
 Manifests go first and their folder is synced; only then the files that no other manifest
 lists. A file whose name is not one of ours is never touched, and the only folders searched are those
-of roles that a manifest has listed or that this process saves (`Kept.roles`). Every function returns
-warnings instead of raising: by then the new checkpoint is committed, and a leftover file does no
+of tables and of roles that a manifest has listed or that this process saves (`Kept.roles`). Every function
+returns warnings instead of raising: by then the new checkpoint is committed, and a leftover file does no
 harm.
 
 Nothing is removed because of an error. A manifest that could not be read this time (`unknown`) may list
@@ -11,34 +11,39 @@ any file, so as long as there is one, no tensor file, attachment or journal segm
 tries to read it again.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store.attachments import copy_of
-from rollforward.store.catalog import tensor_files
+from rollforward.store.catalog import rank_files
 from rollforward.store.guests import read_guests
-from rollforward.store.journal.history import journal_ranks
-from rollforward.store.journal.reading import list_segments, remove_segments
 from rollforward.store.judging import is_gone, load_summary, verdict_of, why_not_there, why_not_valid
 from rollforward.store.layout import (
     COMMITS,
+    MAX_ATTEMPT,
     MODEL,
     ROLE_FOLDERS,
+    TABLES,
+    Generation,
+    TableName,
     TensorFileName,
     in_order,
     is_temporary,
     manifest_path,
+    meta_path,
     parse_manifest_name,
     parse_rank,
+    parse_rank_file,
     rank_folder,
     role_folder,
 )
-from rollforward.store.manifest import Generation, Manifest
+from rollforward.store.manifest import Manifest
 from rollforward.store.retention import Candidate, Retention, Verdict, keep_mask
 from rollforward.store.summary import Summary
 
@@ -55,19 +60,37 @@ class Kept:
     """Positions whose manifest is damaged: their own files stay as long as the manifest does."""
     unknown: frozenset[Position]
     """Positions whose manifest could not be read this time: while there are any, everything stays."""
-    world_size: int
-    """The largest world size in any readable manifest."""
     roles: frozenset[str]
-    """Roles whose folders may hold our files: the contract's, and all that a manifest has listed."""
+    """Whose folders may hold our files: the contract's roles, all that a manifest has listed, and TABLES."""
+    later: int = MAX_ATTEMPT + 1
+    """Files of this attempt or a higher one are of later starts (`checkpoints.attempts_of`): they stay."""
 
-    def keeps(self, name: TensorFileName) -> bool:
-        """Whether a tensor file must stay."""
-        generation = name.role, name.position, name.attempt
-        return bool(self.unknown) or generation in self.generations or name.position in self.unreadable
+    def as_json(self) -> Any:
+        """For other ranks."""
+        return {
+            "generations": [[kind, str(at), number] for kind, at, number in sorted(self.generations)],
+            "unreadable": [str(position) for position in sorted(self.unreadable)],
+            "unknown": [str(position) for position in sorted(self.unknown)],
+            "roles": sorted(self.roles),
+            "later": self.later,
+        }
 
-    def may_need_journal_of(self, rank: int) -> bool:
-        """Whether a replay from some kept checkpoint may need this rank."""
-        return rank < self.world_size or bool(self.unreadable) or bool(self.unknown)
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Kept":
+        """From another rank's `as_json`."""
+        return cls(
+            frozenset((kind, Position.parse(at), number) for kind, at, number in value["generations"]),
+            frozenset(map(Position.parse, value["unreadable"])),
+            frozenset(map(Position.parse, value["unknown"])),
+            frozenset(value["roles"]),
+            value["later"],
+        )
+
+    def keeps(self, name: TensorFileName | TableName) -> bool:
+        """Whether a tensor file or a table must stay."""
+        if self.unknown or name.attempt >= self.later:
+            return True
+        return name.generation in self.generations or name.position in self.unreadable
 
 
 class Inventory:
@@ -75,11 +98,21 @@ class Inventory:
 
     `look` says why a checkpoint is not intact; without it, a checkpoint is intact when its manifest and its
     files are there. StorageError when the manifests, or what else must stay, cannot be determined.
+    `seen`: where files are looked for, if not in the storage itself. `later` is as in `Kept`.
     """
 
-    def __init__(self, storage: Storage, look: Look | None = None) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        look: Look | None = None,
+        *,
+        seen: Storage | None = None,
+        later: int = MAX_ATTEMPT + 1,
+    ) -> None:
         self._storage = storage
         self._look = look
+        self._seen = seen or storage
+        self._later = later
         self._summaries: dict[Position, Summary | None] = {}
         """None for a manifest that is damaged or could not be read."""
         self._unknown: dict[Position, str] = {}
@@ -88,7 +121,7 @@ class Inventory:
         """Checkpoints whose files could not be checked this time, and why."""
         self._verdicts: dict[Position, Verdict] = {}
         """Results so far; only definite ones."""
-        self._roles = set(ROLE_FOLDERS)
+        self._roles = {*ROLE_FOLDERS, TABLES}
         """Includes those of checkpoints removed since: their files go after their manifest."""
         self._guests = read_guests(storage)
         named = (parse_manifest_name(entry.name) for entry in storage.scan(COMMITS))
@@ -138,8 +171,8 @@ class Inventory:
             generations=named | self._guests,
             unreadable=frozenset(damaged - self._unknown.keys()),
             unknown=frozenset(self._unknown),
-            world_size=max((summary.world_size for summary in self._readable()), default=0),
             roles=frozenset(self._roles),
+            later=self._later,
         )
 
     def attachments(self) -> dict[str, str]:
@@ -156,13 +189,16 @@ class Inventory:
         return any(self._judge_at(summary.position) is Verdict.VALID for summary in order)
 
     def free_attempt(self, roles: Iterable[str], position: Position) -> int:
-        """The lowest attempt number that would replace no committed file of this position."""
+        """The lowest attempt number that would replace no committed file of this position.
+
+        `roles` includes TABLES, as everywhere in this module.
+        """
         roles, kept = list(roles), self.kept()
         taken = set(kept.generations)
         if kept.unknown:
             # Any existing file may be listed by a manifest.
-            files = (name for role in roles for name in tensor_files(self._storage, role_folder(role)))
-            taken |= {(name.role, name.position, name.attempt) for name in files}
+            folders = map(role_folder, roles)
+            taken |= {name.generation for folder in folders for name in rank_files(self._storage, folder)}
         attempt = 1 if position in kept.unreadable | kept.unknown else 0
         while any((role, position, attempt) in taken for role in roles):
             attempt += 1
@@ -219,7 +255,7 @@ class Inventory:
             # what happens by accident: damage and missing files.
             quick = Verdict.VALID in self._verdicts.values()
             look = self._look or (why_not_there if quick else why_not_valid)
-            problem = look(self._storage, position)
+            problem = look(self._seen, position)
             verdict = verdict_of(problem)
             if problem is not None and verdict is Verdict.UNKNOWN:
                 self._unchecked[position] = problem.message
@@ -275,7 +311,7 @@ def unneeded_files(storage: Storage, kept: Kept, role: str, rank: int) -> list[t
     folder, found = rank_folder(role, rank), []
     for entry in storage.scan(folder):
         path = f"{folder}/{entry.name}"
-        name = TensorFileName.parse(path)
+        name = parse_rank_file(path)
         if entry.kind == "file" and (is_temporary(entry.name) or (name and not kept.keeps(name))):
             found.append((path, entry.size))
     return found
@@ -290,21 +326,15 @@ def remove_files_of_stray_ranks(storage: Storage, kept: Kept, world_size: int) -
     return [warning for rank in strays for warning in remove_files(storage, kept, rank)]
 
 
-def remove_journals_of_stray_ranks(
-    storage: Storage, kept: Kept, world_size: int, incarnation: int
-) -> list[str]:
-    """Remove the journals of ranks that no longer have a worker and that no kept checkpoint includes.
-
-    An earlier start with more workers left them. What a start after `incarnation` wrote stays: a writer
-    that has been replaced must not remove it.
-    """
+def remove_meta_of_stray_ranks(storage: Storage, kept: Kept, world_size: int) -> list[str]:
+    """Remove their `meta.json`: it is derived from the newest checkpoint, which does not have them."""
     try:
-        for rank in journal_ranks(storage):
-            if rank >= world_size and not kept.may_need_journal_of(rank):
-                segments = [segment.name for segment in list_segments(storage, rank)]
-                remove_segments(storage, [name for name in segments if name.incarnation < incarnation])
+        for role in in_order(kept.roles):
+            for rank in ranks_with_files(storage, [role]):
+                if rank >= world_size:
+                    storage.remove(meta_path(role, rank))
     except StorageError as error:
-        return [f"an old journal segment could not be removed: {error.message}"]
+        return [f"meta.json of a rank that is gone could not be removed: {error.message}"]
     return []
 
 

@@ -19,8 +19,8 @@ from rollforward.position import Position
 from rollforward.storage import Storage, read_small
 from rollforward.store import strictjson
 from rollforward.store.catalog import roles_on_disk, tensor_files
-from rollforward.store.layout import GUESTS, check_roles, meta_path, role_folder
-from rollforward.store.manifest import Generation, check_own_digest, seal
+from rollforward.store.layout import GUESTS, Generation, check_roles, meta_path, role_folder
+from rollforward.store.sealing import check_own_digest, seal
 
 _FORMAT = "rollforward guests"
 _MAX_BYTES = 1 << 24

@@ -1,15 +1,16 @@
 """Whether a checkpoint is valid: the one place that decides, for resuming and for inspection.
 
-There are two depths. `files`: the manifest is intact, every tensor file is a regular file of the right
-size, no folder on its path is a link, and every attachment has its digest; a thousand ranks take
-milliseconds. `bytes`: every byte of every tensor is also read and digested. Restoring verifies every
-byte anyway, so `find` checks at depth `files`.
+There are two depths. `files`: the manifest is intact, every tensor file and table is a regular file of the
+right size, no folder on its path is a link, and every attachment has its digest; a thousand ranks take
+milliseconds. `bytes`: every byte of every table and tensor is also read and digested. Restoring verifies
+every byte that it uses anyway, so `find` checks at depth `files`.
 
 There are three possible answers. A checkpoint that could not be read this time (`CheckpointUnreadable`) is
 not resumed from, but is not invalid either: nothing may be deleted because of it.
 
 A run may save and prune during a check: the files that a manifest lists may vanish once the manifest is
-gone. So before a checkpoint is reported as bad, its manifest is checked again.
+gone. So before a checkpoint is reported as bad, its manifest is checked again. In a bucket the sizes of all
+files come from listings (`storage.listing`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +19,15 @@ from dataclasses import dataclass
 from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, StorageError
 from rollforward.position import Position
 from rollforward.storage import ReadHandle, Storage, read_whole
+from rollforward.storage.listing import listed
 from rollforward.store import manifest as manifests
+from rollforward.store import versions
 from rollforward.store.attachments import FoundAttachments, find_attachments
 from rollforward.store.layout import manifest_path
-from rollforward.store.manifest import Attachment, Manifest
-from rollforward.store.restoring import read_tensors
+from rollforward.store.manifest import Attachment, ListedFile, Manifest
+from rollforward.store.restoring import verify_tensors
 from rollforward.store.retention import Verdict
+from rollforward.store.sealing import NOT_WHOLE
 from rollforward.store.summary import Summary, listed_files, summarise
 from rollforward.store.unreadable import rejection
 
@@ -70,6 +74,7 @@ class Judge:
         self.damaged_copies: dict[str, None] = {}
         """Attachments with one damaged and one intact copy, one line each, in order."""
         self._storage = storage
+        self._listed = listed(storage)
         self._deep = deep
         self._progress = progress
         self._attachments: dict[tuple[Attachment, ...], FoundAttachments | CheckpointInvalid] = {}
@@ -104,18 +109,17 @@ class Judge:
             )
 
     def _look(self, manifest: Manifest) -> Iterator[int]:
-        _check_sizes(self._storage, manifest.position, [(file.path, file.size) for file in manifest.files])
+        _check_sizes(self._listed, manifest.position, [*manifest.files, *manifest.table_files])
         self._check_attachments(manifest)
         if self._deep:
-            for _, _, array in read_tensors(self._storage, manifest):
-                yield array.nbytes
+            yield from verify_tensors(self._storage, manifest)
             yield sum(item.size for item in manifest.attachments)
 
     def _check_attachments(self, manifest: Manifest) -> FoundAttachments:
         found = self._attachments.get(manifest.attachments)
         if found is None:
             try:
-                found = find_attachments(self._storage, manifest.attachments, both=self._deep)
+                found = find_attachments(self._listed, manifest.attachments, both=self._deep)
             except CheckpointInvalid as error:
                 found = error
             if not isinstance(found, CheckpointUnreadable):
@@ -146,7 +150,7 @@ def why_not_intact(storage: Storage, position: Position) -> CheckpointInvalid | 
     try:
         manifest = load_manifest(storage, position)
         check_files(storage, manifest)
-        for _ in read_tensors(storage, manifest):
+        for _ in verify_tensors(storage, manifest):
             pass
     except CheckpointInvalid as error:
         return error
@@ -166,7 +170,7 @@ def why_not_there(storage: Storage, position: Position) -> CheckpointInvalid | N
 
 def load_manifest(storage: Storage, position: Position) -> Manifest:
     """The manifest of a position; CheckpointInvalid when it cannot be read or is not intact."""
-    return manifests.parse(_content(storage, position), f"{position}.json")
+    return versions.parse(_content(storage, position), f"{position}.json")
 
 
 def load_summary(storage: Storage, position: Position) -> Summary:
@@ -192,7 +196,7 @@ def is_replaced(storage: Storage, manifest: Manifest) -> bool:
 
 def check_files(storage: Storage, manifest: Manifest) -> None:
     """CheckpointInvalid unless every file has its size and every attachment its digest."""
-    _check_sizes(storage, manifest.position, [(file.path, file.size) for file in manifest.files])
+    _check_sizes(storage, manifest.position, [*manifest.files, *manifest.table_files])
     _about(manifest.position, storage, manifest.attachments)
 
 
@@ -205,7 +209,7 @@ def _content(storage: Storage, position: Position) -> bytes:
     try:
         with storage.open(path) as handle:
             if not manifests.looks_whole(*_ends(handle)):
-                raise CheckpointInvalid(f"manifest {position}.json: {manifests.NOT_WHOLE}")
+                raise CheckpointInvalid(f"manifest {position}.json: {NOT_WHOLE}")
             return read_whole(handle, path, limit=manifests.MAX_MANIFEST_BYTES)
     except StorageError as error:
         raise rejection(error, f"manifest {position}") from error
@@ -227,7 +231,7 @@ def _about(position: Position, storage: Storage, attachments: Sequence[Attachmen
         raise type(error)(f"checkpoint {position}: {error.message}") from error
 
 
-def _check_sizes(storage: Storage, position: Position, files: Sequence[tuple[str, int]]) -> None:
+def _check_sizes(storage: Storage, position: Position, files: Sequence[ListedFile]) -> None:
     folders: set[str] = set()
     try:
         for path, size in files:

@@ -25,6 +25,10 @@ JOURNAL = "journal"
 LOCK = "run.lock"
 META = "meta.json"
 MODEL = "model"
+TABLES = "tables"
+
+MAX_ATTEMPT = 999_999
+"""The greatest that a name has room for."""
 
 _NUMBER = r"(?:0|[1-9]\d{0,17})"
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,39}", re.ASCII)
@@ -33,11 +37,18 @@ _BEHIND_ROLE = re.compile(
     rf"-(?P<position>{_NUMBER}_{_NUMBER})\.safetensors",
     re.ASCII,
 )
+_TABLE = re.compile(
+    rf"table(?:\.(?P<attempt>[1-9]\d{{0,5}}))?_rank_(?P<rank>{_NUMBER})-(?P<position>{_NUMBER}_{_NUMBER})\.json",
+    re.ASCII,
+)
 _SEGMENT = re.compile(rf"({_NUMBER})-({_NUMBER}_{_NUMBER})\.journal", re.ASCII)
 _MANIFEST = re.compile(rf"({_NUMBER}_{_NUMBER})\.json", re.ASCII)
 _RANK = re.compile(rf"rank_({_NUMBER})", re.ASCII)
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
 _FOLDER_ROLES = {folder: role for role, folder in ROLE_FOLDERS.items()}
+
+Generation = tuple[str, Position, int]
+"""(kind, position, attempt): files written together, one by each rank. The kind is a role, or TABLES."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +59,23 @@ class TensorFileName:
     rank: int
     position: Position
     attempt: int = 0
-    """Number of earlier committed files with this role, rank and position."""
+    """Sets it apart from other files of this role, rank and position; on a disk, it counts those that were
+    committed before."""
 
     @property
     def name(self) -> str:
         """The bare file name."""
-        again = f".{self.attempt}" if self.attempt else ""
-        return f"{self.role}{again}_rank_{self.rank}-{self.position}.safetensors"
+        return f"{self.role}{_again(self.attempt)}_rank_{self.rank}-{self.position}.safetensors"
 
     @property
     def path(self) -> str:
         """Relative to the run's folder."""
         return f"{rank_folder(self.role, self.rank)}/{self.name}"
+
+    @property
+    def generation(self) -> Generation:
+        """The files that were written with it."""
+        return self.role, self.position, self.attempt
 
     @classmethod
     def parse(cls, path: str) -> "TensorFileName | None":
@@ -74,6 +90,45 @@ class TensorFileName:
         position = Position.parse(match["position"])
         parsed = cls(role, int(match["rank"]), position, int(match["attempt"] or 0))
         return parsed if parsed.path == path else None
+
+
+@dataclass(frozen=True)
+class TableName:
+    """The parsed name of a rank's table of a checkpoint."""
+
+    rank: int
+    position: Position
+    attempt: int = 0
+    """Number of earlier committed tables with this rank and position."""
+
+    @property
+    def path(self) -> str:
+        """Relative to the run's folder."""
+        again = _again(self.attempt)
+        return f"{rank_folder(TABLES, self.rank)}/table{again}_rank_{self.rank}-{self.position}.json"
+
+    @property
+    def generation(self) -> Generation:
+        """The tables that were written with it."""
+        return TABLES, self.position, self.attempt
+
+    @classmethod
+    def parse(cls, path: str) -> "TableName | None":
+        """Parse a path relative to the run's folder; None when it is not a table."""
+        match = _TABLE.fullmatch(path.rpartition("/")[2])
+        if match is None:
+            return None
+        parsed = cls(int(match["rank"]), Position.parse(match["position"]), int(match["attempt"] or 0))
+        return parsed if parsed.path == path else None
+
+
+def parse_rank_file(path: str) -> TensorFileName | TableName | None:
+    """Parse the path of a tensor file or a table; None when it is neither."""
+    return TableName.parse(path) if path.startswith(f"{TABLES}/") else TensorFileName.parse(path)
+
+
+def _again(attempt: int) -> str:
+    return f".{attempt}" if attempt else ""
 
 
 @dataclass(frozen=True, order=True)

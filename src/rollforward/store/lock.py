@@ -13,20 +13,22 @@ import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rollforward.errors import RunLocked, StorageError
 from rollforward.storage import LocalStorage, Storage, read_small
-from rollforward.storage.filelock import RECORD_BYTES, FileLock, holds, is_held
+from rollforward.storage.filelock import FileLock, holds, is_held
 from rollforward.store import strictjson
 from rollforward.store.catalog import peek_incarnations
 from rollforward.store.layout import JOURNAL, LOCK, manifest_path, parse_rank
 from rollforward.store.manifest import MAX_INCARNATION
 
 _SEGMENT = re.compile(r"(\d{1,18})-.*\.journal", re.ASCII)
+_MOST_BYTES = 1 << 16
+"""Of a lease; a file has `RECORD_BYTES`."""
 _NO_SUCCESSOR = "is of start {} of the run, and no number follows that one"
 
 
@@ -53,6 +55,8 @@ class RunLock:
         self.owner = owner
         self.taken_over = taken_over
         """The previous owner, if it ended without releasing the lock."""
+        self.left_behind: Mapping[str, float] = {}
+        """Nothing: what was written is in the folder."""
         self._storage = storage
         self._file = file
 
@@ -79,7 +83,7 @@ class RunLock:
         if file is None:
             raise _locked(storage)
         try:
-            before = _parse(file.read())
+            before = parse_owner(file.read())
             owner = Owner(
                 incarnation=next_incarnation(storage, before, after),
                 host=this_host(),
@@ -103,7 +107,9 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Release the lock, and record in the file that this was clean."""
+        """Release the lock, and record in the file that this was clean. A forked child has none."""
+        if not self._file.held:
+            return
         try:
             if read_owner(self._storage) == self.owner:
                 self._file.write(json.dumps(asdict(self.owner) | {"held": False}).encode())
@@ -136,14 +142,14 @@ def is_taken(root: str | Path) -> bool:
 def read_owner(storage: Storage) -> Owner | None:
     """Who holds, or last held, the folder; None when unknown."""
     try:
-        return _parse(read_small(storage, LOCK, limit=RECORD_BYTES).rstrip(b" \n\0"))
+        return parse_owner(read_small(storage, LOCK, limit=_MOST_BYTES).rstrip(b" \n\0"))
     except StorageError:
         return None
 
 
-def newest_incarnation(root: str | Path) -> int:
-    """The newest incarnation of the run in a folder; 0 when there was none."""
-    storage = LocalStorage(root)
+def newest_incarnation(root: str | Path | Storage) -> int:
+    """The newest incarnation of the run in a folder or a storage; 0 when there was none."""
+    storage: Storage = LocalStorage(root) if isinstance(root, str | Path) else root
     return next_incarnation(storage, read_owner(storage)) - 1
 
 
@@ -199,11 +205,13 @@ def this_host() -> str:
     return socket.gethostname()[:64].encode("ascii", "replace").decode()
 
 
-def _parse(content: bytes) -> Owner | None:
+def parse_owner(content: bytes) -> Owner | None:
+    """The owner in the content of `run.lock`, or in a lease (`lease`); None when there is none."""
     try:
         value = strictjson.parse(content)
+        value.pop("lease", None)
         owner = Owner(**value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, AttributeError):
         return None
     kinds = (type(owner.incarnation), type(owner.host), type(owner.pid), type(owner.since), type(owner.held))
     well_formed = kinds == (int, str, int, str, bool) and 0 <= owner.incarnation <= MAX_INCARNATION

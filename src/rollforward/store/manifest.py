@@ -1,67 +1,55 @@
 """The manifest: the file that makes a checkpoint exist, and the single source of truth about it.
 
 Promises: `parse(dump(m)) == m`; a manifest that was edited, truncated or hit by a bit flip is
-rejected because of its own digest; an intact one that names a path outside the run's folder, a byte
-range outside a file, or the same thing twice is rejected too. Reading a manifest allocates memory in
-proportion to its size on disk and no more. The format is described in the docstring of
+rejected because of its own digest; an intact one that breaks a rule is rejected too. Reading a manifest
+allocates memory in proportion to its size on disk and no more. The format is described in the docstring of
 `rollforward.store`.
+
+A manifest has a line for each rank and an entry for each role, so that its size does not depend on the
+number of tensors. What the ranks' tables say is another matter (`table`, `contents`). Versions 1 and 2 had
+the tensors in the manifest (`earlier`); `versions.parse` reads all of them.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from rollforward.errors import CheckpointInvalid
 from rollforward.position import Position
 from rollforward.storage.base import check_path
 from rollforward.store import strictjson
-from rollforward.store.digests import DIGEST_HEX, digest
-from rollforward.store.layout import MODEL, ROLE_FOLDERS, TensorFileName, is_role, parse_manifest_name
-from rollforward.store.tensorfile import (
-    TensorRecord,
-    WrittenFile,
-    as_bytes,
-    check_span,
-    dtype_code,
-    is_count,
-    parse_shape,
+from rollforward.store.digests import digest, is_digest
+from rollforward.store.layout import (
+    MODEL,
+    Generation,
+    TableName,
+    TensorFileName,
+    check_roles,
+    in_order,
+    parse_manifest_name,
 )
+from rollforward.store.sealing import check_own_digest, dump_lines, need, own_digest, seal, text
+from rollforward.store.table import FileRecord, Table, parse_file
+from rollforward.store.tensorfile import as_bytes, dtype_code, is_count
 
 FORMAT = "rollforward checkpoint"
-VERSIONS = (1, 2)
-"""Version 2 allows roles outside the contract; nothing else differs."""
+VERSION = 3
+"""The one that is written."""
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_ATTACHMENT_BYTES = 1 << 28
-_MOST_VALUES = 4_000_000
-"""Room for 300,000 tensors."""
 MAX_INCARNATION = 10**18 - 1
 """The highest that fits into the names of journal segments."""
-NOT_WHOLE = "cut short or overwritten: it does not end with its digest"
 _LARGEST = 10**300
-_FRONT = re.compile(rb'{"format":"%b","version":[12],"incarnation":(\d{1,18}),' % FORMAT.encode())
-_TAIL = len(',"digest":""}\n') + DIGEST_HEX
-KEYS = frozenset(
+_FRONT = re.compile(rb'{"format":"%b","version":[123],"incarnation":(\d{1,18}),' % FORMAT.encode())
+_HEAD_KEYS = frozenset(
     {"format", "version", "incarnation", "position", "run_id", "global_step", "created", "world_size"}
-    | {"fingerprint", "journal", "versions", "state", "roles", "attachments", "files", "tensors", "digest"}
+    | {"fingerprint", "versions", "state", "attachments", "digest"}
 )
-
-Generation = tuple[str, Position, int]
-"""(role, position, attempt): a role's files that were written together, one by each rank."""
-
-TensorPart = tuple[str, str, tuple[int, ...], str]
-"""(name, dtype, shape, digest): what a tensor contributes to the digest of its role."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One of a checkpoint's tensor files."""
-
-    path: str
-    size: int
-    digest: str
+_KEYS = _HEAD_KEYS | {"roles", "attempt", "tables"}
+_TABLES = b',\n"tables":['
+"""The text just before the tables; never inside a string, where JSON has no line breaks."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +63,42 @@ class Attachment(FileRecord):
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """One of a checkpoint's tensors, and where its bytes are."""
+class RoleRecord:
+    """A role of a checkpoint: its files, one of each rank, and what is in them."""
 
-    role: str
-    file: str
-    """Path of the file that holds it."""
-    record: TensorRecord
-    layout: str = "replicated"
-    """How it is distributed over the ranks: version 1 has only `replicated` (the same on every rank)."""
+    position: Position
+    """Where its files were written; an older one than the checkpoint's when it has not changed since."""
+    attempt: int
+    tensors: int
+    """The number of its tensors."""
+    digest: str
+    """Of their content, whichever ranks hold it (`contents.content_of`)."""
+    cut: int = 0
+    """The number of pieces that are cut within a block of their tensor: where there are any, the digest is
+    another than that of the same tensors cut elsewhere."""
+
+
+class ListedFile(NamedTuple):
+    """A file that a checkpoint needs."""
+
+    path: str
+    size: int
+
+
+class RankRecord(NamedTuple):
+    """What a rank wrote of a checkpoint."""
+
+    size: int
+    """Bytes of its table; 0 in versions 1 and 2, which have none."""
+    digest: str
+    """The one that the table ends with."""
+    sizes: tuple[int, ...]
+    """Bytes of its tensor files, in the order of roles."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """Everything about one checkpoint."""
+class Head:
+    """A manifest without the records of its ranks: the part that every rank knows after a commit."""
 
     incarnation: int
     position: Position
@@ -102,21 +112,13 @@ class Manifest:
     versions: Mapping[str, str]
     state: Mapping[str, Any]
     """The trainer's own state, a small JSON object. Only `metrics` has a meaning here."""
-    files: tuple[FileRecord, ...]
-    tensors: tuple[StoredTensor, ...]
+    roles: Mapping[str, RoleRecord]
+    """In the order of manifests."""
+    attempt: int = 0
+    """That of its tables."""
     attachments: tuple[Attachment, ...] = ()
     digest: str = field(default="", compare=False)
     """The manifest's own digest: set by `parse` and by the store, not by hand."""
-
-    @property
-    def roles(self) -> set[str]:
-        """Every role in it, including roles without tensors."""
-        return {generation[0] for generation in self.generations()} | {item.role for item in self.tensors}
-
-    @property
-    def version(self) -> int:
-        """The format version."""
-        return version_of(self.roles)
 
     @property
     def order(self) -> tuple[int, Position]:
@@ -124,36 +126,76 @@ class Manifest:
         return self.incarnation, self.position
 
     @property
-    def size(self) -> int:
-        """Bytes of all files that it lists, including shared ones."""
-        return sum(file.size for file in self.files) + sum(file.size for file in self.attachments)
-
-    @property
     def metrics(self) -> dict[str, float]:
         """Name -> value, for retention and for people; empty when the trainer gave none."""
         return metrics_of(self.state)
 
     def role_digests(self) -> dict[str, str]:
-        """One digest per role, over its tensors by name; independent of world size and files."""
-        parts: dict[str, list[TensorPart]] = {}
-        for tensor in self.tensors:
-            record = tensor.record
-            part = (record.name, record.dtype, record.shape, record.digest)
-            parts.setdefault(tensor.role, []).append(part)
-        return {role: _role_digest(found) for role, found in sorted(parts.items())}
+        """One digest per role, over its tensors; independent of world size and files.
+
+        Where tensors are cut within blocks (`RoleRecord.cut`), `restoring.content_digests` is that of others.
+        """
+        return {role: record.digest for role, record in sorted(self.roles.items())}
+
+    def tensor_file(self, role: str, rank: int) -> TensorFileName:
+        """A rank's file of a role."""
+        record = self.roles[role]
+        return TensorFileName(role, rank, record.position, record.attempt)
+
+    def table_file(self, rank: int) -> TableName:
+        """A rank's table; versions 1 and 2 have none."""
+        return TableName(rank, self.position, self.attempt)
 
     def generations(self) -> set[Generation]:
-        """The files it needs, one entry for all ranks: their role and the position they were written at."""
-        parsed = [TensorFileName.parse(file.path) for file in self.files]
-        return {(name.role, name.position, name.attempt) for name in parsed if name is not None}
+        """The files it needs, one entry for all ranks."""
+        return {self.table_file(0).generation, *(self.tensor_file(role, 0).generation for role in self.roles)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Head):
+    """Everything about one checkpoint, except what each rank's table says."""
+
+    ranks: tuple[RankRecord, ...]
+    tables: tuple[Table, ...] = ()
+    """Only in versions 1 and 2: what tables would say, since these have none."""
+    version: int = VERSION
+
+    @property
+    def files(self) -> list[ListedFile]:
+        """Every tensor file, by role, then by rank."""
+        return [
+            ListedFile(self.tensor_file(role, rank).path, record.sizes[place])
+            for place, role in enumerate(self.roles)
+            for rank, record in enumerate(self.ranks)
+        ]
+
+    @property
+    def table_files(self) -> list[ListedFile]:
+        """Every rank's table; versions 1 and 2 have none."""
+        if self.version != VERSION:
+            return []
+        return [ListedFile(self.table_file(rank).path, record.size) for rank, record in enumerate(self.ranks)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files that it lists, including shared ones."""
+        listed = [*self.files, *self.table_files]
+        return sum(file.size for file in listed) + sum(file.size for file in self.attachments)
+
+    def generations(self) -> set[Generation]:
+        """Without tables in versions 1 and 2."""
+        tables = {self.table_file(0).generation} if self.version != VERSION else set()
+        return super().generations() - tables
 
     def paths(self) -> set[str]:
         """Every file that this checkpoint needs."""
-        return {file.path for file in self.files} | {file.path for file in self.attachments}
+        return {file.path for file in [*self.files, *self.table_files]} | {
+            file.path for file in self.attachments
+        }
 
 
 def metrics_of(state: Mapping[str, Any]) -> dict[str, float]:
-    """See `Manifest.metrics`."""
+    """See `Head.metrics`."""
     given = state.get("metrics")
     found = given.items() if isinstance(given, dict) else ()
     # An integer may be too large for a float.
@@ -164,31 +206,13 @@ def metrics_of(state: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def tensors_of(role: str, written: WrittenFile) -> list[StoredTensor]:
-    """The manifest's records for the tensors in a file that was just written."""
-    return [StoredTensor(role, written.path, record) for record in written.tensors]
-
-
 def dump(manifest: Manifest) -> bytes:
     """The manifest's bytes, ending with its own digest; ValueError for a state that JSON cannot hold."""
-    index = {file.path: number for number, file in enumerate(manifest.files)}
-    files = [[file.path, file.size, file.digest] for file in manifest.files]
-    attachments = [[file.path, file.size, file.digest] for file in manifest.attachments]
-    tensors = [
-        [
-            tensor.role,
-            tensor.record.name,
-            tensor.record.dtype,
-            list(tensor.record.shape),
-            tensor.layout,
-            index[tensor.file],
-            tensor.record.begin,
-            tensor.record.end,
-            tensor.record.digest,
-        ]
-        for tensor in manifest.tensors
-    ]
-    head = {"format": FORMAT, "version": manifest.version, "incarnation": manifest.incarnation}
+    head = {"format": FORMAT, "version": VERSION, "incarnation": manifest.incarnation}
+    roles = {
+        role: [str(record.position), record.attempt, record.tensors, record.digest, record.cut]
+        for role, record in manifest.roles.items()
+    }
     middle = {
         "position": str(manifest.position),
         "run_id": manifest.run_id,
@@ -196,34 +220,20 @@ def dump(manifest: Manifest) -> bytes:
         "created": manifest.created,
         "world_size": manifest.world_size,
         "fingerprint": manifest.fingerprint,
-        # Reserved: incarnation and position say where replay starts.
-        "journal": None,
         "versions": dict(manifest.versions),
         "state": dict(manifest.state),
-        "roles": manifest.role_digests(),
+        "roles": roles,
+        "attempt": manifest.attempt,
     }
+    attachments = [[file.path, file.size, file.digest] for file in manifest.attachments]
+    tables = [[record.size, record.digest, list(record.sizes)] for record in manifest.ranks]
     lines = [strictjson.dump(head)[:-1]]
     lines += [f'"{key}":{strictjson.dump(value)}' for key, value in middle.items()]
-    lines += [f'"attachments":{_dump_lines(attachments)}', f'"files":{_dump_lines(files)}']
-    lines += [f'"tensors":{_dump_lines(tensors)}']
-    body = ",\n".join(lines).encode()
-    if len(body) + _TAIL > MAX_MANIFEST_BYTES:
-        raise ValueError(f"a manifest of {len(body) + _TAIL} bytes; {MAX_MANIFEST_BYTES} are the most")
-    return seal(body)
-
-
-def seal(body: bytes) -> bytes:
-    """Close a JSON object that lacks its closing brace with the digest of its bytes."""
-    return body + f',"digest":"{digest(body)}"}}\n'.encode()
-
-
-def _dump_lines(entries: list[list[Any]]) -> str:
-    return "[\n" + ",\n".join(map(strictjson.dump, entries)) + "\n]"
-
-
-def own_digest(content: bytes) -> str:
-    """The digest at the end of a dumped manifest."""
-    return content[-_TAIL:][11 : 11 + DIGEST_HEX].decode()
+    lines += [f'"attachments":{dump_lines(attachments)}', f'"tables":{dump_lines(tables)}']
+    content = seal(",\n".join(lines).encode())
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"a manifest of {len(content)} bytes; {MAX_MANIFEST_BYTES} are the most")
+    return content
 
 
 def peek_incarnation(front: bytes) -> int:
@@ -234,185 +244,122 @@ def peek_incarnation(front: bytes) -> int:
 
 def looks_whole(front: bytes, tail: bytes) -> bool:
     """Whether these first and last bytes may be a manifest's: if not, the file is not worth reading."""
-    return front[:1] == b"{" and _is_tail(tail[-_TAIL:])
-
-
-def parse(content: bytes, name: str) -> Manifest:
-    """Parse the manifest in the file `commits/<name>`; CheckpointInvalid says why it is not one."""
     try:
-        own = check_own_digest(content)
-        value = strictjson.parse(content, most=_MOST_VALUES)
-        return _parse(value, name, own)
-    except ValueError as error:
-        raise CheckpointInvalid(f"manifest {name}: {error}") from None
+        own_digest(tail)
+    except ValueError:
+        return False
+    return front[:1] == b"{"
 
 
-def check_own_digest(content: bytes) -> str:
-    """The digest at the end of a manifest; ValueError when it does not match the bytes before it."""
-    body, tail = content[:-_TAIL], content[-_TAIL:]
-    if not _is_tail(tail):
-        raise ValueError(NOT_WHOLE)
-    own = tail[11 : 11 + DIGEST_HEX].decode("ascii", "replace")
-    if own != digest(body):
-        raise ValueError("edited or damaged: it does not have the digest that it ends with")
-    return own
+def parse_current(value: Mapping[str, Any], name: str, own: str) -> Manifest:
+    """The manifest in the file `commits/<name>`, of today's version; ValueError says why it is not one.
+
+    `versions.parse` reads every version.
+    """
+    known = _parse_roles(value, name, _KEYS)
+    need(isinstance(value["tables"], list), "its tables are not a list")
+    ranks = tuple(_parse_rank(entry, len(known["roles"])) for entry in value["tables"])
+    need(len(ranks) == known["world_size"], f"it lists {len(ranks)} tables of {known['world_size']} ranks")
+    return Manifest(**known, ranks=ranks, digest=own)
 
 
-def _is_tail(tail: bytes) -> bool:
-    return tail.startswith(b',"digest":"') and tail.endswith(b'"}\n')
+def parse_front(content: bytes, name: str) -> Head:
+    """What precedes the tables in a manifest of today's version; ValueError when it is not one.
+
+    Its own digest is checked, so that this is as reliable as all of it.
+    """
+    front, tables, _ = content.partition(_TABLES)
+    need(bool(tables), "no list of tables")
+    own = check_own_digest(content)
+    value = strictjson.parse(front + b"}")
+    return Head(**_parse_roles(value, name, _KEYS - {"tables", "digest"}), digest=own)
 
 
-def _parse(value: Any, name: str, own: str) -> Manifest:
-    _need(isinstance(value, dict), "not a JSON object")
-    head = parse_head(value, name, keys=KEYS)
-    files = tuple(FileRecord(*_file_entry(entry)) for entry in _list(value["files"], "files"))
-    attachments = tuple(
-        Attachment(*_file_entry(entry)) for entry in _list(value["attachments"], "attachments")
-    )
-    tensors = tuple(_tensor_entry(entry, files) for entry in _list(value["tensors"], "tensors"))
-    _check_files(files, attachments, value["world_size"])
-    _check_tensors(tensors)
-    manifest = Manifest(**head, files=files, tensors=tensors, attachments=attachments, digest=own)
-    check_version(value, manifest.roles)
-    _need(value["roles"] == manifest.role_digests(), "the digests of its roles are not those of its tensors")
-    return manifest
+def _parse_roles(value: Mapping[str, Any], name: str, keys: frozenset[str]) -> dict[str, Any]:
+    """The fields of a `Head`, but for its digest."""
+    need(value.get("version") == VERSION, f"not version {VERSION}")
+    head = parse_head(value, name, keys=keys)
+    need(isinstance(value["roles"], dict), "its roles are not an object")
+    roles = {role: _parse_role(entry) for role, entry in value["roles"].items()}
+    check_roles(roles)
+    need(list(roles) == in_order(roles), "its roles are not in order")
+    need(_is_attempt(value["attempt"]), "its attempt is not a count")
+    return {**head, "roles": roles, "attempt": value["attempt"]}
+
+
+def _is_attempt(value: Any) -> bool:
+    return is_count(value) and value < 10**6
+
+
+def _parse_role(entry: Any) -> RoleRecord:
+    need(isinstance(entry, list) and len(entry) == 5, "an entry of its roles is malformed")
+    position, attempt, tensors, found, cut = entry
+    good = _is_attempt(attempt) and is_count(tensors) and is_digest(found) and is_count(cut)
+    need(good, "an entry of its roles is malformed")
+    return RoleRecord(Position.parse(text(position, "position")), attempt, tensors, found, cut)
+
+
+def _parse_rank(entry: Any, roles: int) -> RankRecord:
+    need(isinstance(entry, list) and len(entry) == 3, "an entry of its tables is malformed")
+    size, found, sizes = entry
+    need(is_count(size) and is_digest(found), "an entry of its tables is malformed")
+    good = isinstance(sizes, list) and len(sizes) == roles and all(map(is_count, sizes))
+    need(good, "the sizes of a rank's files are malformed")
+    return RankRecord(size, found, tuple(sizes))
 
 
 def parse_head(value: Mapping[str, Any], name: str, *, keys: frozenset[str]) -> dict[str, Any]:
-    """The fields of a `Manifest` except files, attachments and tensors; ValueError says what is wrong.
+    """The fields of a `Head` except roles and attempt; ValueError says what is wrong.
 
     `value` is the content of the file `commits/<name>`, or the part of it with exactly these keys.
     """
-    _need(value.get("format") == FORMAT, f"its format is not {FORMAT!r}")
-    version = value.get("version")
-    _need(
-        type(version) is int and version in VERSIONS,
-        f"its version is {str(version)[:20]}; this program reads versions {' and '.join(map(str, VERSIONS))}",
-    )
-    _need(value.keys() == keys, f"unexpected or missing keys: {sorted(value.keys() ^ keys)[:5]}")
-    position = Position.parse(_text(value["position"], "position"))
-    _need(parse_manifest_name(name) == position, f"it is about {position}, not what its file name says")
+    need(value.keys() == keys, f"unexpected or missing keys: {sorted(value.keys() ^ keys)[:5]}")
+    position = Position.parse(text(value["position"], "position"))
+    need(parse_manifest_name(name) == position, f"it is about {position}, not what its file name says")
     for key in ("incarnation", "global_step", "world_size"):
-        _need(is_count(value[key]), f"{key} is not a count")
-    _need(value["world_size"] >= 1, "a world size of 0")
-    _need(value["incarnation"] <= MAX_INCARNATION, "its incarnation is absurd")
+        need(is_count(value[key]), f"{key} is not a count")
+    need(value["world_size"] >= 1, "a world size of 0")
+    need(value["incarnation"] <= MAX_INCARNATION, "its incarnation is absurd")
     versions, state = value["versions"], value["state"]
-    _need(isinstance(versions, dict) and isinstance(state, dict), "versions or state is not an object")
+    need(isinstance(versions, dict) and isinstance(state, dict), "versions or state is not an object")
+    need(isinstance(value["attachments"], list), "attachments is not a list")
+    attachments = tuple(Attachment(*parse_file(entry)) for entry in value["attachments"])
+    _check_attachments(attachments)
     return {
         "incarnation": value["incarnation"],
         "position": position,
-        "run_id": _text(value["run_id"], "run_id"),
+        "run_id": text(value["run_id"], "run_id"),
         "global_step": value["global_step"],
-        "created": _text(value["created"], "created"),
+        "created": text(value["created"], "created"),
         "world_size": value["world_size"],
-        "fingerprint": _text(value["fingerprint"], "fingerprint"),
-        "versions": {str(key): _text(item, "a version") for key, item in versions.items()},
+        "fingerprint": text(value["fingerprint"], "fingerprint"),
+        "versions": {str(key): text(item, "a version") for key, item in versions.items()},
         "state": state,
+        "attachments": attachments,
     }
 
 
-def version_of(roles: Iterable[str]) -> int:
-    """The version of a manifest with these roles: 1 unless one of them is outside the contract."""
-    return 1 if ROLE_FOLDERS.keys() >= set(roles) else 2
-
-
-def check_version(value: Mapping[str, Any], roles: Iterable[str]) -> None:
-    """ValueError unless a manifest has exactly the version that its roles require."""
-    given, asked = value["version"], version_of(roles)
-    _need(given == asked, f"it says version {given}, and with its roles it would be version {asked}")
+def _check_attachments(attachments: Iterable[Attachment]) -> None:
+    paths: set[str] = set()
+    for attachment in attachments:
+        folder, _, name = check_path(attachment.path).partition("/")
+        ours = folder.partition(".")[0] == MODEL and name and "/" not in name
+        need(bool(ours), f"{attachment.path[:80]!r} is not an attachment of this run")
+        need(attachment.path not in paths, f"{attachment.path[:80]!r} is listed twice")
+        paths.add(attachment.path)
 
 
 def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """What `Manifest.role_digests` would give for a role with these tensors."""
-    return _role_digest(
+    """A digest of whole tensors: their names, dtypes, shapes and bytes."""
+    return digest_of_tensors(
         (name, dtype_code(array.dtype), tuple(array.shape), digest(as_bytes(array).data))
         for name, array in arrays.items()
     )
 
 
-def _role_digest(parts: Iterable[TensorPart]) -> str:
+def digest_of_tensors(parts: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """The digest of tensors by (name, dtype, shape, digest of the bytes)."""
     lines = [
         strictjson.dump([name, dtype, list(shape), found]) for name, dtype, shape, found in sorted(parts)
     ]
     return digest("\n".join(lines).encode())
-
-
-def _need(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ValueError(otherwise)
-
-
-def _text(value: Any, what: str) -> str:
-    _need(isinstance(value, str), f"{what} is not a text")
-    return str(value)
-
-
-def _list(value: Any, what: str) -> list[Any]:
-    _need(isinstance(value, list), f"{what} is not a list")
-    return list(value)
-
-
-def _digest(value: Any) -> str:
-    good = isinstance(value, str) and len(value) == DIGEST_HEX and set(value) <= set("0123456789abcdef")
-    _need(good, "a digest is malformed")
-    return str(value)
-
-
-def _file_entry(entry: Any) -> tuple[str, int, str]:
-    _need(isinstance(entry, list) and len(entry) == 3, "an entry of its files is malformed")
-    path, size, found = entry
-    _need(is_count(size), "the size of a file is malformed")
-    return check_path(_text(path, "a path")), size, _digest(found)
-
-
-def _tensor_entry(entry: Any, files: tuple[FileRecord, ...]) -> StoredTensor:
-    _need(isinstance(entry, list) and len(entry) == 9, "an entry of its tensors is malformed")
-    role, name, dtype, shape, layout, number, begin, end, found = entry
-    name = _text(name, "a tensor's name")
-    _need(isinstance(role, str) and is_role(role), f"{name[:60]!r} has an unknown role")
-    _need(layout == "replicated", f"{name[:60]!r} has an unknown layout")
-    _need(is_count(number) and number < len(files), f"{name[:60]!r} is in a file that is not listed")
-    _need(is_count(begin) and is_count(end) and begin <= end, f"{name[:60]!r} has a malformed byte range")
-    parsed = parse_shape(shape, name)
-    check_span(name, dtype, parsed, begin, end)
-    _need(end <= files[number].size, f"{name[:60]!r} lies beyond the end of its file")
-    return StoredTensor(
-        role, files[number].path, TensorRecord(name, dtype, parsed, begin, end, _digest(found)), layout
-    )
-
-
-def _check_files(files: Iterable[FileRecord], attachments: Iterable[Attachment], world_size: int) -> None:
-    ranks: dict[Generation, set[int]] = {}
-    for file in files:
-        parsed = TensorFileName.parse(file.path)
-        if parsed is None or parsed.rank >= world_size:
-            raise ValueError(f"{file.path[:80]!r} is not a tensor file of this run")
-        found = ranks.setdefault((parsed.role, parsed.position, parsed.attempt), set())
-        _need(parsed.rank not in found, f"{file.path[:80]!r} is listed twice")
-        found.add(parsed.rank)
-    for (role, position, _), found in ranks.items():
-        _need(
-            len(found) == world_size, f"{role} of {position} is listed for {len(found)} of {world_size} ranks"
-        )
-    _need(len({key[0] for key in ranks}) == len(ranks), "a role is listed from two positions")
-    paths: set[str] = set()
-    for attachment in attachments:
-        folder, _, name = attachment.path.partition("/")
-        ours = folder.partition(".")[0] == MODEL and name and "/" not in name
-        _need(bool(ours), f"{attachment.path[:80]!r} is not an attachment of this run")
-        _need(attachment.path not in paths, f"{attachment.path[:80]!r} is listed twice")
-        paths.add(attachment.path)
-
-
-def _check_tensors(tensors: tuple[StoredTensor, ...]) -> None:
-    names: set[tuple[str, str]] = set()
-    files = {path: TensorFileName.parse(path) for path in {tensor.file for tensor in tensors}}
-    for tensor in tensors:
-        key = (tensor.role, tensor.record.name)
-        _need(key not in names, f"the tensor {tensor.record.name[:60]!r} is listed twice")
-        names.add(key)
-        parsed = files[tensor.file]
-        _need(
-            parsed is not None and parsed.role == tensor.role,
-            f"{tensor.record.name[:60]!r} is in another role's file",
-        )

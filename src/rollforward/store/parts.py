@@ -1,27 +1,26 @@
 """One rank's part of a checkpoint: which tensors it writes, and writing them.
 
-`assign` is a pure function, so every rank knows what each of the others writes without asking.
-A role whose tensors are byte for byte the same as in the previous checkpoint is not written
-again; that is known only after every rank has checked its part, so a rank that skipped a role
-may have to write it after all (`copy_part`).
+A rank writes its own pieces, its share of those that several ranks hold alike, and its share of the tensors
+that are the same on all ranks. `assign` and `pieces_written` are pure functions, so every rank knows its
+share without asking. A role whose tensors are byte for byte the same as in the previous checkpoint is not
+written again; that is known only after every rank has checked its part, so a rank that skipped a role may
+have to write it after all (`copy_part`).
 """
 
 import heapq
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import xxhash
-
+from rollforward.boxes import Box, Shape
 from rollforward.errors import StorageError
 from rollforward.storage import ReadHandle, Storage
 from rollforward.store.layout import TensorFileName
-from rollforward.store.manifest import FileRecord, Manifest
+from rollforward.store.table import FileRecord, StoredPiece, Table, has_all_digests
 from rollforward.store.tensorfile import (
     CHUNK_BYTES,
-    TensorRecord,
     TensorSource,
     WrittenFile,
+    digest_of,
     dtype_code,
     write_tensors,
 )
@@ -53,60 +52,81 @@ def assign(sizes: Mapping[str, Mapping[str, int]], world_size: int) -> dict[str,
     return assigned
 
 
+def pieces_written(named: Mapping[str, TensorSpec]) -> list[str]:
+    """The names of the pieces of a role that this rank writes.
+
+    Those that several ranks hold alike are dealt out to them, the largest first.
+    """
+    found = [name for name, spec in named.items() if spec.piece_of and spec.copy[1] == 1]
+    for copies in sorted({spec.copy[1] for spec in named.values()} - {1}):
+        held = [name for name, spec in named.items() if spec.copy[1] == copies]
+        held.sort(key=lambda name: (-named[name].nbytes, name))
+        found += [name for turn, name in enumerate(held) if turn % copies == named[name].copy[0]]
+    return found
+
+
 @dataclass(frozen=True)
 class Previous:
     """What one rank needs to know of the previous checkpoint to see what has not changed."""
 
     files: Mapping[str, FileRecord]
     """role -> this rank's file."""
-    tensors: Mapping[str, Mapping[str, TensorRecord]]
-    """role -> name -> the record of what this rank wrote then."""
+    pieces: Mapping[str, Mapping[str, StoredPiece]]
+    """role -> name of the entry -> what this rank wrote then."""
 
     @classmethod
-    def of(cls, manifest: Manifest | None, rank: int, world_size: int) -> "Previous":
-        """From the manifest; empty when there is none or it was saved with a different number of ranks."""
-        if manifest is None or manifest.world_size != world_size:
+    def of(cls, table: Table | None) -> "Previous":
+        """From this rank's table of it; empty when there is none."""
+        if table is None:
             return cls({}, {})
-        files: dict[str, FileRecord] = {}
-        for file in manifest.files:
-            name = TensorFileName.parse(file.path)
-            if name is not None and name.rank == rank:
-                files[name.role] = file
-        tensors: dict[str, dict[str, TensorRecord]] = {role: {} for role in files}
-        for tensor in manifest.tensors:
-            if tensor.role in files and files[tensor.role].path == tensor.file:
-                tensors[tensor.role][tensor.record.name] = tensor.record
-        return cls(files, tensors)
+        pieces: dict[str, dict[str, StoredPiece]] = {role: {} for role in table.files}
+        for piece in table.pieces:
+            pieces[piece.role][piece.record.name] = piece
+        # Earlier versions have one digest for a large tensor, where there is one for each block now.
+        usable = [role for role, named in pieces.items() if all(map(has_all_digests, named.values()))]
+        return cls({role: table.files[role] for role in usable}, {role: pieces[role] for role in usable})
 
     def has(self, role: str, specs: Mapping[str, TensorSpec]) -> bool:
         """Whether exactly these tensors were written then, regardless of their bytes."""
-        known = self.tensors.get(role)
-        return known is not None and {name: (r.dtype, r.shape) for name, r in known.items()} == {
-            name: (dtype_code(spec.dtype), spec.shape) for name, spec in specs.items()
+        known = self.pieces.get(role)
+        return known is not None and {name: _described(piece) for name, piece in known.items()} == {
+            name: (dtype_code(spec.dtype), spec.piece_of or name, spec.global_shape, spec.box)
+            for name, spec in specs.items()
         }
 
-    def unchanged(self, role: str, sources: Mapping[str, TensorSource]) -> bool:
+    def unchanged(
+        self, role: str, sources: Mapping[str, TensorSource], specs: Mapping[str, TensorSpec]
+    ) -> bool:
         """Whether these tensors equal the ones written then; stops at the first difference."""
-        known = self.tensors.get(role)
-        if known is None or known.keys() != sources.keys():
+        known = self.pieces.get(role)
+        if known is None or not self.has(role, specs):
             return False
-        for name in sorted(sources, key=lambda name: known[name].size):
-            source, record = sources[name], known[name]
-            if (source.dtype, source.shape) != (record.dtype, record.shape):
-                return False
-            hasher = xxhash.xxh3_128()
-            for chunk in source.chunks():
-                hasher.update(chunk)
-            if hasher.hexdigest() != record.digest:
-                return False
-        return True
+        smallest_first = sorted(sources, key=lambda name: known[name].record.size)
+        return all(digest_of(sources[name], name) == known[name].record.digest for name in smallest_first)
+
+
+def _described(piece: StoredPiece) -> tuple[str, str, Shape, Box]:
+    return piece.record.dtype, piece.tensor, piece.global_shape, piece.box
+
+
+def pieces_of(role: str, written: WrittenFile, specs: Mapping[str, TensorSpec]) -> list[StoredPiece]:
+    """What a table says of a file that was just written."""
+    found = []
+    for record in written.tensors:
+        spec = specs[record.name]
+        found.append(StoredPiece(role, record, spec.piece_of or record.name, spec.global_shape, spec.offset))
+    return found
 
 
 def write_part(
-    storage: Storage, target: TensorFileName, sources: Mapping[str, TensorSource], previous: Previous
+    storage: Storage,
+    target: TensorFileName,
+    sources: Mapping[str, TensorSource],
+    specs: Mapping[str, TensorSpec],
+    previous: Previous,
 ) -> WrittenFile | None:
     """Write this rank's part of one role; None when nothing changed, so nothing was written."""
-    if previous.unchanged(target.role, sources):
+    if previous.unchanged(target.role, sources, specs):
         for source in sources.values():
             source.release()
         return None
@@ -116,12 +136,12 @@ def write_part(
 def copy_part(storage: Storage, target: TensorFileName, previous: Previous) -> WrittenFile:
     """Write the role again by copying its file of the previous checkpoint."""
     file = previous.files[target.role]
-    records = previous.tensors[target.role]
+    pieces = previous.pieces[target.role]
     with storage.open(file.path) as handle:
-        sources = {name: _StoredSource(handle, record) for name, record in records.items()}
+        sources = {name: _StoredSource(handle, piece) for name, piece in pieces.items()}
         written = write_tensors(storage, target.path, sources)
     for record in written.tensors:
-        if record.digest != records[record.name].digest:
+        if record.digest != pieces[record.name].record.digest:
             raise StorageError(
                 f"copying {file.path}: tensor {record.name!r} does not have its recorded digest",
                 hint="the older checkpoint is damaged; its disk may be failing",
@@ -130,13 +150,13 @@ def copy_part(storage: Storage, target: TensorFileName, previous: Previous) -> W
 
 
 class _StoredSource:
-    """A tensor in a file."""
+    """A piece in a file."""
 
-    def __init__(self, handle: ReadHandle, record: TensorRecord) -> None:
-        self.dtype = record.dtype
-        self.shape = record.shape
+    def __init__(self, handle: ReadHandle, piece: StoredPiece) -> None:
+        self.dtype = piece.record.dtype
+        self.box = piece.box
         self._handle = handle
-        self._record = record
+        self._record = piece.record
 
     def chunks(self) -> Generator[memoryview, None, None]:
         for begin in range(self._record.begin, self._record.end, CHUNK_BYTES):
@@ -146,23 +166,3 @@ class _StoredSource:
 
     def release(self) -> None:
         """Whoever opened the handle closes it."""
-
-
-def part_to_json(written: WrittenFile | None) -> Any:
-    """What a rank sends to the others about one role."""
-    if written is None:
-        return None
-    tensors = [
-        [item.name, item.dtype, list(item.shape), item.begin, item.end, item.digest]
-        for item in written.tensors
-    ]
-    return [written.path, written.size, written.digest, tensors]
-
-
-def part_from_json(value: Any) -> WrittenFile | None:
-    """What another rank sent about one role."""
-    if value is None:
-        return None
-    path, size, digest, tensors = value
-    records = tuple(TensorRecord(n, d, tuple(s), begin, end, found) for n, d, s, begin, end, found in tensors)
-    return WrittenFile(path, size, digest, records)

@@ -19,6 +19,7 @@ from typing import Literal
 from rollforward.errors import CheckpointInvalid, CheckpointUnreadable, ConfigError, StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
+from rollforward.storage.listing import listed
 from rollforward.store.catalog import positions
 from rollforward.store.cleaning import (
     Inventory,
@@ -31,17 +32,17 @@ from rollforward.store.cleaning import (
     temporaries,
     unneeded_files,
 )
-from rollforward.store.journal.history import journal_ranks
 from rollforward.store.journal.reading import (
     Segment,
+    journal_ranks,
     list_segments,
     read_header_of,
-    read_journal,
-    remove_segments,
+    read_starts,
 )
-from rollforward.store.journal.timeline import removable
+from rollforward.store.journal.timeline import Lineage, choose_history, removable
+from rollforward.store.journal.upkeep import remove_segments
 from rollforward.store.judging import why_not_intact
-from rollforward.store.layout import TensorFileName, is_temporary
+from rollforward.store.layout import is_temporary, parse_rank_file
 from rollforward.store.retention import Retention
 from rollforward.store.summary import Summary
 
@@ -66,7 +67,9 @@ class Pruning:
         self.warnings: list[str] = []
         """What is kept because it could not be read, one line each."""
         self._storage = storage
-        self._inventory = inventory = Inventory(storage, look)
+        self._listed = listed(storage)
+        """To look at; removed is from the storage itself."""
+        self._inventory = inventory = Inventory(storage, look, seen=self._listed)
         _check_metric(inventory, retention)
         self._doomed = sorted(inventory.removable(retention), key=lambda item: item[0])
         self._segments: list[Segment] = []
@@ -104,10 +107,10 @@ class Pruning:
 
     def _plan_files(self, retention: Retention) -> None:
         assert self._kept is not None
-        unnamed = dict(temporaries(self._storage))
-        for rank in ranks_with_files(self._storage, self._kept.roles):
+        unnamed = dict(temporaries(self._listed))
+        for rank in ranks_with_files(self._listed, self._kept.roles):
             for role in self._kept.roles:
-                unnamed.update(unneeded_files(self._storage, self._kept, role, rank))
+                unnamed.update(unneeded_files(self._listed, self._kept, role, rank))
         for position, summary in self._doomed:
             size = sum(unnamed.pop(path) for path in _files_of(summary, unnamed))
             self.removals.append(Removal("checkpoint", str(position), size, _reason(summary, retention)))
@@ -124,9 +127,12 @@ class Pruning:
         if self._kept.unknown:
             return
         stay = [position for position in positions(self._storage) if position not in dict(self._doomed)]
-        for rank in journal_ranks(self._storage) if stay else ():
+        ranks = journal_ranks(self._listed) if stay else []
+        newest = choose_history(read_starts([self._listed], ranks=ranks), None)
+        lineage = newest.lineage if newest is not None else {}
+        for rank in ranks:
             try:
-                for segment, reason in _unneeded_segments(self._storage, self._kept, rank, min(stay)):
+                for segment, reason in _unneeded_segments(self._listed, rank, lineage, min(stay)):
                     self._segments.append(segment)
                     self.removals.append(Removal("journal", segment.name.path, segment.size, reason))
             except CheckpointInvalid as error:
@@ -157,17 +163,16 @@ def look_at_every_byte() -> Look:
 
 
 def _unneeded_segments(
-    storage: Storage, kept: Kept, rank: int, oldest: Position
+    storage: Storage, rank: int, lineage: Lineage, oldest: Position
 ) -> Iterator[tuple[Segment, str]]:
     """Segments that no replay from `oldest` or later needs, and why; oldest first.
+
+    `lineage`: of the newest start.
 
     CheckpointInvalid when the newest start's own record of what it inherits cannot be read: then it is
     unknown which steps of earlier starts belong to its history.
     """
     segments = {segment.name: segment for segment in list_segments(storage, rank)}
-    if not kept.may_need_journal_of(rank):
-        yield from ((segment, f"no kept checkpoint has a rank {rank}") for segment in segments.values())
-        return
     if not segments:
         return
     newest = max(name.incarnation for name in segments)
@@ -183,7 +188,6 @@ def _unneeded_segments(
             problem = error
     if newest not in read and problem is not None:
         raise problem
-    lineage = read_journal([storage], rank=rank, since=oldest).lineage
     for name in removable(list(segments), lineage, oldest):
         yield segments[name], f"all its steps are before {oldest}, the oldest kept checkpoint"
 
@@ -202,12 +206,8 @@ def _files_of(summary: Summary | None, paths: Iterable[str]) -> list[str]:
     """The paths, of those given, that a checkpoint needs."""
     if summary is None:
         return []
-    parsed = ((path, TensorFileName.parse(path)) for path in paths)
-    return [
-        path
-        for path, name in parsed
-        if name is not None and (name.role, name.position, name.attempt) in summary.generations
-    ]
+    parsed = ((path, parse_rank_file(path)) for path in paths)
+    return [path for path, name in parsed if name is not None and name.generation in summary.generations]
 
 
 def _reason(summary: Summary | None, retention: Retention) -> str:

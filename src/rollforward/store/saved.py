@@ -6,7 +6,7 @@ from typing import Any
 
 from rollforward.position import Position
 from rollforward.store.cleaning import Kept
-from rollforward.store.manifest import Manifest
+from rollforward.store.manifest import Head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +54,38 @@ class Description:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a save took on this rank, in seconds."""
+
+    blocked: float
+    """That the caller had to wait."""
+    processor: float
+    """Of the processor, on the thread that writes."""
+    seconds: float
+    """Spent on writing and publishing, not counting the wait for a step boundary."""
+
+
+@dataclass(frozen=True)
 class Committed:
     """A checkpoint that exists."""
 
-    manifest: Manifest
+    manifest: Head
+    """The whole manifest on the first rank; what does not grow with the number of ranks on the others."""
     kept: Kept
     """What must now stay on disk."""
     warnings: tuple[str, ...]
     suspicion: str | None
     """See `Saved.suspicion`."""
+    advice: Any = None
+    """What the first rank had to say to all; see `ShadowCheckpoints`."""
 
 
 @dataclass(frozen=True)
 class Saved:
     """A committed checkpoint, and what saving it cost on this rank."""
 
-    manifest: Manifest
+    manifest: Head
+    """As in `Committed`."""
     bytes_written: int
     """Tensor bytes written by this rank; unchanged roles are not written."""
     seconds: float
@@ -81,3 +97,5 @@ class Saved:
     suspicion: str | None
     """Why it looks as if nothing was learned since the previous checkpoint, in one line;
     None when it does not."""
+    advice: Any = None
+    """As in `Committed`."""

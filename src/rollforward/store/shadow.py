@@ -27,15 +27,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import xxhash
-
 from rollforward.errors import EngineError, RollforwardError, StorageError
 from rollforward.position import Position
-from rollforward.store.checkpoints import Attempt, CheckpointStore
-from rollforward.store.live import Guard, Live, LiveSource, Share, as_live, revisions_of, sources_of
-from rollforward.store.manifest import Manifest
-from rollforward.store.saved import About, Committed, Saved
-from rollforward.tensors import Tensors
+from rollforward.store.attempt import Attempt
+from rollforward.store.checkpoints import CheckpointStore
+from rollforward.store.live import Buffers, Guard, Live, LiveSource, Share, as_live, revisions_of, sources_of
+from rollforward.store.manifest import Head
+from rollforward.store.saved import About, Committed, Saved, Spent
+from rollforward.store.tensorfile import digest_of
+from rollforward.tensors import Held
 
 Digests = Mapping[tuple[str, str], str]
 """(role, name) -> digest."""
@@ -73,48 +73,54 @@ class _Job:
     def __init__(self, attempt: Attempt, share: Share) -> None:
         self.attempt = attempt
         self.share: list[LiveSource] = [source for named in share.values() for source in named.values()]
-        self.manifest: Manifest | None = None
+        self.head: Head | None = None
         """Set once all ranks have written: from then on it is being published."""
         self.verdict: Any = None
         self.error: Exception | None = None
         self.blocked = 0.0
         self.seconds = 0.0
         """How long the thread has worked on it."""
+        self.processor = 0.0
+        """Seconds of the processor that this took."""
         self.idle = threading.Event()
         """Set when the thread has finished its current task."""
 
     def run(self, work: Callable[[], Any]) -> None:
         """Runs on the thread."""
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.thread_time()
         try:
             self.verdict = work()
         except Exception as error:
             self.error = error if isinstance(error, RollforwardError) else _unexpected(error)
         finally:
             self.seconds += time.perf_counter() - began
+            self.processor += time.thread_time() - computed
             self.idle.set()
 
 
 class ShadowCheckpoints:
     """`CheckpointStore.save`, spread over a step. Collective: all ranks call each method at the same point.
 
-    `live` is what is saved, or a function that returns its arrays; `about` goes into every checkpoint.
+    `live` is what is saved, or a function that returns its arrays and pieces; `about` goes into every
+    checkpoint.
     `saved` is called for each committed checkpoint, `failed` for each that could not be saved, `warned` for
     problems after a commit; all on the caller's thread. `tidied` is called on the background thread after
     each commit, to remove whatever else is no longer needed, and returns warnings: so no removal, however
-    slow the disk, delays the caller.
+    slow the disk, delays the caller. `advise` is called when a checkpoint has been published, with what it
+    took on this rank; what it returns on the first rank, some JSON, is `Saved.advice` on all.
     """
 
     def __init__(
         self,
         store: CheckpointStore,
-        live: Live | Callable[[], Tensors],
+        live: Live | Callable[[], Held],
         about: About,
         *,
         saved: Callable[[Saved], None],
         failed: Callable[[StorageError], None],
         warned: Callable[[str], None],
         tidied: Callable[[], list[str]] = lambda: [],
+        advise: Callable[[Spent], Any] = lambda _: None,
         prove_unchanged: bool = False,
     ) -> None:
         self.copied_bytes = 0
@@ -126,8 +132,10 @@ class ShadowCheckpoints:
         self._failed = failed
         self._warned = warned
         self._tidied = tidied
+        self._advise = advise
         self._prove_unchanged = prove_unchanged
         self._guard = Guard()
+        self._buffers = Buffers()
         self._job: _Job | None = None
         self._worker = _Worker()
         self._leftover_warnings: list[str] = []
@@ -146,17 +154,45 @@ class ShadowCheckpoints:
         except StorageError as error:
             self._note_failure(error)
             return
-        attempt.sources = sources_of(self._live, attempt.share(), self._guard)
+        attempt.sources = sources_of(
+            self._live, attempt.share(), self._guard, self._buffers, copied=self._store.remote
+        )
         proof = self._proof(attempt) if self._prove_unchanged else None
         self.copied_bytes = 0
         self._job = job = _Job(attempt, attempt.sources)
         self._give(job, lambda: self._write(job, proof))
         job.blocked += time.perf_counter() - started
 
+    def can_begin(self, patience: float) -> bool:
+        """Whether no save is being written, at the latest after so many seconds. Collective.
+
+        One that only has to be published does not count: `begin` waits for that.
+        """
+        job = self._job
+        if job is None or job.head is not None:
+            return True
+        if not patience:
+            # Not all ranks had written at the last boundary, as all of them know.
+            return False
+        started = time.perf_counter()
+        job.idle.wait(patience)
+        ready = self._store.all_ready(job.idle.is_set())
+        job.blocked += time.perf_counter() - started
+        return ready
+
+    def under_way(self) -> tuple[float, int]:
+        """How long ago the save in progress began, in seconds, and the bytes of this rank's part."""
+        job = self._job
+        if job is None:
+            return 0.0, 0
+        layout = self._live.layout()
+        size = sum(layout[role][name].nbytes for role, name in job.attempt.share())
+        return time.perf_counter() - job.attempt.started, size
+
     def before_update(self) -> None:
         """Once this returns, the arrays may change."""
         job = self._job
-        if job is None or job.manifest is not None or job.idle.is_set():
+        if job is None or job.head is not None or job.idle.is_set():
             return
         started = time.perf_counter()
         with self._guard.copying():
@@ -209,12 +245,13 @@ class ShadowCheckpoints:
         """If all ranks have written, let rank 0 publish. If it has published, conclude."""
         started = time.perf_counter()
         try:
-            if job.manifest is None:
-                manifest = job.manifest = job.attempt.gather(job.error)
-                self._give(job, lambda: job.attempt.publish(manifest))
+            if job.head is None:
+                head = job.head = job.attempt.gather(job.error)
+                self._give(job, lambda: job.attempt.publish(head))
                 committed = None
             else:
-                committed = job.attempt.conclude(job.manifest, job.verdict, job.error)
+                advice = self._advise(Spent(job.blocked, job.processor, job.seconds))
+                committed = job.attempt.conclude(job.head, job.verdict, job.error, advice=advice)
         except StorageError as error:
             self._job = None
             self._note_failure(error)
@@ -238,6 +275,7 @@ class ShadowCheckpoints:
                 job.blocked,
                 committed.warnings,
                 committed.suspicion,
+                committed.advice,
             )
         )
 
@@ -268,13 +306,10 @@ class ShadowCheckpoints:
         names = [*attempt.share(), *attempt.left_out()]
         found = {}
         # Read separately from what is written later: a copy made now would prove nothing about that.
-        for role, named in sources_of(self._live, names, self._guard).items():
+        for role, named in sources_of(self._live, names, self._guard, self._buffers).items():
             for name, source in named.items():
-                hasher = xxhash.xxh3_128()
-                for chunk in source.chunks():
-                    hasher.update(chunk)
+                found[role, name] = digest_of(source, name)
                 source.release()
-                found[role, name] = hasher.hexdigest()
         return found
 
     def _note_failure(self, error: StorageError) -> None:

@@ -1,6 +1,6 @@
 """Tensor files: safetensors, written straight from live arrays and verified while being read.
 
-Promises: no copy on the way out (non-contiguous arrays excepted), a digest of each tensor
+Promises: no copy on the way out (non-contiguous arrays excepted), digests of each tensor's blocks
 computed while it is written, data that starts on a page boundary. On the way in nothing is trusted:
 before any memory is allocated, the header's length and its number of entries are bounded by the file's
 size and by what real models need, and each entry is checked against the data region. Format: the docstring
@@ -13,20 +13,21 @@ bytes (F4, F6_E2M3, F6_E3M2), which are rejected.
 """
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from rollforward.boxes import Box, blocks, whole
 from rollforward.errors import CheckpointInvalid, StorageError
 from rollforward.storage import Buffer, ReadHandle, Storage
 from rollforward.store import strictjson
-from rollforward.store.digests import digest, digest_of_digests
+from rollforward.store.digests import DIGEST_HEX, digest, digest_of_digests
 from rollforward.store.unreadable import rejection
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -59,6 +60,8 @@ PACKED = frozenset({"F4", "F6_E2M3", "F6_E3M2"})
 _CODES = {dtype.name: code for code, dtype in DTYPES.items()}
 """By name: a framework may have its own `bfloat16`, with the same bits."""
 
+_OF_NOTHING = digest(b"")
+
 CHUNK_BYTES = 4 << 20
 """Small enough that a chunk is still cached when it is copied after being digested."""
 
@@ -83,7 +86,8 @@ class TensorRecord:
     """Offset of the first byte in the file."""
     end: int
     digest: str = ""
-    """XXH3-128 of its bytes; empty when read from a header, which holds no digests."""
+    """XXH3-128 of each of its blocks (`boxes.blocks`), one after the other; versions 1 and 2 have one for all
+    its bytes. Empty when read from a header, which holds no digests."""
 
     @property
     def size(self) -> int:
@@ -122,7 +126,8 @@ class TensorSource(Protocol):
     """Where a tensor's bytes come from when they are written."""
 
     dtype: str
-    shape: tuple[int, ...]
+    box: Box
+    """The elements of its tensor that it holds."""
 
     def chunks(self) -> Generator[memoryview, None, None]:
         """The bytes in order. A chunk may change once the next one is requested, or after `close`."""
@@ -138,7 +143,7 @@ class ArraySource:
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.dtype = dtype_code(array.dtype)
-        self.shape = tuple(array.shape)
+        self.box = whole(tuple(array.shape))
         self._array = array
 
     def chunks(self) -> Generator[memoryview, None, None]:
@@ -176,19 +181,14 @@ def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSourc
     def content() -> Generator[Buffer, None, None]:
         yield header
         for record in planned:
-            hasher = xxhash.xxh3_128()
-            written = 0
-            with closing(tensors[record.name].chunks()) as chunks:
+            source = tensors[record.name]
+            digester = BlockDigester(source.dtype, source.box)
+            with closing(source.chunks()) as chunks:
                 for chunk in chunks:
-                    hasher.update(chunk)
-                    written += chunk.nbytes
+                    digester.update(chunk)
                     yield chunk
-            if written != record.size:
-                raise ValueError(
-                    f"tensor {record.name!r} gave {written} bytes where {record.size} were planned"
-                )
-            tensors[record.name].release()
-            digests.append(hasher.hexdigest())
+            source.release()
+            digests.append(digester.digest(record.name))
 
     # Closed, since a failed write would otherwise hold the last chunk's guard as long as the error lives.
     with closing(content()) as buffers:
@@ -200,7 +200,81 @@ def write_tensors(storage: Storage, path: str, tensors: Mapping[str, TensorSourc
     return WrittenFile(path, size, file_digest(digest(header), records), records)
 
 
-def file_digest(header_digest: str, tensors: tuple[TensorRecord, ...]) -> str:
+class BlockDigester:
+    """The digests of a box's blocks, from its bytes in order."""
+
+    def __init__(self, dtype: str, box: Box) -> None:
+        itemsize = DTYPES[dtype].itemsize
+        self._left = [block.size * itemsize for block in reversed(blocks(box, itemsize))]
+        """Bytes that each block still lacks, the current one last."""
+        self._planned, self._given = sum(self._left), 0
+        self._hasher = xxhash.xxh3_128()
+        self._done: list[str] = []
+
+    def update(self, chunk: memoryview) -> None:
+        """The next bytes."""
+        self._given += chunk.nbytes
+        while chunk.nbytes and self._left:
+            part = chunk[: self._left[-1]]
+            self._hasher.update(part)
+            self._left[-1] -= part.nbytes
+            if not self._left[-1]:
+                self._end_block()
+            chunk = chunk[part.nbytes :]
+
+    def digest(self, name: str) -> str:
+        """One after the other; ValueError when there were more bytes than the box takes, or fewer."""
+        if self._given != self._planned:
+            raise ValueError(f"tensor {name!r} gave {self._given} bytes where {self._planned} were planned")
+        if self._left:  # The block of a box without elements.
+            self._end_block()
+        return "".join(self._done)
+
+    def _end_block(self) -> None:
+        self._done.append(self._hasher.hexdigest())
+        self._hasher = xxhash.xxh3_128()
+        self._left.pop()
+
+
+def digest_of(source: TensorSource, name: str) -> str:
+    """The digests of a tensor's blocks, as `write_tensors` records them."""
+    digester = BlockDigester(source.dtype, source.box)
+    with closing(source.chunks()) as chunks:
+        for chunk in chunks:
+            digester.update(chunk)
+    return digester.digest(name)
+
+
+class Block(NamedTuple):
+    """Part of a tensor in a file, with a digest of its own."""
+
+    box: Box
+    """Of the tensor that the file has a piece of."""
+    begin: int
+    """Offset of its first byte in the file."""
+    size: int
+    """Bytes."""
+    digest: str
+
+
+def blocks_of(record: TensorRecord, box: Box) -> list[Block]:
+    """The blocks of an entry that holds this box; ValueError when there is not a digest for each.
+
+    A single digest is that of all its bytes.
+    """
+    found = [record.digest[begin : begin + DIGEST_HEX] for begin in range(0, len(record.digest), DIGEST_HEX)]
+    itemsize = DTYPES[record.dtype].itemsize
+    boxes = [box] if len(found) == 1 else blocks(box, itemsize)
+    if len(found) != len(boxes):
+        raise ValueError(f"{record.name[:60]!r} has {len(found)} digests for {len(boxes)} blocks")
+    begin, listed = record.begin, []
+    for part, expected in zip(boxes, found, strict=True):
+        listed.append(Block(part, begin, part.size * itemsize, expected))
+        begin += part.size * itemsize
+    return listed
+
+
+def file_digest(header_digest: str, tensors: Iterable[TensorRecord]) -> str:
     """The digest of a whole file, from its parts; tensors in the order of their data."""
     return digest_of_digests([header_digest, *(record.digest for record in tensors)])
 
@@ -221,8 +295,12 @@ def lay_out(
         if name == "__metadata__":
             raise ValueError("a tensor cannot be named __metadata__")
         source = tensors[name]
-        end = offset + math.prod(source.shape) * DTYPES[source.dtype].itemsize
-        entries[name] = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": [offset, end]}
+        end = offset + source.box.size * DTYPES[source.dtype].itemsize
+        entries[name] = {
+            "dtype": source.dtype,
+            "shape": list(source.box.shape),
+            "data_offsets": [offset, end],
+        }
         spans.append((name, offset, end))
         offset = end
     text = strictjson.dump(entries).encode()
@@ -231,7 +309,7 @@ def lay_out(
     padded = text.ljust(-(-(8 + len(text)) // alignment) * alignment - 8)
     start = 8 + len(padded)
     records = [
-        TensorRecord(name, tensors[name].dtype, tensors[name].shape, start + begin, start + end)
+        TensorRecord(name, tensors[name].dtype, tensors[name].box.shape, start + begin, start + end)
         for name, begin, end in spans
     ]
     return len(padded).to_bytes(8, "little") + padded, records
@@ -294,6 +372,12 @@ def parse_shape(value: Any, name: str) -> tuple[int, ...]:
     return tuple(value)
 
 
+def check_digest(name: str, size: int, found: str) -> None:
+    """ValueError for no bytes with a digest other than theirs: nobody would read them to find out."""
+    if size == 0 and found != _OF_NOTHING:
+        raise ValueError(f"{name[:60]!r} has no bytes, and not the digest of none")
+
+
 def check_span(name: str, dtype: Any, shape: tuple[int, ...], begin: int, end: int) -> None:
     """ValueError unless the byte range has exactly the size that dtype and shape require."""
     if isinstance(dtype, str) and dtype in PACKED:
@@ -315,26 +399,38 @@ def _check_cover(records: list[TensorRecord], begin: int, size: int) -> None:
         raise ValueError(f"{size} bytes where the header describes {begin}")
 
 
-def read_verified(handle: ReadHandle, record: TensorRecord, path: str, into: NDArray[np.uint8]) -> None:
-    """Read a tensor's bytes into `into` (uint8 [record.size]) and verify them.
+def read_verified(handle: ReadHandle, block: Block, what: str, into: NDArray[np.uint8]) -> None:
+    """Read a block's bytes into `into` (uint8 [block.size]) and verify them.
 
-    CheckpointInvalid when they cannot be read or do not have the recorded digest: then `into`
-    holds bytes that must not be used.
+    CheckpointInvalid, which begins with `what`, when they cannot be read or do not have the recorded digest:
+    then `into` holds bytes that must not be used.
     """
-    hasher = xxhash.xxh3_128()
     view = into.data
-    for begin in range(0, record.size, READ_CHUNK_BYTES):
-        chunk = view[begin : begin + READ_CHUNK_BYTES]
+    chunks = (view[begin : begin + READ_CHUNK_BYTES] for begin in range(0, block.size, READ_CHUNK_BYTES))
+    _read_verified(handle, block, what, chunks)
+
+
+def verify_block(handle: ReadHandle, block: Block, what: str) -> None:
+    """Like `read_verified`, and keeps nothing of what it reads."""
+    view = memoryview(bytearray(min(block.size, READ_CHUNK_BYTES)))
+    chunks = (view[: block.size - begin] for begin in range(0, block.size, READ_CHUNK_BYTES))
+    _read_verified(handle, block, what, chunks)
+
+
+def _read_verified(handle: ReadHandle, block: Block, what: str, chunks: Iterable[memoryview]) -> None:
+    hasher, begin = xxhash.xxh3_128(), block.begin
+    for chunk in chunks:
         try:
-            handle.read_into(chunk, record.begin + begin)
+            handle.read_into(chunk, begin)
         except StorageError as error:
-            raise rejection(error, f"{path}: tensor {record.name!r}") from error
+            raise rejection(error, what) from error
         hasher.update(chunk)
-    if hasher.hexdigest() != record.digest:
-        raise CheckpointInvalid(f"{path}: tensor {record.name!r} does not have its recorded digest")
+        begin += chunk.nbytes
+    if hasher.hexdigest() != block.digest:
+        raise CheckpointInvalid(f"{what} does not have its recorded digest")
 
 
-def new_array(record: TensorRecord) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-    """An empty array for a tensor, and its bytes."""
-    data = np.empty(record.size, np.uint8)
-    return data.view(DTYPES[record.dtype]).reshape(record.shape), data
+def new_array(dtype: str, shape: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """An empty array, and its bytes."""
+    array = np.empty(shape, DTYPES[dtype])
+    return array, array.reshape(-1).view(np.uint8)

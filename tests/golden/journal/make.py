@@ -1,7 +1,8 @@
-"""Make the golden journal of format version 1: python tests/golden/journal/make.py
+"""Make the golden journal of format version 3: python tests/golden/journal/make.py
 
 It is committed. A later version must go on reading it; when the format changes, its version goes
-up and a folder is added here, and this one stays as it is.
+up and a folder is added here, and this one stays as it is. So do those before, made by this file as it was
+then, with the same content: `version_1` of one rank; `version_2` with one segment more for each rank.
 """
 
 from pathlib import Path
@@ -12,11 +13,11 @@ from rollforward.grpo.types import RolloutChunk, TokenBatch, UpdateOutcome
 from rollforward.position import Position
 from rollforward.replay.codec import pack, pack_outcome
 from rollforward.storage import LocalStorage
-from rollforward.store.journal.reading import read_journal
+from rollforward.store.journal.reading import read_journal, read_journals
 from rollforward.store.journal.records import Identity
 from rollforward.store.journal.writing import Journal
 
-FOLDER = Path(__file__).parent / "version_1"
+FOLDER = Path(__file__).parent / "version_3"
 
 
 def chunk(number: int) -> RolloutChunk:
@@ -47,38 +48,41 @@ def outcome(step: int) -> UpdateOutcome:
     )
 
 
-def identity(incarnation: int) -> Identity:
+def identity(incarnation: int, rank: int = 0, world_size: int = 1, chunks: int | None = 2) -> Identity:
     """The same run, started again."""
     return Identity(
         run_id="golden",
-        rank=0,
-        world_size=1,
+        rank=rank,
+        world_size=world_size,
         incarnation=incarnation,
         fingerprint="0123456789abcdef",
         versions={"rollforward": "0.1.0"},
         device="CPU",
+        chunks_per_step=chunks,
         about={"verifiers": ["accuracy_reward", "format_reward"]},
     )
 
 
 def main() -> None:
-    """Start 1 does steps 0_0 and 0_1 and half of 0_2; start 2 goes on from the checkpoint at 0_1."""
+    """Start 1, of two ranks, does steps 0_0 and 0_1 and half of 0_2; start 2, of one, goes on from 0_1."""
     storage = LocalStorage(FOLDER)
 
     def fixed() -> str:
         return "2026-01-31T12:00:00.000000Z"
 
-    nothing = read_journal([storage], rank=0, since=Position(0, 0))
-    first = Journal(storage, identity(1), start=Position(0, 0), inherited=nothing, now=fixed)
-    for step in range(3):
-        for number in range(2):
-            if (step, number) != (2, 1):
-                first.append(Position(0, step), number, *pack(chunk(2 * step + number)))
-        if step < 2:
-            first.record(Position(0, step), 0, *pack_outcome(outcome(step), 1e-3, "feed" * 8))
-            first.checkpoint_begun()
-    first.close()
-    view = read_journal([storage], rank=0, since=Position(0, 1), checkpoint=(1, Position(0, 1)))
+    for rank in range(2):
+        nothing = read_journal([storage], rank=rank, since=Position(0, 0))
+        first = Journal(storage, identity(1, rank, 2), start=Position(0, 0), inherited=nothing, now=fixed)
+        for step in range(3):
+            if (step, rank) != (2, 1):
+                first.append(Position(0, step), rank, *pack(chunk(2 * step + rank)))
+            if step < 2:
+                first.record(Position(0, step), 0, *pack_outcome(outcome(step), 1e-3, "feed" * 8))
+            if step == 0:
+                # Not after step 1: its outcome is not durable when what follows is written.
+                first.checkpoint_begun()
+        first.close()
+    view = read_journals([storage], since=Position(0, 1), checkpoint=(1, Position(0, 1)))
     second = Journal(
         storage, identity(2), start=Position(0, 1), inherited=view.inherited(Position(0, 3)), now=fixed
     )

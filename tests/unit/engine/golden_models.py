@@ -11,7 +11,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from numpy.typing import NDArray
 
-from rollforward.engines.mindspore.model import Decoder, ModelConfig, attention_mask, positions_of
+from rollforward.engines.mindspore.compiling import Graphs
+from rollforward.engines.mindspore.generation import Generator
+from rollforward.engines.mindspore.model import Decoder, ModelConfig, attention_mask
+from rollforward.grpo.group import OneProcess
 from rollforward.grpo.types import (
     EngineSettings,
     ObjectiveSettings,
@@ -66,6 +69,11 @@ class GoldenModel:
             optimizer=OptimizerSettings(),
         )
 
+    def generator(self, *, rows: int, sampling: SamplingSettings) -> Generator:
+        """With so many slots."""
+        settings = self.settings(rows=rows, sampling=sampling)
+        return Generator(self.decoder, settings, Graphs(settings, OneProcess()))
+
 
 @cache
 def golden_model(family: str) -> GoldenModel:
@@ -82,7 +90,7 @@ def golden_model(family: str) -> GoldenModel:
 
 
 class Logits(nn.Cell):
-    """All logits of a batch, without a cache: int32 [B, L] and bool [B, L] -> float32 [B, L, vocabulary]."""
+    """All logits of a batch, without a cache: int32 [B, L] each -> float32 [B, L, vocabulary]."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
@@ -90,8 +98,8 @@ class Logits(nn.Cell):
         self.head_weight = decoder.head_weight
         self.head = ops.MatMul(transpose_b=True)
 
-    def construct(self, ids, mask):
-        hidden = self.decoder.hidden(ids, positions_of(mask), attention_mask(mask))
+    def construct(self, ids, positions, groups, samples):
+        hidden = self.decoder.hidden(ids, positions, attention_mask(groups, samples))
         logits = self.head(hidden.reshape(-1, hidden.shape[-1]), self.head_weight)
         return logits.reshape(ids.shape[0], ids.shape[1], -1)
 
@@ -103,5 +111,10 @@ def _logits_cell(family: str) -> Logits:
 
 def logits_of(family: str, ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """All logits [B, L, vocabulary] of a batch, computed without a cache; compiled once for each shape."""
-    found: NDArray[np.float32] = _logits_cell(family)(Tensor(ids), Tensor(mask)).asnumpy()
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0) * mask
+    # Each row is one sample; padding is of no group.
+    given = (ids, positions, mask.astype(np.int32) - 1, mask.astype(np.int32) - 1)
+    found: NDArray[np.float32] = _logits_cell(family)(
+        *(Tensor(each.astype(np.int32)) for each in given)
+    ).asnumpy()
     return found

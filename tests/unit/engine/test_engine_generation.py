@@ -8,7 +8,8 @@ import pytest
 from golden_models import GoldenModel, golden_model, logits_of
 from numpy.typing import NDArray
 
-from rollforward.engines.mindspore.generation import Generator, left_aligned
+from rollforward.engines.mindspore.generation import Generator
+from rollforward.engines.mindspore.kernels import ladder, rung
 from rollforward.errors import EngineError
 from rollforward.grpo.types import Generation, SamplingSettings
 
@@ -27,7 +28,7 @@ def golden() -> GoldenModel:
 
 @pytest.fixture(scope="module")
 def generator(golden: GoldenModel) -> Generator:
-    return Generator(golden.decoder, golden.settings(rows=ROWS, sampling=SAMPLING))
+    return golden.generator(rows=ROWS, sampling=SAMPLING)
 
 
 def with_stops(generator: Generator, stops: tuple[int, ...]) -> Generator:
@@ -158,24 +159,43 @@ def test_nothing_remains_of_an_earlier_call(golden: GoldenModel, generator: Gene
     assert_same(generate(generator, golden, [0, 1, 2], seed=6), first)
 
 
-def test_generation_ends_when_every_row_is_done(golden: GoldenModel, generator: Generator) -> None:
-    """Every token stops: the prompts are run, and the decoding graph is not."""
+def test_steps_end_when_every_row_is_done(golden: GoldenModel, generator: Generator) -> None:
+    """Every token stops: one step, for each of two rounds of samples."""
     stopping = with_stops(generator, tuple(range(48)))
-    calls = []
-    stopping._decode = lambda *inputs: calls.append(inputs)
-    found = generate(stopping, golden, [0, 1])
-    assert calls == []
-    assert found.lengths.tolist() == [1, 1]
+    steps = []
+    step = stopping._step
+    stopping._step = lambda *given: steps.append(len(given[1])) or step(*given)
+    found = generate(stopping, golden, [0, 1, 2, 3])
+    assert steps == [3, 1]
+    assert found.lengths.tolist() == [1] * 4
     assert found.stopped.all()
 
 
-def test_left_aligned_keeps_the_order_of_tokens() -> None:
-    ids = np.array([[4, 9, 5, 6], [9, 9, 7, 9], [1, 2, 3, 4]], np.int32)
-    mask = np.array([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1]], np.bool_)
-    found, found_mask = left_aligned(ids, mask, 0)
-    assert found.tolist() == [[0, 4, 5, 6], [0, 0, 0, 7], [1, 2, 3, 4]]
-    assert found_mask.sum(axis=1).tolist() == [3, 1, 4]
-    assert found.dtype == np.int32
+def test_any_order_and_any_company_give_the_same_tokens(golden: GoldenModel) -> None:
+    """Rows that leave early, free slots that others take, and every number of slots."""
+    numbers = np.random.default_rng(11).random((13, TOKENS), np.float32)
+    rows = np.arange(13) % 4
+    source = np.random.default_rng(12)
+    alone = golden.generator(rows=1, sampling=SAMPLING)
+    expected = alone.generate(golden.prompts[rows], golden.mask[rows], numbers)
+    assert len(set(expected.lengths.tolist())) > 2, "rows that leave at different times"
+    for slots in (2, 5, 13, 20):
+        generator = golden.generator(rows=slots, sampling=SAMPLING)
+        for size in (13, 13, 8, 3):
+            taken = source.permutation(13)[:size]
+            found = generator.generate(golden.prompts[rows[taken]], golden.mask[rows[taken]], numbers[taken])
+            np.testing.assert_array_equal(found.completion_ids, expected.completion_ids[taken])
+            np.testing.assert_array_equal(found.lengths, expected.lengths[taken])
+            np.testing.assert_array_equal(found.stopped, expected.stopped[taken])
+
+
+def test_a_prompt_runs_once_for_the_samples_that_follow_each_other(golden: GoldenModel) -> None:
+    generator = golden.generator(rows=3, sampling=SAMPLING)
+    ran = []
+    run = generator._run_prompts
+    generator._run_prompts = lambda areas, *given: ran.extend(areas) or run(areas, *given)
+    generate(generator, golden, [0] * 7 + [1] * 6 + [3])
+    assert [len(prompt) for _, prompt in ran] == [int(golden.lengths[row]) for row in (0, 1, 3)]
 
 
 def test_other_shapes_and_empty_prompts_are_refused(golden: GoldenModel, generator: Generator) -> None:
@@ -186,3 +206,18 @@ def test_other_shapes_and_empty_prompts_are_refused(golden: GoldenModel, generat
         generator.generate(ids, mask, uniforms(4)[:, :-1])
     with pytest.raises(EngineError, match="sample 2 has no token"):
         generator.generate(ids, mask & (np.arange(4) != 2)[:, None], uniforms(4))
+
+
+def test_ladders_end_with_all_and_are_climbed_no_higher_than_needed() -> None:
+    assert ladder(16, 4, least=2) == (4, 16)
+    assert ladder(2, 4, least=2) == (2,)
+    assert ladder(35, 2, least=4) == (5, 9, 18, 35)
+    assert ladder(1, 2) == (1,)
+    for most in range(1, 70):
+        rungs = ladder(most, 2)
+        assert rungs[0] == 1
+        assert rungs[-1] == most
+        for number in range(1, most + 1):
+            found = rung(number, rungs)
+            assert found >= number
+            assert all(each < number for each in rungs if each < found)

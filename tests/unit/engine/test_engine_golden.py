@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from golden_models import FAMILIES, GoldenModel, golden_model, logits_of
 
-from rollforward.engines.mindspore.generation import Generator
 from rollforward.grpo.types import SamplingSettings
 
 
@@ -27,7 +26,7 @@ def test_padding_at_the_left_changes_no_logits(golden: GoldenModel) -> None:
 def test_greedy_continuation_is_that_of_transformers(golden: GoldenModel) -> None:
     samples, tokens = golden.greedy.shape
     sampling = SamplingSettings(max_tokens=tokens, temperature=0.0)
-    generator = Generator(golden.decoder, golden.settings(rows=samples, sampling=sampling))
+    generator = golden.generator(rows=samples, sampling=sampling)
     unused = np.zeros(golden.greedy.shape, np.float32)
     right = generator.generate(golden.prompts, golden.mask, unused)
     left = generator.generate(*golden.left_padded(), unused)

@@ -10,8 +10,11 @@ import pytest
 from engine_case import SETTINGS, assert_same_bits, snapshot
 from golden_models import FOLDER
 
+from rollforward.engines.mindspore.compiling import Graphs
+from rollforward.engines.mindspore.denormals import flushed
 from rollforward.engines.mindspore.memory import Copied, Memory, Viewed, memory_of, use_device
 from rollforward.errors import DeviceUnavailable
+from rollforward.grpo.group import OneProcess
 
 BOTH = pytest.mark.parametrize("memory", [Viewed(), Copied()], ids=["viewed", "copied"])
 
@@ -45,14 +48,49 @@ def test_what_is_written_is_what_the_parameter_holds_whatever_becomes_of_the_arr
 
 
 @BOTH
-def test_buffers_become_zero_again_and_again(memory: Memory) -> None:
+def test_sums_are_cleared_put_aside_and_added(memory: Memory) -> None:
     buffers = ms.ParameterTuple([ms.Parameter(np.ones(n, np.float32), name=f"buffer{n}") for n in (2, 3)])
-    clear = memory.zeroing(buffers)
-    for _ in range(2):
+    sums = memory.sums(buffers, 2)
+    sums.compile(Graphs(SETTINGS, OneProcess()))
+
+    def fill(value: float) -> None:
         for buffer in buffers:
-            memory.write(buffer, np.full(buffer.shape, np.nan, np.float32))
-        clear()
-        assert [buffer.asnumpy().tolist() for buffer in buffers] == [[0, 0], [0, 0, 0]]
+            memory.write(buffer, np.full(buffer.shape, value, np.float32))
+
+    def found() -> list[list[float]]:
+        return [buffer.asnumpy().tolist() for buffer in buffers]
+
+    for _ in range(2):
+        fill(np.nan)
+        sums.clear()
+        assert found() == [[0, 0], [0, 0, 0]]
+        for slot, value in ((0, 1.0), (1, 2.0)):
+            fill(value)
+            sums.keep(slot)
+        fill(4.0)
+        sums.add(1)
+        assert found() == [[6, 6], [6, 6, 6]]
+        sums.take(0)
+        assert found() == [[1, 1], [1, 1, 1]]
+        sums.add(1)
+        assert found() == [[3, 3], [3, 3, 3]], "a slot is what was put there, however often it is used"
+
+
+@BOTH
+def test_numbers_are_added_to_the_last_bit_alike(memory: Memory) -> None:
+    """Denormals, zeros of both signs and what cancels, as between two workers."""
+    one = np.array([1e-45, -0.0, 0.0, 1e8, 3e38, 1 / 3], np.float32)
+    other = np.array([2e-45, -0.0, -0.0, -99999999.0, 1e38, 1e-9], np.float32)
+    (buffer,) = buffers = ms.ParameterTuple([ms.Parameter(other, name="other")])
+    sums = memory.sums(buffers, 1)
+    sums.compile(Graphs(SETTINGS, OneProcess()))
+    for _ in range(8):
+        with flushed(), np.errstate(over="ignore"):
+            memory.write(buffer, other)
+            sums.keep(0)
+            memory.write(buffer, one)
+            sums.add(0)
+            assert buffer.asnumpy().tobytes() == (one + other).tobytes()
 
 
 def test_weights_of_a_folder_arrive_either_way() -> None:

@@ -13,7 +13,6 @@ from rollforward.engines.mindspore.model import (
     ModelConfig,
     attention_mask,
     initialise,
-    positions_of,
 )
 
 FAMILY = "qwen3"
@@ -65,19 +64,26 @@ def test_fresh_weights_are_a_function_of_the_seed() -> None:
             assert drawn[0][name].std() == pytest.approx(0.02, rel=0.1)
 
 
-def test_positions_count_real_tokens_and_the_mask_shows_those_before() -> None:
+def test_a_query_sees_its_own_sample_and_the_prompt_before_it() -> None:
     ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
-    mask = np.array([[1, 1, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]], np.bool_)
-    positions = positions_of(Tensor(mask)).asnumpy()
-    assert positions[mask].tolist() == [0, 1, 2, 0, 1]
-    assert (positions[~mask] == 0).all()
-    added = attention_mask(Tensor(mask)).asnumpy()
-    assert added.shape == (3, 1, 4, 4)
-    for row in range(3):
-        for query in range(4):
-            for key in range(4):
-                visible = mask[row, key] and key <= query
-                assert added[row, 0, query, key] == (0.0 if visible else np.float32(MASKED))
+    groups = np.array([[0, 0, 0, 0, 0, 1, 1, -1], [0, 0, 0, -1, -1, -1, -1, -1]], np.int32)
+    samples = np.array([[0, 0, 1, 1, 2, 0, 3, -1], [0, 1, 1, -1, -1, -1, -1, -1]], np.int32)
+    added = attention_mask(Tensor(groups), Tensor(samples)).asnumpy()
+    assert added.shape == (2, 1, 8, 8)
+    seen = (added == 0)[:, 0]
+    assert (added[:, 0][~seen] == np.float32(MASKED)).all()
+    assert [np.flatnonzero(row).tolist() for row in seen[0]] == [
+        [0],
+        [0, 1],
+        [0, 1, 2],
+        [0, 1, 2, 3],
+        [0, 1, 4],
+        [5],
+        [5, 6],
+        [7],
+    ]
+    assert np.flatnonzero(seen[1][2]).tolist() == [0, 1, 2]
+    assert seen.any(axis=2).all(), "no query sees nothing: a softmax over nothing means nothing"
 
 
 def test_no_token_sees_a_later_one() -> None:

@@ -6,7 +6,7 @@ import pytest
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from rollforward.engines.mindspore.generation import Sampler
+from rollforward.engines.mindspore.sampling import Sampler
 from rollforward.grpo.types import SamplingSettings
 
 ROWS, VOCABULARY = 64, 50

@@ -20,6 +20,7 @@ from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, check_layout, read_tensors, restore_into
 from rollforward.store.journal.records import Record, decode_record, encode_record
 from rollforward.store.tensorfile import DTYPES, PACKED, read_header
+from rollforward.tensors import layout_of
 
 POSITION = Position(0, 1)
 THEIRS = {"BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ"}
@@ -71,7 +72,7 @@ def test_any_array_comes_back_with_its_dtype_and_its_bits(drawn):
     found = {name: array for _, name, array in read_tensors(storage, manifest)}
     into = {name: np.zeros(array.shape, array.dtype) for name, array in tensors.items()}
     restore_into(storage, manifest, {"policy_model": into})
-    check_layout(manifest, {"policy_model": into}, world_size=1)
+    check_layout(storage, manifest, layout_of({"policy_model": into}))
     with storage.open(manifest.files[0].path) as handle:
         content = bytearray(handle.size)
         handle.read_into(memoryview(content), 0)

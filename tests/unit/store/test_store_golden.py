@@ -1,16 +1,26 @@
 """Checkpoints of every format version that was ever released go on being read, and are made the same."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rollforward.position import Position
 from rollforward.storage import LocalStorage
-from rollforward.store import find, list_checkpoints, read_attachments, read_tensors
+from rollforward.store import (
+    CheckpointStore,
+    Retention,
+    find,
+    list_checkpoints,
+    read_attachments,
+    read_tensors,
+)
+from rollforward.store.pruning import prune
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "store"
-VERSIONS = [1, 2]
+VERSIONS = [1, 2, 3]
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +60,41 @@ def test_it_reads_back(make, version):
     assert not any(expected.values())
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_it_is_written_byte_for_byte_as_before(make, tmp_path, monkeypatch, version):
+def test_todays_version_is_written_byte_for_byte_as_before(make, tmp_path, monkeypatch):
     monkeypatch.setattr(make, "FOLDER", tmp_path)
-    make.make(version)
-    written = files_in(tmp_path / f"version_{version}")
-    # Attachments lie there twice by now; what was there before is as it was.
-    twice = {path: content for path, content in written.items() if path.parts[0].endswith(".copy")}
-    assert {path: written[path] for path in written.keys() - twice} == files_in(GOLDEN / f"version_{version}")
-    assert twice
-    assert all(written[path.parent.with_suffix("") / path.name] == twice[path] for path in twice)
+    make.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["version_3"], "earlier ones are read, not written"
+    assert files_in(tmp_path / "version_3") == files_in(GOLDEN / "version_3")
+
+
+@pytest.mark.parametrize(("version", "role"), [(1, "ref"), (2, "critic")])
+def test_a_run_of_an_earlier_version_goes_on_in_its_folder(make, tmp_path, version, role):
+    """What has not changed since is taken over; both checkpoints stay readable."""
+    shutil.copytree(GOLDEN / f"version_{version}", tmp_path, dirs_exist_ok=True)
+    storage = LocalStorage(tmp_path)
+    store = CheckpointStore(storage, previous=find(storage).manifest, retention=Retention(newest=0))
+    about = {"global_step": 30, "run_id": "golden", "incarnation": 2, "state": {}}
+    saved = store.save(Position(0, 30), make.TENSORS[version](30), **about)
+    assert (role, Position(0, 10), 0) in saved.manifest.generations()
+    found = list_checkpoints(storage, deep=True)
+    assert [(item.manifest.version, item.reason) for item in found] == [(3, ""), (version, ""), (version, "")]
+    stored = {(role, name): array for role, name, array in read_tensors(storage, saved.manifest)}
+    for each, named in make.TENSORS[version](30).items():
+        assert all(np.array_equal(stored[each, name], array) for name, array in named.items())
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_pruning_knows_what_an_earlier_version_needs(tmp_path, version):
+    shutil.copytree(GOLDEN / f"version_{version}", tmp_path, dirs_exist_ok=True)
+    storage = LocalStorage(tmp_path)
+    assert prune(storage, Retention(newest=1)) == []
+    assert [(item.position.step, item.reason) for item in list_checkpoints(storage, deep=True)] == [(20, "")]
+
+
+def test_the_same_tensors_have_the_same_digest_in_every_version(make, tmp_path):
+    for version in VERSIONS[:-1]:
+        storage = LocalStorage(tmp_path / f"{version}")
+        about = {"global_step": 20, "run_id": "golden", "incarnation": 1, "state": {}}
+        saved = CheckpointStore(storage).save(Position(0, 20), make.TENSORS[version](20), **about)
+        golden = find(LocalStorage(GOLDEN / f"version_{version}")).manifest
+        assert saved.manifest.role_digests() == golden.role_digests()

@@ -92,10 +92,9 @@ def test_a_new_nan_is_a_difference(storage):
 
 def every_file(storage):
     """What of a run's folder takes most of its space; manifests and meta.json are left out."""
-    folders = [f"{role}/rank_{rank}" for role in ("train", "optimizer", "ref") for rank in (0, 1)]
-    return [
-        entry for folder in folders for entry in storage.scan(folder) if entry.name.endswith(".safetensors")
-    ]
+    kinds = ("train", "optimizer", "ref", "tables")
+    folders = [f"{kind}/rank_{rank}" for kind in kinds for rank in (0, 1)]
+    return [entry for folder in folders for entry in storage.scan(folder) if entry.name != "meta.json"]
 
 
 def test_pruning_does_what_it_said_and_clears_what_was_left(storage):
@@ -128,4 +127,5 @@ def test_pruning_keeps_what_a_kept_checkpoint_took_over(storage):
     assert load_manifest(storage, Position(0, 2)).generations() == {
         ("policy_model", Position(0, 2), 0),
         ("ref", Position(0, 1), 0),
+        ("tables", Position(0, 2), 0),
     }

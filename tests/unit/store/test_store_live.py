@@ -10,7 +10,7 @@ from engine_case import SETTINGS, restore, snapshot, training_batch
 from lockstep import LockStep
 from toy_engine import CopiedToyEngine, create, create_copied, toy_model_config
 
-from rollforward.errors import EngineError
+from rollforward.errors import EngineError, StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, OsFiles
 from rollforward.store import CheckpointStore, ShadowCheckpoints, find, list_checkpoints, read_tensors
@@ -64,7 +64,7 @@ class Slow(OsFiles):
         self.open = threading.Event()
 
     def write(self, fd, data):
-        assert self.open.wait(30)
+        assert self.open.wait(300)
         return super().write(fd, data)
 
 
@@ -85,7 +85,7 @@ class TestCopies:
         state = snapshot(engine)
         engine.copied.clear()
         checkpoints.begin(Position(0, 1), 1)
-        checkpoints._job.idle.wait(30)
+        checkpoints._job.idle.wait(300)
         checkpoints.before_update()
         assert engine.copied == all_of(engine, *ROLES)
         assert checkpoints.copied_bytes == 0, "the caller did not wait for any of it"
@@ -116,6 +116,43 @@ class TestCopies:
         assert engine.copied.total() == 0
         assert len(told) == 1
         assert_saved(tmp_path, 1, state)
+
+    def test_while_the_writer_keeps_up_copies_need_the_memory_of_two_tensors(self, tmp_path):
+        """Over any number of saves: the one being written, and the one that proved that there is a change."""
+        engine = make()
+        checkpoints, told = shadow(tmp_path, engine)
+        sizes = [spec.nbytes for named in engine.layout().values() for spec in named.values()]
+        allocated = []
+        for step in (1, 2, 3):
+            state = snapshot(engine)
+            checkpoints.begin(Position(0, step), step)
+            checkpoints._settle()
+            assert_saved(tmp_path, step, state)
+            allocated.append(checkpoints._buffers.allocated)
+            update(engine)
+        checkpoints.close()
+        assert len(told) == 3
+        held = [len(piece) for piece in checkpoints._buffers._free]
+        assert max(sizes) <= sum(held) <= 2 * max(sizes) < sum(sizes)
+        assert allocated[2] == allocated[1] <= 3 * max(sizes)
+
+    def test_what_is_copied_aside_uses_the_memory_of_the_save_before(self, tmp_path):
+        engine, disk = make(), Slow()
+        checkpoints, _ = shadow(tmp_path, engine, store=CheckpointStore(LocalStorage(tmp_path, disk)))
+        allocated = []
+        for step in (1, 2, 3):
+            disk.open.clear()
+            state = snapshot(engine)
+            checkpoints.begin(Position(0, step), step)
+            checkpoints.before_update()
+            update(engine)
+            allocated.append(checkpoints._buffers.allocated)
+            disk.open.set()
+            checkpoints._settle()
+            assert_saved(tmp_path, step, state)
+        checkpoints.close()
+        sizes = [spec.nbytes for named in engine.layout().values() for spec in named.values()]
+        assert allocated == [sum(sizes)] * 3
 
     def test_a_role_that_did_not_change_is_not_copied_again(self, tmp_path):
         engine = make()
@@ -302,7 +339,7 @@ class TestClaims:
 
 def test_a_part_of_a_tensor_is_refused_before_anything_is_written(tmp_path):
     layout = {"ref": {"w": TensorSpec(np.dtype(np.float32), (2, 3), (4, 3), (2, 0))}}
-    with pytest.raises(ValueError, match=r"ref w is the part \[2, 3\] of \[4, 3\]; only whole"):
+    with pytest.raises(ValueError, match=r"ref w is the part \[2, 3\] of \[4, 3\], and is not said"):
         CheckpointStore(tmp_path).plan(DESCRIPTION, layout)
     assert list(tmp_path.iterdir()) == []
 
@@ -316,3 +353,64 @@ def test_a_source_is_released_with_its_copy():
     assert source.keep_copy() == 0
     with pytest.raises(RuntimeError, match="after its part had been written"):
         list(source.chunks())
+
+
+def test_nobody_waits_for_a_network_that_has_a_chunk():
+    """`before_update` comes while the first chunk is on its way to a service, for as long as that takes."""
+    array = np.zeros(3 << 20, np.float32)
+    guard = Guard()
+    source = LiveSource(
+        TensorSpec.whole(np.float32, array.shape), lambda: array, guard, in_place=True, copied=True
+    )
+    chunks = source.chunks()
+    first = next(chunks)
+    free = threading.Event()
+
+    def copy_aside():
+        with guard.copying():
+            source.keep_copy()
+        free.set()
+
+    threading.Thread(target=copy_aside, daemon=True).start()
+    assert free.wait(10)
+    array[...] = 1
+    assert bytes(first) == bytes(len(first))
+    assert b"".join(chunks) == bytes(array.nbytes - len(first))
+
+
+def test_in_a_service_each_save_of_each_start_has_names_of_its_own(tmp_path):
+    """So that what a replaced start still sends replaces nothing of its successor's."""
+    storage = LocalStorage(tmp_path)
+    state = {"policy_model": {"w": np.zeros(3, np.float32)}}
+    for incarnation, names in ((1, ("", ".1", ".2")), (2, (".16", ".17")), (5, (".64",))):
+        store = CheckpointStore(storage, remote=True)
+        for name in names:
+            state["policy_model"]["w"] += 1
+            store.save(Position(0, 3), state, global_step=3, **ABOUT | {"incarnation": incarnation})
+            assert storage.stat(f"train/rank_0/policy_model{name}_rank_0-0_3.safetensors") is not None
+
+
+def test_in_a_service_a_start_without_names_left_saves_nothing_and_says_so(tmp_path):
+    storage = LocalStorage(tmp_path)
+    state = {"policy_model": {"w": np.zeros(3, np.float32)}}
+    store = CheckpointStore(storage, remote=True)
+    with pytest.raises(StorageError, match="start 70000 has no file names left") as caught:
+        store.save(Position(0, 3), state, global_step=3, **ABOUT | {"incarnation": 70_000})
+    assert "rollforward copy" in caught.value.hint
+    assert storage.scan("") == []
+
+
+def test_in_a_service_a_start_removes_nothing_of_a_later_one(tmp_path):
+    """A trainer that was frozen and replaced, and wakes up to tidy, does not take them for leftovers."""
+    storage = LocalStorage(tmp_path)
+    frozen, rival = (CheckpointStore(storage, remote=True) for _ in range(2))
+    state = {"policy_model": {"w": np.zeros(3, np.float32)}}
+    frozen.save(Position(0, 1), state, global_step=1, **ABOUT)
+    committed = []
+    frozen.tidy = lambda what: committed.append(what) or []
+    state["policy_model"]["w"] += 1
+    frozen.save(Position(0, 2), state, global_step=2, **ABOUT)
+    state["policy_model"]["w"] += 1
+    rival.save(Position(0, 3), state, global_step=3, **ABOUT | {"incarnation": 2})
+    assert CheckpointStore.tidy(frozen, committed[0]) == []
+    assert [info.valid for info in list_checkpoints(storage, deep=True)] == [True, True, True]

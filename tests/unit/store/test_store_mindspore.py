@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from held import Holding, spread
+from lockstep import LockStep
 
 from rollforward.interop.files import read_arrays
 from rollforward.interop.folders import find_foreign
@@ -29,6 +31,23 @@ def test_mindspore_opens_our_tensor_files(tmp_path):
     for file in saved.manifest.files:
         found = ms.load_checkpoint(str(tmp_path / file.path), format="safetensors")
         expected = tensors["policy_model" if "policy" in file.path else "optimizer"]
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name].asnumpy(), expected[name]) for name in expected)
+
+
+def test_mindspore_opens_each_rank_s_files_of_pieces(tmp_path):
+    tensors = {"policy_model": model(3)}
+    pieces = [spread(tensors, rank, 2, ["policy_model"]) for rank in range(2)]
+
+    def work(rank, exchange):
+        store = CheckpointStore(tmp_path, rank=rank, world_size=2, exchange=exchange)
+        about = {"global_step": 7, "run_id": "r", "incarnation": 1, "state": {}}
+        return store.save(Position(0, 7), Holding(tensors, rank, pieces[rank]), **about)
+
+    saved, _ = LockStep(2).run(work)
+    for rank, file in enumerate(saved.manifest.files):
+        found = ms.load_checkpoint(str(tmp_path / file.path), format="safetensors")
+        expected = Holding(tensors, rank, pieces[rank]).tensors()["policy_model"]
         assert found.keys() == expected.keys()
         assert all(np.array_equal(found[name].asnumpy(), expected[name]) for name in expected)
 

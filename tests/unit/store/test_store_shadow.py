@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class Gate(OsFiles):
 
     def write(self, fd, data):
         self.reached.set()
-        assert self.open.wait(30)
+        assert self.open.wait(300)
         if self.broken:
             raise OSError(28, "No space left on device")
         return super().write(fd, data)
@@ -88,10 +89,10 @@ def test_nothing_is_visible_before_the_boundary_and_it_is_told_when_it_is_durabl
     engine = Engine()
     checkpoints, told = shadow(tmp_path, engine)
     checkpoints.begin(Position(0, 1), 1)
-    checkpoints._job.idle.wait(30)
+    checkpoints._job.idle.wait(300)
     assert list_checkpoints(LocalStorage(tmp_path)) == []
     step(checkpoints, engine)
-    checkpoints._job.idle.wait(30)
+    checkpoints._job.idle.wait(300)
     assert find(LocalStorage(tmp_path)).manifest.position == Position(0, 1)
     assert told.saved == []
     step(checkpoints, engine)
@@ -107,7 +108,7 @@ def test_a_slow_disk_costs_a_copy_and_saves_the_state_of_the_beginning(tmp_path)
     checkpoints, told = shadow(tmp_path, engine, ops=gate)
     gate.open.clear()
     checkpoints.begin(Position(0, 1), 1)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(300)
     # The header is held up, before any tensor is read: everything is copied aside.
     checkpoints.before_update()
     engine.update()
@@ -127,20 +128,29 @@ def test_an_update_in_the_middle_of_a_tensor_does_not_tear_it(tmp_path):
     engine, gate = Engine(size=CHUNK_BYTES), Gate()
     checkpoints, _ = shadow(tmp_path, engine, ops=gate)
 
-    chunks = []
-    real = gate.write
+    chunks, caught_up = [], threading.Event()
+    real, copying = gate.write, checkpoints._guard.copying
 
     def slow(fd, data):
         chunks.append(data.nbytes)
         if len(chunks) == 3:
             gate.reached.set()
+            # The writer goes on when the caller has begun to copy what is left.
+            assert caught_up.wait(300)
         threading.Event().wait(0.005)
         return real(fd, data)
 
+    @contextmanager
+    def copying_and_telling():
+        with copying():
+            caught_up.set()
+            yield
+
     gate.write = slow
+    checkpoints._guard.copying = copying_and_telling
     gate.reached.clear()
     checkpoints.begin(Position(0, 1), 1)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(300)
     step(checkpoints, engine)
     step(checkpoints, engine)
     checkpoints.close()
@@ -170,7 +180,7 @@ def test_a_failure_in_the_background_is_told_at_the_boundary_and_training_goes_o
     checkpoints._settle()
     gate.broken = True
     checkpoints.begin(Position(0, 2), 2)
-    checkpoints._job.idle.wait(30)
+    checkpoints._job.idle.wait(300)
     assert told.failed == []
     step(checkpoints, engine)
     assert "0_2 was not saved" in told.failed[0].message
@@ -203,7 +213,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_file_holds_nobody_up(tmp_path, 
     checkpoints._settle()
     full.left = writes
     checkpoints.begin(Position(0, 2), 2)
-    assert checkpoints._job.idle.wait(10)
+    assert checkpoints._job.idle.wait(300)
     full.left = 1000
     step(checkpoints, engine)
     assert "0_2 was not saved" in told.failed[0].message
@@ -240,7 +250,7 @@ def test_an_engine_that_changes_its_tensors_too_early_is_caught(tmp_path):
     checkpoints, _ = shadow(tmp_path, engine, ops=gate, prove_unchanged=True)
     gate.open.clear()
     checkpoints.begin(Position(0, 1), 1)
-    assert gate.reached.wait(30)
+    assert gate.reached.wait(300)
     engine.arrays["policy_model"]["w"][500] = 7
     gate.open.set()
     with pytest.raises(EngineError, match="policy_model w changed while it was written"):
@@ -259,7 +269,7 @@ def test_one_rank_that_changes_its_tensors_too_early_stops_all(tmp_path):
         checkpoints, _ = shadow(tmp_path, engine, store=store, prove_unchanged=True)
         gates[rank].open.clear()
         checkpoints.begin(Position(0, 1), 1)
-        assert gates[rank].reached.wait(30)
+        assert gates[rank].reached.wait(300)
         if rank == 1:
             for named in engine.arrays.values():
                 for array in named.values():
@@ -348,13 +358,15 @@ def test_ranks_commit_together_and_only_when_all_have_written(tmp_path):
 def test_the_time_of_writing_leaves_out_the_wait_for_step_boundaries(tmp_path):
     engine = Engine()
     checkpoints, told = shadow(tmp_path, engine)
+    began = time.perf_counter()
     checkpoints.begin(Position(0, 1), 1)
     for _ in range(2):
-        checkpoints._job.idle.wait(30)
-        time.sleep(0.5)
+        assert checkpoints._job.idle.wait(300)
+        time.sleep(0.2)
         step(checkpoints, engine)
+    passed = time.perf_counter() - began
     (saved,) = told.saved
-    assert 0 < saved.seconds < 0.5
+    assert 0 < saved.seconds <= passed - 0.4
     checkpoints.close()
 
 
@@ -363,10 +375,16 @@ def test_waiting_for_a_checkpoint_that_is_still_under_way_is_counted(tmp_path):
     checkpoints, told = shadow(tmp_path, engine, ops=gate)
     gate.open.clear()
     checkpoints.begin(Position(0, 1), 1)
-    threading.Timer(0.5, gate.open.set).start()
+    wait = checkpoints._job.idle.wait
+
+    def begin_to_wait():
+        threading.Timer(0.2, gate.open.set).start()
+        return wait()
+
+    checkpoints._job.idle.wait = begin_to_wait
     checkpoints.close()
     (saved,) = told.saved
-    assert saved.blocked > 0.4
+    assert saved.blocked >= 0.2
 
 
 def test_what_is_removed_after_a_commit_holds_up_nobody_and_its_warnings_are_told(tmp_path):
@@ -375,7 +393,7 @@ def test_what_is_removed_after_a_commit_holds_up_nobody_and_its_warnings_are_tol
 
     def tidied():
         threads.append(threading.current_thread())
-        assert go_on.wait(30)
+        assert go_on.wait(300)
         return ["an old file is still there"]
 
     checkpoints, told = shadow(tmp_path, engine, tidied=tidied)

@@ -13,7 +13,7 @@ the engine generates; it has not run on an Ascend or a GPU.
 Left out of `Copied`: copying the policy to the reference without going through the host.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import mindspore as ms
@@ -21,6 +21,7 @@ import numpy as np
 from mindspore import nn, ops
 from numpy.typing import NDArray
 
+from rollforward.engines.mindspore.compiling import Graphs
 from rollforward.errors import DeviceUnavailable
 from rollforward.tensors import Layout, Tensors, TensorSpec
 
@@ -44,20 +45,32 @@ class Memory(Protocol):
         """Put an array of the slot's dtype and shape in place."""
         ...
 
-    def zeroing(self, buffers: ms.ParameterTuple) -> "Zeroing":
-        """An object that sets all of these to zero."""
+    def sums(self, buffers: ms.ParameterTuple, slots: int) -> "Sums":
+        """Sums in these buffers, and so many slots to put one aside."""
         ...
 
 
-class Zeroing(Protocol):
-    """Sets buffers to zero, repeatedly."""
+class Sums(Protocol):
+    """Buffers that gradients are added in, and slots of the same sizes; see `grpo.addition`."""
 
-    def compile(self) -> None:
+    def compile(self, graphs: Graphs) -> None:
         """Compile what needs compiling."""
         ...
 
-    def __call__(self) -> None:
+    def clear(self) -> None:
         """Every element of every buffer is 0 from now on."""
+        ...
+
+    def keep(self, slot: int) -> None:
+        """The slot becomes a copy of the buffers."""
+        ...
+
+    def take(self, slot: int) -> None:
+        """The buffers become a copy of the slot."""
+        ...
+
+    def add(self, slot: int) -> None:
+        """The slot is added to the buffers."""
         ...
 
 
@@ -74,9 +87,9 @@ class Viewed:
         """Through the view."""
         np.copyto(_seen(slot), array)
 
-    def zeroing(self, buffers: ms.ParameterTuple) -> Zeroing:
-        """Through the views, which are taken now."""
-        return _Fill([buffer.asnumpy() for buffer in buffers])
+    def sums(self, buffers: ms.ParameterTuple, slots: int) -> Sums:
+        """Through the views, which are taken now; NumPy adds with the bits that MindSpore adds with."""
+        return _SumsOnHost([buffer.asnumpy() for buffer in buffers], slots)
 
 
 class Copied:
@@ -86,11 +99,17 @@ class Copied:
 
     def tensors(self, slots: Slots) -> Tensors:
         """Mappings whose arrays are copied to the host at each access, one by one."""
-        return {role: _Copies(named, self.read) for role, named in slots.items()}
+        return {role: _Copies(named, self) for role, named in slots.items()}
 
     def read(self, slot: Slot) -> NDArray[Any]:
         """A copy of what is there now."""
-        return np.array(_seen(slot), copy=True)
+        copy = np.empty(slot.shape, _spec(slot).dtype)
+        self.read_into(slot, copy)
+        return copy
+
+    def read_into(self, slot: Slot, target: NDArray[Any]) -> None:
+        """Copy what is there now into memory of the host."""
+        np.copyto(target, _seen(slot), casting="no")
 
     def write(self, slot: Slot, array: NDArray[Any]) -> None:
         """A new value for the parameter; the array is copied first, so the caller may change it."""
@@ -99,9 +118,9 @@ class Copied:
         else:
             slot.set_data(ms.Tensor(np.array(array, copy=True)))
 
-    def zeroing(self, buffers: ms.ParameterTuple) -> Zeroing:
+    def sums(self, buffers: ms.ParameterTuple, slots: int) -> Sums:
         """On the device."""
-        return _ZeroOnDevice(_ZeroBuffers(buffers))
+        return _SumsOnDevice(buffers, slots)
 
 
 def memory_of(device_target: str) -> Memory:
@@ -136,14 +155,18 @@ def _seen(slot: Slot) -> NDArray[Any]:
 
 
 class _Copies(Mapping[str, NDArray[Any]]):
-    """name -> a fresh copy."""
+    """name -> a fresh copy; a `store.live.CopiesInto`."""
 
-    def __init__(self, slots: Mapping[str, Slot], read: Callable[[Slot], NDArray[Any]]) -> None:
+    def __init__(self, slots: Mapping[str, Slot], memory: Copied) -> None:
         self._slots = slots
-        self._read = read
+        self._memory = memory
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self._read(self._slots[name])
+        return self._memory.read(self._slots[name])
+
+    def copy_into(self, name: str, target: NDArray[Any]) -> None:
+        """Into memory that is used again: a fresh copy costs its pages as well."""
+        self._memory.read_into(self._slots[name], target)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._slots)
@@ -152,34 +175,72 @@ class _Copies(Mapping[str, NDArray[Any]]):
         return len(self._slots)
 
 
-class _Fill:
-    """`Zeroing` through views."""
+class _SumsOnHost:
+    """`Sums` through views."""
 
-    def __init__(self, views: list[NDArray[Any]]) -> None:
+    def __init__(self, views: list[NDArray[Any]], slots: int) -> None:
         self._views = views
+        self._slots = [[np.empty_like(view) for view in views] for _ in range(slots)]
 
-    def compile(self) -> None:
+    def compile(self, graphs: Graphs) -> None:
         """Nothing to compile."""
 
-    def __call__(self) -> None:
+    def clear(self) -> None:
         for view in self._views:
             view.fill(0)
 
+    def keep(self, slot: int) -> None:
+        for view, kept in zip(self._views, self._slots[slot], strict=True):
+            np.copyto(kept, view)
 
-class _ZeroOnDevice:
-    """`Zeroing` by a graph."""
+    def take(self, slot: int) -> None:
+        for view, kept in zip(self._views, self._slots[slot], strict=True):
+            np.copyto(view, kept)
 
-    def __init__(self, cell: "_ZeroBuffers") -> None:
-        self._cell = cell
-
-    def compile(self) -> None:
-        self._cell.compile()
-
-    def __call__(self) -> None:
-        self._cell()
+    def add(self, slot: int) -> None:
+        # What overflows is not finite, and the norm will say so.
+        with np.errstate(all="ignore"):
+            for view, kept in zip(self._views, self._slots[slot], strict=True):
+                np.add(view, kept, out=view)
 
 
-class _ZeroBuffers(nn.Cell):
+class _SumsOnDevice:
+    """`Sums` by graphs."""
+
+    def __init__(self, buffers: ms.ParameterTuple, slots: int) -> None:
+        self._clear = _Clear(buffers)
+        kept = [
+            ms.ParameterTuple(
+                [
+                    ms.Parameter(np.zeros(buffer.shape, dtype=np.float32), name=f"kept_{slot}.{buffer.name}")
+                    for buffer in buffers
+                ]
+            )
+            for slot in range(slots)
+        ]
+        self._keep = [_Copy(buffers, slot) for slot in kept]
+        self._take = [_Copy(slot, buffers) for slot in kept]
+        self._add = [_Add(slot, buffers) for slot in kept]
+
+    def compile(self, graphs: Graphs) -> None:
+        cells: list[nn.Cell] = [self._clear, *self._keep, *self._take, *self._add]
+        for number, cell in enumerate(cells):
+            graphs.compile(f"sums_{number}", cell)
+
+    def clear(self) -> None:
+        self._clear()
+
+    def keep(self, slot: int) -> None:
+        self._keep[slot]()
+
+    def take(self, slot: int) -> None:
+        self._take[slot]()
+
+    def add(self, slot: int) -> None:
+        self._add[slot]()
+
+
+class _Clear(nn.Cell):
     def __init__(self, buffers: ms.ParameterTuple) -> None:
         super().__init__()
         self.buffers = buffers
@@ -189,4 +250,32 @@ class _ZeroBuffers(nn.Cell):
         done = ms.Tensor(0, ms.int32)
         for buffer in self.buffers:
             done = ops.depend(done, ops.assign(buffer, ops.zeros_like(buffer)))
+        return done
+
+
+class _Copy(nn.Cell):
+    def __init__(self, source: ms.ParameterTuple, target: ms.ParameterTuple) -> None:
+        super().__init__()
+        self.source = source
+        self.target = target
+
+    def construct(self) -> ms.Tensor:
+        """0, when all is done."""
+        done = ms.Tensor(0, ms.int32)
+        for source, target in zip(self.source, self.target):  # noqa: B905 (the graph compiler has no strict)
+            done = ops.depend(done, ops.assign(target, source))
+        return done
+
+
+class _Add(nn.Cell):
+    def __init__(self, source: ms.ParameterTuple, target: ms.ParameterTuple) -> None:
+        super().__init__()
+        self.source = source
+        self.target = target
+
+    def construct(self) -> ms.Tensor:
+        """0, when all is done."""
+        done = ms.Tensor(0, ms.int32)
+        for source, target in zip(self.source, self.target):  # noqa: B905 (the graph compiler has no strict)
+            done = ops.depend(done, ops.assign_add(target, source))
         return done

@@ -12,21 +12,30 @@ aborted later in its exit handlers.
 """
 
 import os
+import random
 import re
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rollforward.engines.base import Finding, Launch, Process
+from rollforward.engines.mindspore.batches import ladder_of
+from rollforward.engines.mindspore.pages import Pages
+from rollforward.errors import EngineError
+from rollforward.grpo.addition import programs
 from rollforward.grpo.ports import Engine, Group, Meeting
-from rollforward.grpo.types import EngineSettings
+from rollforward.grpo.types import EngineSettings, LoraSettings
+from rollforward.models import sharding
 from rollforward.models.config import ModelConfig
-from rollforward.models.shapes import tensor_layout
-from rollforward.tensors import Layout
+from rollforward.models.lora import adapter_shapes
+from rollforward.models.memory import Memory, Work, memory_of
+from rollforward.models.shapes import layout_of_trained, tensor_layout
+from rollforward.tensors import Layout, TensorSpec
 
 TIMEOUTS = {"HCCL_CONNECT_TIMEOUT": 2400, "HCCL_EXEC_TIMEOUT": 7200}
 """Environment variable -> recommended seconds."""
@@ -46,6 +55,8 @@ ARITHMETIC = (
 )
 """Environment variables that choose instruction sets, precisions and orders of addition."""
 
+_PORTS = range(20000, 32768)
+"""Below what Linux gives to whoever asks for any port (/proc/sys/net/ipv4/ip_local_port_range)."""
 _FOREVER = 10**9
 """Seconds."""
 _NO_WORKER = "-2"
@@ -71,9 +82,44 @@ class MindSpore:
         """From config.json."""
         return ModelConfig.parse(model_config).vocab_size
 
-    def tensor_layout(self, model_config: Mapping[str, Any]) -> Layout:
+    def tensor_layout(self, model_config: Mapping[str, Any], lora: LoraSettings | None = None) -> Layout:
         """From config.json."""
-        return tensor_layout(ModelConfig.parse(model_config))
+        config = ModelConfig.parse(model_config)
+        if lora is None:
+            return tensor_layout(config)
+        return layout_of_trained(adapter_shapes(config, lora.rank, lora.target_modules))
+
+    def memory_needed(self, settings: EngineSettings, workers: int) -> Memory | None:
+        """For the widest rows, and the largest cache, that the settings allow. Not of a model that is cut."""
+        if settings.model_parallel > 1:
+            return None
+        ladder, lora = ladder_of(settings), settings.lora
+        config = ModelConfig.parse(settings.model_config)
+        pages = Pages(
+            slots=settings.samples_per_generation,
+            prompt_length=settings.prompt_length,
+            max_tokens=settings.sampling.max_tokens,
+            kv_heads=config.kv_heads,
+        )
+        work = Work(
+            rows=max(1, ladder.columns // ladder.widths[0]),
+            width=ladder.widths[0],
+            cache_rows=pages.rows,
+            sums=max(program.slots for program in programs(settings.chunks * workers, workers)),
+        )
+        return memory_of(
+            config,
+            work,
+            workers=workers,
+            parallel_optimizer=settings.parallel_optimizer,
+            recompute=settings.recompute,
+            rank=lora.rank if lora else 0,
+            modules=lora.target_modules if lora else (),
+        )
+
+    def check_model_parallel(self, model_config: Mapping[str, Any], workers: int) -> None:
+        """As `models.sharding` cuts it."""
+        sharding.check(ModelConfig.parse(model_config), workers)
 
     def versions(self) -> Mapping[str, str]:
         """Of MindSpore."""
@@ -167,11 +213,11 @@ class MindSpore:
 
         return create(settings, group)
 
-    def strategy_file(self, shapes: Mapping[str, tuple[int, ...]], world_size: int) -> bytes | None:
+    def strategy_file(self, layout: Mapping[str, TensorSpec], world_size: int) -> bytes | None:
         """In MindSpore's own format."""
         from rollforward.engines.mindspore.strategy_format import strategy_file
 
-        return strategy_file(shapes, world_size)
+        return strategy_file(layout, world_size)
 
     def serve_scheduler(self, device_target: str) -> None:
         """As `msrun`'s scheduler."""
@@ -181,11 +227,17 @@ class MindSpore:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A TCP port that nothing listens on at this moment.
+
+    If there is one, below those that the system gives to whoever asks for any: seconds pass before the
+    launcher listens, and in between it could be given away, to one of the workers as well.
+    """
+    for wanted in (*random.SystemRandom().sample(_PORTS, 100), 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", wanted))
+            port: int = probe.getsockname()[1]
+            return port
+    raise EngineError("no TCP port is free on this machine", hint="see which are in use: ss -tan")
 
 
 def _number(text: str | None, default: int) -> int:

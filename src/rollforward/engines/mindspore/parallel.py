@@ -1,17 +1,17 @@
 """The workers of a run, over MindSpore's communication library.
 
-Data-parallel only: every worker holds the whole model, and what passes between them is a sum of
-gradients (`learning`) and small values in JSON (`Group.all_gather`). `connect` checks whether this
-process was started by `msrun`; if not, no communication library is started.
+What passes between them are sums of gradients (`adding`), sums and parts of what a model computes that is cut
+over workers (`shards`), small values in JSON (`Group.all_gather`) and sums of integers (`all_sum`). `connect`
+checks whether this process was started by `msrun`; if not, no communication library is started.
 
-Left out: model-parallel layouts. On the CPU neither ReduceScatter nor semi-automatic parallelism
-exists, so they would have to be built from explicit collectives.
+Left out: what MindSpore cuts by itself. On the CPU neither ReduceScatter nor semi-automatic parallelism
+exists, so a cut model is built from explicit collectives.
 """
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import mindspore as ms
@@ -21,11 +21,13 @@ from mindspore import nn, ops
 from mindspore._c_expression import CollectiveManager
 from numpy.typing import NDArray
 
+from rollforward.engines.mindspore.denormals import flushed
 from rollforward.engines.mindspore.memory import use_device
+from rollforward.engines.mindspore.shards import Gathered, Place, place_of
 from rollforward.errors import EngineError
 from rollforward.grpo.group import OneProcess, encoded
 from rollforward.grpo.ports import Group, Meeting
-from rollforward.grpo.types import Ints
+from rollforward.grpo.types import Floats, Ints
 
 FRAME_WORDS = 1024
 """int32 words of the first frame of an exchange, its length word included: 4 KiB hold most values."""
@@ -39,6 +41,7 @@ class MsrunGroup:
         self.rank: int = comm.get_rank()
         self.world_size: int = comm.get_group_size()
         self._gather = _Gather()
+        self._sum = _Sum()
 
     def all_gather(self, value: Any) -> list[Any]:
         """Each rank's value, in rank order. EngineError for a value that JSON cannot hold.
@@ -63,10 +66,26 @@ class MsrunGroup:
             messages = [head + rest.tobytes() for head, rest in zip(messages, rests, strict=True)]
         return [json.loads(message[:length]) for message, length in zip(messages, lengths, strict=True)]
 
+    @flushed()
+    def all_sum(self, numbers: Sequence[int]) -> Sequence[int]:
+        """The sum of each number over the workers: see `channel.AllSum`.
+
+        An AllReduce: what a worker sends and receives does not depend on how many there are.
+        """
+        words = np.array(numbers, dtype=np.float32)
+        with self.sharing():
+            total: list[int] = self._sum(ms.Tensor(words)).asnumpy().astype(np.int64).tolist()
+        return total
+
+    @flushed()
     def _exchange(self, words: Ints) -> NDArray[np.int32]:
         with self.sharing():
             gathered: NDArray[np.int32] = self._gather(ms.Tensor(words)).asnumpy()
         return gathered.reshape(self.world_size, -1)
+
+    def team(self, size: int) -> "Team":
+        """See `grpo.ports.Teams`."""
+        return Team(self, place_of(self, size))
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
@@ -79,6 +98,38 @@ class MsrunGroup:
                 f"worker {self.rank} and the others could not exchange data: {first_line(error)}",
                 hint="look for the first error in the other workers' logs; resume with --resume_training",
             ) from error
+
+
+class Team:
+    """The workers that hold a model together, as a `Group`. Made by `MsrunGroup.team`."""
+
+    def __init__(self, everyone: MsrunGroup, place: Place) -> None:
+        self.rank, self.world_size = place.index, place.count
+        self._everyone = everyone
+        self._gathered = Gathered(place)
+
+    @flushed()
+    def all_gather(self, value: Any) -> list[Any]:
+        """Each rank's value, in rank order. EngineError for a value that JSON cannot hold.
+
+        Two bytes of a message in each float32: the CPU build adds up nothing else. Lengths go first; sizes
+        are powers of two, as for `MsrunGroup.all_gather`.
+        """
+        payload = encoded(value)
+        lengths = self._exchange(np.array([len(payload)], np.float32)).astype(np.int64).reshape(-1).tolist()
+        size = 2 << (max(lengths) - 1).bit_length()
+        halves = np.frombuffer(payload.ljust(size, b"\0"), np.uint16).astype(np.float32)
+        found = self._exchange(halves).astype(np.uint16)
+        return [json.loads(each.tobytes()[:length]) for each, length in zip(found, lengths, strict=True)]
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """That of all workers."""
+        return self._everyone.sharing()
+
+    def _exchange(self, numbers: Floats) -> Floats:
+        with self.sharing():
+            gathered: Floats = self._gathered(ms.Tensor(numbers)).asnumpy()
+        return gathered
 
 
 class _Gather(nn.Cell):
@@ -95,6 +146,18 @@ class _Gather(nn.Cell):
     def construct(self, words: ms.Tensor) -> ms.Tensor:
         """int32 [n] -> int32 [workers * n]."""
         return self.all_gather(words)
+
+
+class _Sum(nn.Cell):
+    """AllReduce, as a graph too; of float32, since the CPU build has no other kernels but float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, words: ms.Tensor) -> ms.Tensor:
+        """float32 [n] -> float32 [n], the sum over the workers."""
+        return self.all_reduce(words)
 
 
 def started_by_msrun() -> bool:

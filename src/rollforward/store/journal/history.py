@@ -4,16 +4,17 @@ For people inspecting a run, not for training: every segment is read, including 
 histories. Nothing on disk is changed.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
-from rollforward.store.journal.frames import NO_SALT, Ending, Frame, examine, read_frames
-from rollforward.store.journal.reading import Segment, list_segments
+from rollforward.store.journal.frames import NO_SALT, Ending, Frame, examine, read_frame, read_frames
+from rollforward.store.journal.reading import JournalView, Key, Place, Segment, journal_ranks, list_segments
 from rollforward.store.journal.records import Record, SegmentHeader, decode_header, decode_record
-from rollforward.store.layout import JOURNAL, parse_rank
+from rollforward.store.layout import SegmentName
 
 
 @dataclass
@@ -38,8 +39,24 @@ class StartOfRun:
     """Torn and damaged places, one line each."""
     abandoned_from: Position | None = None
     """Where a later start continued, abandoning what this one had done beyond; None when none did."""
+    _marks: "array[int]" = field(default_factory=lambda: array("q"))
+    """Of each step: epoch, step, which of `_segments`, and where in it the step's records begin."""
+    _segments: list[tuple[Segment, bytes]] = field(default_factory=list)
+    """With their salts."""
 
-    def add(self, record: Record) -> None:
+    def steps(self) -> Iterator[tuple[Position, Place]]:
+        """The steps that it did and that the newest history has, and where the records of each begin.
+
+        They follow each other in one segment.
+        """
+        marks = (self._marks[at::4] for at in range(4))
+        for epoch, step, number, offset in zip(*marks, strict=True):
+            position = Position(epoch, step)
+            if self.abandoned_from is None or position < self.abandoned_from:
+                segment, salt = self._segments[number]
+                yield position, Place(segment, offset, salt)
+
+    def add(self, record: Record, place: Place) -> None:
         """Add one more record, in the order of writing."""
         self.last_time = record.time
         if record.kind == "segment":
@@ -49,8 +66,15 @@ class StartOfRun:
             return
         self.chunks += record.kind == "rollouts"
         self.updates += record.kind == "outcome"
+        if self.last != record.position or not self._segments or self._segments[-1][0] != place.segment:
+            self._mark(record.position, place)
         self.first = record.position if self.first is None else min(self.first, record.position)
         self.last = record.position if self.last is None else max(self.last, record.position)
+
+    def _mark(self, position: Position, place: Place) -> None:
+        if not self._segments or self._segments[-1][0] != place.segment:
+            self._segments.append((place.segment, place.salt))
+        self._marks.extend((*position, len(self._segments) - 1, place.offset))
 
 
 @dataclass(frozen=True)
@@ -70,12 +94,6 @@ def extent(storage: Storage) -> Extent:
     segments = [segment for found in by_rank for segment in found]
     firsts = [min(segment.name.first for segment in found) for found in by_rank if found]
     return Extent(len(segments), sum(segment.size for segment in segments), max(firsts, default=None))
-
-
-def journal_ranks(storage: Storage) -> list[int]:
-    """The ranks that have a journal."""
-    found = (parse_rank(entry.name) for entry in storage.scan(JOURNAL) if entry.kind == "folder")
-    return sorted(rank for rank in found if rank is not None)
 
 
 def history(storage: Storage, rank: int) -> list[StartOfRun]:
@@ -103,13 +121,48 @@ def _read(segment: Segment, start: StartOfRun) -> None:
                     salt = frame.digest
                     header = decode_header(frame.payload, segment.name)
                     start.header = start.header or header
-                start.add(decode_record(frame.payload))
+                start.add(decode_record(frame.payload), Place(segment, frame.offset, salt))
             except ValueError as error:
                 start.problems.append(f"{segment}, byte {frame.offset}: {error}")
                 return
         ending = examine(handle, frame, salt)
     if ending.problem:
         start.problems.append(f"{segment}: {_said(ending)}")
+
+
+def index_steps(starts: Sequence[StartOfRun], positions: Collection[Position]) -> JournalView:
+    """Where one rank's records of some steps of the newest history are: no others are read again."""
+    rollouts: dict[Key, Place] = {}
+    outcomes: dict[Key, Place] = {}
+    headers: dict[SegmentName, SegmentHeader] = {}
+    problems = []
+    for start in starts:
+        for position, begin in start.steps():
+            if position not in positions or start.header is None:
+                continue
+            # Who wrote them is the same for all segments of a start.
+            headers[begin.segment.name] = start.header
+            try:
+                for record, place in _records_of_step(position, begin):
+                    if record.kind == "rollouts":
+                        rollouts[position, record.number("chunk")] = place
+                    elif record.kind == "outcome":
+                        outcomes[position, record.number("iteration")] = place
+            except (StorageError, ValueError) as error:
+                problems.append(f"{begin.segment}, step {position}: {error}")
+    return JournalView(rollouts=rollouts, outcomes=outcomes, headers=headers, problems=tuple(problems))
+
+
+def _records_of_step(position: Position, begin: Place) -> Iterator[tuple[Record, Place]]:
+    segment, offset, salt = begin.segment, begin.offset, begin.salt
+    with segment.storage.open(segment.name.path) as handle:
+        while offset < handle.size:
+            frame = read_frame(handle, offset, salt)
+            record = decode_record(frame.payload)
+            if record.position != position:
+                return
+            yield record, Place(segment, offset, salt)
+            offset = frame.end
 
 
 def _said(ending: Ending) -> str:

@@ -1,12 +1,13 @@
-"""Reading a journal: what one rank has of one history, indexed without holding it in memory.
+"""Reading a journal: what a rank's folder has of one history, indexed without holding it in memory.
 
 `read_journal` picks a history that contains the checkpoint to resume from (`timeline.choose_history`
-decides which), and builds an index of its records: where each one is, not what it says.
+decides which), and builds an index of its records: where each one is, not what it says. `merged` makes one
+view of several folders, and `read_journals` of all: a run may have had more workers before, or fewer.
 Every frame is verified here, and again when it is read. Nothing on disk is changed, so anyone may
-read at any time; only `repair`, for the holder of the run's lock, cuts off a torn end.
+read at any time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
@@ -35,11 +36,11 @@ from rollforward.store.journal.timeline import (
     ends,
     inherit,
     is_live,
+    of_all_ranks,
 )
-from rollforward.store.layout import SegmentName, journal_folder
+from rollforward.store.layout import JOURNAL, SegmentName, journal_folder, parse_rank
 from rollforward.store.unreadable import rejection
 
-_COPY_BYTES = 4 << 20
 _WORK = ("rollouts", "outcome")
 
 
@@ -65,15 +66,18 @@ class Place:
 
 
 Key = tuple[Position, int]
-"""(position, chunk) of rollouts, (position, iteration) of outcomes."""
+"""(position, chunk) of rollouts, (position, iteration) of outcomes.
+
+A chunk's number is the one in the step where chunks are numbered over all ranks, else its rank's own.
+"""
 
 
 @dataclass(frozen=True)
 class JournalView:
-    """One rank's records of one history."""
+    """Records of one history, from one rank's folder or from several."""
 
     header: SegmentHeader | None = None
-    """From the newest segment of the newest incarnation; None when the history has no journal."""
+    """From the newest segment of the history's newest start; None when there is none."""
     lineage: Lineage = field(default_factory=dict)
     """Which incarnations' records belong to the history, and up to where."""
     rollouts: Mapping[Key, Place] = field(default_factory=dict)
@@ -112,6 +116,28 @@ class JournalView:
         )
 
 
+def merged(views: Sequence[JournalView]) -> JournalView:
+    """One view of several folders with one history; where two have a record, the newer start's counts."""
+    rollouts: dict[Key, Place] = {}
+    outcomes: dict[Key, Place] = {}
+    for view in views:
+        for found, places in ((rollouts, view.rollouts), (outcomes, view.outcomes)):
+            for key, place in places.items():
+                if key not in found or place.segment.name.incarnation > found[key].segment.name.incarnation:
+                    found[key] = place
+    first = next((view for view in views if view.header is not None), views[0] if views else JournalView())
+    return replace(
+        first,
+        rollouts=rollouts,
+        outcomes=outcomes,
+        events=[place for view in views for place in view.events],
+        headers={name: header for view in views for name, header in view.headers.items()},
+        problems=tuple(problem for view in views for problem in view.problems),
+        torn=tuple(torn for view in views for torn in view.torn),
+        newest_incarnation=max((view.newest_incarnation for view in views), default=0),
+    )
+
+
 def read_record(place: Place) -> Record:
     """The record at a place, verified; CheckpointInvalid says in one line why it cannot be read."""
     try:
@@ -142,15 +168,6 @@ def odd_segments(storage: Storage, rank: int) -> list[str]:
     ]
 
 
-def remove_segments(storage: Storage, names: Sequence[SegmentName]) -> None:
-    """Durably remove segments of one rank, given oldest first, and what was cut off their ends."""
-    for name in names:
-        storage.remove(name.path)
-        storage.remove(name.torn_path)
-        # One by one, oldest first: a crash in between must not look like a lost segment.
-        storage.sync_folder(journal_folder(name.rank))
-
-
 def read_header_of(segment: Segment) -> SegmentHeader:
     """The first record of a segment; CheckpointInvalid says in one line why there is none."""
     try:
@@ -171,14 +188,16 @@ def read_journal(
     checkpoint: tuple[int, Position] | None = None,
     run_id: str | None = None,
     history: Start | None = None,
+    chunks_per_step: int | None = None,
 ) -> JournalView:
     """What the journal of `rank` has for positions from `since` on and, if given, before `before`.
 
     `storages`: the folders of the run, those it was resumed from first; if several have the same segment,
     the first counts. `history`: the start whose history is read; None takes the newest one that did
     anything, among those that contain the `checkpoint`: incarnation and position of the one to resume from.
-    `run_id`: segments of other runs are skipped. Damage is reported in `problems` and damaged records are
-    never handed out.
+    `run_id`: segments of other runs are skipped. `chunks_per_step`: of the run, over all ranks; chunks that
+    format version 1 numbered rank by rank get their numbers in the step. Damage is reported in `problems`
+    and damaged records are never handed out.
     """
     segments = _segments(storages, rank)
     newest = max((segment.name.incarnation for segment in segments), default=0)
@@ -191,7 +210,7 @@ def read_journal(
     unreadable = [segment for segment in unreadable if known is None or segment.name > known]
     if before is not None:
         lineage = inherit(lineage, before)
-    reading = _Reading(run_id, lineage, since)
+    reading = _Reading(run_id, lineage, since, chunks_per_step)
     reading.problems += [line for storage in storages for line in odd_segments(storage, rank)]
     until = ends((segment.name for segment in segments), lineage)
     for index, segment in enumerate(segments):
@@ -216,10 +235,48 @@ def read_journal(
     )
 
 
-def read_starts(storages: Sequence[Storage], *, rank: int, run_id: str | None = None) -> list[Start]:
-    """The starts for which `rank` has a journal, oldest first."""
-    segments = _segments(storages, rank)
-    return _starts(segments, _headers_of_starts(segments, run_id)[0])
+def read_journals(
+    storages: Sequence[Storage],
+    *,
+    since: Position,
+    before: Position | None = None,
+    checkpoint: tuple[int, Position] | None = None,
+    run_id: str | None = None,
+    history: Start | None = None,
+    chunks_per_step: int | None = None,
+) -> JournalView:
+    """What all ranks have: `read_journal` of each, `merged`, all of one history."""
+    ranks = journal_ranks(*storages)
+    chosen = history or choose_history(read_starts(storages, ranks=ranks, run_id=run_id), checkpoint)
+    return merged(
+        [
+            read_journal(
+                storages,
+                rank=rank,
+                since=since,
+                before=before,
+                checkpoint=checkpoint,
+                run_id=run_id,
+                history=chosen,
+                chunks_per_step=chunks_per_step,
+            )
+            for rank in ranks
+        ]
+    )
+
+
+def journal_ranks(*storages: Storage) -> list[int]:
+    """The ranks that have a journal in one of the folders: those of the workers, and of earlier ones."""
+    entries = (entry for storage in storages for entry in storage.scan(JOURNAL) if entry.kind == "folder")
+    return sorted({rank for entry in entries if (rank := parse_rank(entry.name)) is not None})
+
+
+def read_starts(
+    storages: Sequence[Storage], *, ranks: Iterable[int], run_id: str | None = None
+) -> list[Start]:
+    """The starts for which one of the ranks has a journal, oldest first."""
+    by_rank = (_segments(storages, rank) for rank in ranks)
+    return of_all_ranks(_starts(each, _headers_of_starts(each, run_id)[0]) for each in by_rank)
 
 
 def _segments(storages: Sequence[Storage], rank: int) -> list[Segment]:
@@ -317,7 +374,13 @@ class _Reading:
     """Scans segments, oldest first, and notes where the records of a history are."""
 
     def __init__(
-        self, run_id: str | None, lineage: Lineage, since: Position, *, vanishing: bool = False
+        self,
+        run_id: str | None,
+        lineage: Lineage,
+        since: Position,
+        chunks_per_step: int | None = None,
+        *,
+        vanishing: bool = False,
     ) -> None:
         self.rollouts: dict[Key, Place] = {}
         self.outcomes: dict[Key, Place] = {}
@@ -328,6 +391,7 @@ class _Reading:
         self._run_id = run_id
         self._lineage = lineage
         self._since = since
+        self._chunks_per_step = chunks_per_step
         self._vanishing = vanishing
         """Whether listed segments may be gone by the time they are opened."""
         self._due: tuple[int, int] | None = None
@@ -389,7 +453,7 @@ class _Reading:
         if record.position < self._since or not is_live(self._lineage, name.incarnation, record.position):
             return
         if record.kind == "rollouts":
-            self.rollouts[record.position, record.number("chunk")] = place
+            self.rollouts[record.position, self._chunk(name, record)] = place
         elif record.kind == "outcome":
             self.outcomes[record.position, record.number("iteration")] = place
         elif record.kind == "event":
@@ -397,51 +461,12 @@ class _Reading:
         else:
             raise ValueError(f"a record of unknown kind {record.kind[:20]!r}")
 
+    def _chunk(self, name: SegmentName, record: Record) -> int:
+        """The number of a chunk, in the step where that can be said."""
+        number, writer = record.number("chunk"), self.headers[name].identity
+        if self._chunks_per_step is None or writer.chunks_per_step is not None:
+            return number
+        return writer.rank * (self._chunks_per_step // writer.world_size) + number
+
     def _problem(self, segment: Segment, text: str) -> None:
         self.problems.append(f"{segment}: {text}")
-
-
-def repair(storage: Storage, view: JournalView) -> list[str]:
-    """Cut off torn ends of segments in `storage`, copying each aside first; returns what was done, by line.
-
-    For the holder of the run's lock. Torn ends in other storages are left as they are.
-    """
-    done = []
-    for segment, ending in view.torn:
-        if segment.storage is not storage:
-            continue
-        with storage.open(segment.name.path) as handle:
-            if handle.size:
-                storage.write(segment.name.torn_path, _bytes(handle, ending.offset, handle.size))
-            if ending.offset:
-                storage.write(segment.name.path, _bytes(handle, 0, ending.offset))
-            else:
-                storage.remove(segment.name.path)
-                storage.sync_folder(journal_folder(segment.name.rank))
-            cut = handle.size - ending.offset
-        done.append(
-            f"{segment}: its last write was cut off ({ending.problem}); "
-            f"{cut} bytes moved to {segment.name.torn_path}"
-        )
-    return done
-
-
-def adopt(storage: Storage, inherited: JournalView) -> None:
-    """Copy segments with inherited records from other folders, so that `storage` needs no other folder.
-
-    They are copied as they are, except for torn ends, which are left out.
-    """
-    torn = {segment.name: ending.offset for segment, ending in inherited.torn}
-    places = [*inherited.rollouts.values(), *inherited.outcomes.values()]
-    for segment in sorted({place.segment for place in places}, key=lambda segment: segment.name):
-        if segment.storage is not storage:
-            with segment.storage.open(segment.name.path) as handle:
-                end = torn.get(segment.name, handle.size)
-                storage.write(segment.name.path, _bytes(handle, 0, end))
-
-
-def _bytes(handle: ReadHandle, begin: int, end: int) -> Iterator[bytearray]:
-    for offset in range(begin, end, _COPY_BYTES):
-        piece = bytearray(min(_COPY_BYTES, end - offset))
-        handle.read_into(memoryview(piece), offset)
-        yield piece

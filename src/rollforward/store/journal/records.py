@@ -22,6 +22,9 @@ from rollforward.store.journal.timeline import Lineage
 from rollforward.store.layout import SegmentName
 from rollforward.store.tensorfile import DTYPES, ArraySource, as_bytes, is_count, lay_out, read_header
 
+FORMAT = 3
+"""Of what is written. Version 1 has no number, and each rank numbers its own chunks; until version 2 every
+frame is durable before the next is written."""
 _ALIGNMENT = 8
 
 
@@ -58,15 +61,24 @@ class Identity:
     """The configuration's."""
     versions: Mapping[str, str]
     device: str
+    chunks_per_step: int | None = None
+    """Chunks of a step over all ranks: rollouts are numbered from 0 up to it, and count for every rank.
+
+    None where each rank numbers its own: in a loop of one's own (`open_run`), and in format version 1."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Extra information for readers, such as the names of the verifiers; JSON."""
     fingerprints: frozenset[str] = field(default=frozenset(), compare=False)
     """Other fingerprints of the same configuration, from versions that covered less of it. Not written."""
 
     def is_configured_as(self, other: "Identity") -> bool:
-        """Whether the other's records were made with this configuration, on this number of ranks."""
+        """Whether the other's records were made with this configuration, and count for ranks like these."""
         names = {self.fingerprint, *self.fingerprints}
-        return other.fingerprint in names and other.world_size == self.world_size
+        return other.fingerprint in names and self.ranks_that_count in (None, other.world_size)
+
+    @property
+    def ranks_that_count(self) -> int | None:
+        """The only number of ranks whose records can be used; None: any, since they are about the step."""
+        return self.world_size if self.chunks_per_step is None else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +145,9 @@ def encode_header(header: SegmentHeader) -> bytes:
         "fingerprint": identity.fingerprint,
         "versions": dict(identity.versions),
         "device": identity.device,
+        "chunks_per_step": identity.chunks_per_step,
         "about": dict(identity.about),
+        "format": FORMAT,
         "start": str(header.start),
         "inherits": [[incarnation, str(before)] for incarnation, before in sorted(header.lineage.items())],
     }
@@ -148,7 +162,14 @@ def decode_header(payload: bytes, name: SegmentName) -> SegmentHeader:
     value = strictjson.parse(record.metadata.get("segment", "").encode())
     kinds = {"run_id": str, "rank": int, "world_size": int, "incarnation": int, "fingerprint": str}
     kinds |= {"versions": dict, "device": str, "about": dict, "start": str, "inherits": list}
-    if not isinstance(value, dict) or {key: type(item) for key, item in value.items()} != kinds:
+    if not isinstance(value, dict):
+        raise ValueError("its first record is malformed")
+    version = value.pop("format", 1)
+    if not is_count(version) or not 1 <= version <= FORMAT:
+        raise ValueError(f"its format version is {str(version)[:20]}; the newest known here is {FORMAT}")
+    chunks = value.pop("chunks_per_step", None)
+    counted = chunks is None or (version > 1 and is_count(chunks) and chunks > 0)
+    if not counted or {key: type(item) for key, item in value.items()} != kinds:
         raise ValueError("its first record is malformed")
     lineage: dict[int, Position | None] = {}
     for entry in value.pop("inherits"):
@@ -161,7 +182,11 @@ def decode_header(payload: bytes, name: SegmentName) -> SegmentHeader:
     if not all(isinstance(item, str) for item in value["versions"].values()):
         raise ValueError("its versions are malformed")
     header = SegmentHeader(
-        identity=Identity(**value), first=record.position, start=start, created=record.time, lineage=lineage
+        identity=Identity(**value, chunks_per_step=chunks),
+        first=record.position,
+        start=start,
+        created=record.time,
+        lineage=lineage,
     )
     written = SegmentName(header.identity.rank, header.identity.incarnation, header.first)
     if written != name:

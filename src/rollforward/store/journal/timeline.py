@@ -59,6 +59,15 @@ class Start:
     """Whether it recorded rollouts or an outcome, and not only that it started."""
 
 
+def of_all_ranks(told: Iterable[Iterable[Start]]) -> list[Start]:
+    """The starts that any rank knows of, oldest first; one has done work if it has on any rank."""
+    found: dict[int, Start] = {}
+    for start in (start for starts in told for start in starts):
+        known = found.get(start.incarnation)
+        found[start.incarnation] = replace(start, worked=start.worked or (known is not None and known.worked))
+    return [found[number] for number in sorted(found)]
+
+
 def with_idle(starts: Collection[Start]) -> list[Start]:
     """The starts, each history extended by later starts that continued it and recorded nothing.
 

@@ -1,9 +1,11 @@
 """Writing the journal of one rank: `Journal` holds what it inherited and adds to it.
 
-Promise: a record is on stable storage when the call that writes it returns. The package's docstring
-describes the format; `reading` reads it and repairs a torn end.
+Promise: rollouts and events are on stable storage when the call that writes them returns; an outcome by the
+time the next step's first record is, or a checkpoint that holds it begins. The package's docstring describes
+the format and says why that is enough; `reading` reads it and repairs a torn end.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,11 +16,11 @@ from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import Appender, Storage
 from rollforward.store import strictjson
-from rollforward.store.journal.frames import FRONT_BYTES, NO_SALT, encode_frame
-from rollforward.store.journal.reading import JournalView, Place, list_segments, read_record, remove_segments
+from rollforward.store.journal.frames import FRONT_BYTES, MAX_UNSYNCED_BYTES, NO_SALT, encode_frame
+from rollforward.store.journal.reading import JournalView, Place, read_record
 from rollforward.store.journal.records import Identity, Record, SegmentHeader, encode_header, encode_record
-from rollforward.store.journal.timeline import removable
-from rollforward.store.layout import SegmentName, is_temporary, journal_folder
+from rollforward.store.journal.upkeep import looked_after, prune_folder
+from rollforward.store.layout import SegmentName
 
 SEGMENT_BYTES = 64 << 20
 """Once a segment has reached this size, the next step starts a new one."""
@@ -59,13 +61,17 @@ class Journal:
             raise ValueError("it has to be said before which position records are inherited")
         self.inherited = inherited
         self.bytes_written = 0
-        """Of frames that are durable."""
+        """Of frames, durable or not."""
+        self.seconds_for_checkpoints = 0.0
+        """Spent because checkpoints began: what was synced for them, and the segments begun after them."""
         self._storage = storage
         self.identity = identity
         self._start = start
         self._segment_bytes = segment_bytes
         self._now = now
         self._sequence = 0
+        self._unsynced: list[int] = []
+        """Lengths of the newest frames that are not known to be durable."""
         self._latest = start
         """Position of the newest record."""
         self._roll = False
@@ -86,12 +92,21 @@ class Journal:
     ) -> None:
         """Write a chunk of rollouts; it is on stable storage when this returns."""
         self._write("rollouts", position, {**(metadata or {}), "chunk": str(chunk)}, arrays)
+        self._sync()
 
     def record(
         self, position: Position, iteration: int, arrays: Arrays, metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Write the outcome of an update; it is on stable storage when this returns."""
+        """Write the outcome of an update. It survives the death of this process.
+
+        It is on stable storage together with the next record that is not an outcome of this step, and by the
+        time `checkpoint_begun` or `close` returns.
+        """
+        # Those of one step at most, so that a loop that records nothing but outcomes does not lose many.
+        earlier = bool(self._unsynced) and position > self._latest
         self._write("outcome", position, {**(metadata or {}), "iteration": str(iteration)}, arrays)
+        if earlier or sum(self._unsynced) > MAX_UNSYNCED_BYTES:
+            self._sync()
 
     def note(self, position: Position | None, event: str, detail: Mapping[str, Any]) -> None:
         """Write a line for the history of the run, at the newest record's step by default.
@@ -100,32 +115,37 @@ class Journal:
         """
         metadata = {"event": event, "detail": strictjson.dump(dict(detail))}
         self._write("event", position or self._latest, metadata, {})
+        self._sync()
 
     def checkpoint_begun(self) -> None:
-        """From the next step on, write to a new segment, so that the old one can be removed some day."""
+        """From the next step on, write to a new segment, so that the old one can be removed some day.
+
+        All that was recorded is on stable storage when this returns: what a checkpoint holds is on record.
+        """
+        began = time.perf_counter()
+        self._sync()
         self._roll = True
+        self.seconds_for_checkpoints += time.perf_counter() - began
 
     def prune(self, oldest: Position) -> list[str]:
         """Remove segments that no replay from a position of `oldest` or later needs; returns their paths.
 
-        Leftovers of a killed repair are removed too. This may run on a different thread from the one that
+        In each folder that this rank looks after. This may run on a different thread from the one that
         appends: the newest segment of this start always stays, and nothing here touches an open file.
         """
-        rank = self.identity.rank
-        for entry in self._storage.scan(journal_folder(rank)):
-            if entry.kind == "file" and is_temporary(entry.name):
-                self._storage.remove(f"{journal_folder(rank)}/{entry.name}")
-        names = [segment.name for segment in list_segments(self._storage, rank)]
-        lineage = {**self.inherited.lineage, self.identity.incarnation: None}
-        removed = removable(names, lineage, oldest)
-        remove_segments(self._storage, removed)
-        return [name.path for name in removed]
+        who = self.identity
+        lineage = {**self.inherited.lineage, who.incarnation: None}
+        ranks = looked_after(self._storage, rank=who.rank, world_size=who.world_size)
+        return [path for rank in ranks for path in prune_folder(self._storage, rank, lineage, oldest)]
 
     def close(self) -> None:
-        """Close the file. Everything written is already durable."""
+        """Close the file; everything written is durable by then."""
         if self._appender is not None:
-            self._appender.close()
-            self._appender = None
+            try:
+                self._sync()
+            finally:
+                self._appender.close()
+                self._appender = None
 
     def _write(self, kind: str, position: Position, metadata: Mapping[str, str], arrays: Arrays) -> None:
         if position < self._latest:
@@ -134,8 +154,11 @@ class Journal:
             raise StorageError("the journal was closed", hint="see the first error; resume the run")
         # Only at the start of a step: a segment holds whole steps.
         if position > self._latest and (self._roll or self._appender.size >= self._segment_bytes):
+            began, asked = time.perf_counter(), self._roll
+            self._sync()
             self._appender.close()
             self._begin_segment(position)
+            self.seconds_for_checkpoints += time.perf_counter() - began if asked else 0.0
         self._latest = position
         self._frame(encode_record(Record(kind, position, self._now(), metadata, arrays)))
 
@@ -151,16 +174,26 @@ class Journal:
         self._appender = self._storage.appender(name.path)
         self._roll, self._salt = False, NO_SALT
         self._salt = self._frame(encode_header(header))
+        self._sync()
+
+    def _sync(self) -> None:
+        """Make durable what is not."""
+        if self._unsynced and self._appender is not None:
+            # Cleared first: after an error, `close` has nothing that it could still make durable.
+            self._unsynced.clear()
+            self._appender.sync()
 
     def _frame(self, payload: bytes) -> bytes:
         """Write a frame; returns its digest."""
         assert self._appender is not None
         try:
-            frame = encode_frame(self._sequence, payload, self._salt)
+            frame = encode_frame(self._sequence, len(self._unsynced), payload, self._salt)
         except ValueError as error:
             raise StorageError(f"the journal cannot hold {error}", hint="make chunks smaller") from None
-        self._appender.append([frame])
+        unsynced, self._unsynced = self._unsynced, []
+        self._appender.write([frame])
         self._sequence += 1
+        self._unsynced = [*unsynced, len(frame)]
         self.bytes_written += len(frame)
         return frame[FRONT_BYTES - 16 : FRONT_BYTES]
 

@@ -1,0 +1,125 @@
+"""In a bucket, what looks at every file of a run lists them, and does not ask for each."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from held import Holding
+from lockstep import LockStep
+from simulated_bucket import SimulatedBucket, instead_of_obstore
+
+from rollforward.inspection.verifying import Checkpoints
+from rollforward.position import Position
+from rollforward.storage.objects import ObjectStorage
+from rollforward.store import CheckpointStore, Retention, list_checkpoints
+from rollforward.store.pruning import Pruning
+
+CHECKPOINTS = 4
+ROLES = 3
+
+
+@pytest.fixture(autouse=True)
+def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    instead_of_obstore(monkeypatch)
+
+
+def storage_of(bucket: SimulatedBucket) -> ObjectStorage:
+    return ObjectStorage(bucket, "s3://bucket/run")  # type: ignore[arg-type]
+
+
+def saved(ranks: int) -> SimulatedBucket:
+    """Checkpoints of so many ranks."""
+    bucket = SimulatedBucket()
+
+    def body(rank: int, exchange: Callable[[object], list[object]]) -> None:
+        store = CheckpointStore(
+            storage_of(bucket),
+            rank=rank,
+            world_size=ranks,
+            exchange=exchange,
+            retention=Retention(newest=CHECKPOINTS),
+            remote=True,
+        )
+        for step in range(1, CHECKPOINTS + 1):
+            tensors = {
+                role: {f"t{number}": np.full(50, step + number, np.float32) for number in range(ranks)}
+                for role in ("policy_model", "optimizer", "ref")
+            }
+            store.save(
+                Position(0, step),
+                Holding(tensors, rank, {}),
+                global_step=step,
+                run_id="run",
+                incarnation=1,
+                state={},
+                attachments={"config.json": b"{}"},
+            )
+
+    assert LockStep(ranks).run(body) == [None] * ranks
+    bucket.asked.clear()
+    return bucket
+
+
+def asked(bucket: SimulatedBucket, look: Callable[[ObjectStorage], object]) -> Counter[str]:
+    """How many requests of each kind it takes."""
+    bucket.asked.clear()
+    look(storage_of(bucket))
+    return Counter(what for what, _ in bucket.asked)
+
+
+def verify(storage: ObjectStorage) -> None:
+    looking = Checkpoints(storage, deep=False)
+    assert [found.reason for found in looking.verdicts()] == [""] * CHECKPOINTS
+    assert looking.other_files() == []
+
+
+def plan_pruning(storage: ObjectStorage) -> None:
+    assert len(Pruning(storage, Retention(newest=1)).removals) == CHECKPOINTS - 1
+
+
+@pytest.mark.parametrize("look", [verify, plan_pruning, list_checkpoints])
+def test_the_number_of_requests_does_not_grow_with_the_number_of_files(look) -> None:
+    few, many = asked(saved(2), look), asked(saved(8), look)
+    assert few == many
+    assert sum(many.values()) < 40, many
+    assert sum(many.values()) < CHECKPOINTS * (ROLES + 1) * 8, "the files there are"
+
+
+def test_pruning_asks_for_what_it_removes_and_for_little_else() -> None:
+    bucket = saved(8)
+    there = len(bucket.objects)
+
+    def prune(storage: ObjectStorage) -> None:
+        assert Pruning(storage, Retention(newest=1)).carry_out() == []
+
+    found = asked(bucket, prune)
+    removed = there - len(bucket.objects)
+    assert removed == (CHECKPOINTS - 1) * ((ROLES + 1) * 8 + 1)
+    assert found["delete"] == removed
+
+
+def test_a_checkpoint_that_is_saved_during_a_look_is_not_taken_for_damaged() -> None:
+    bucket = saved(2)
+    storage = storage_of(bucket)
+    looking = Checkpoints(storage, deep=False)
+    verdicts = looking.verdicts()
+    assert next(verdicts).reason == ""
+    # The listing has been made: what comes now is not in it.
+    newest = {key: content for key, content in bucket.objects.items() if "0_3" in key}
+    for key in newest:
+        del bucket.objects[key]
+    looking = Checkpoints(storage, deep=False)
+    verdicts = looking.verdicts()
+    next(verdicts)
+    bucket.objects.update(newest)
+    assert [found.reason for found in verdicts] == [""] * (CHECKPOINTS - 2)
+    assert looking._judge.judge(Position(0, 3)).valid  # type: ignore[union-attr]
+
+
+def test_a_file_that_is_missing_is_told_all_the_same() -> None:
+    bucket = saved(2)
+    lost = next(key for key in bucket.objects if key.startswith("train/rank_1/") and "0_2" in key)
+    del bucket.objects[lost]
+    reasons = [found.reason for found in Checkpoints(storage_of(bucket), deep=False).verdicts()]
+    assert [reason for reason in reasons if reason] == [f"checkpoint 0_2: {lost} is missing"]

@@ -1,0 +1,142 @@
+"""A run of adapters on the real engine: killed, it ends with the same bits, and beside its own base only."""
+
+import json
+import math
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+from command import ARITHMETIC, PROGRAM, SETTINGS, Command
+
+from rollforward.models.config import ModelConfig
+from rollforward.models.lora import MODULES, adapter_shapes
+from rollforward.models.shapes import layout_of_trained, tensor_layout
+from rollforward.replay import report as recovery_report
+from rollforward.storage import LocalStorage
+from rollforward.store import find, read_tensors
+
+pytestmark = pytest.mark.engine
+
+LORA = SETTINGS | {
+    "actor_config.lora.rank": 4,
+    "actor_config.recompute_config.recompute": "true",
+    "rl_config.weights_digest_interval": 1,
+}
+
+
+def said_by(*arguments: object, code: int = 0) -> str:
+    done = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Never interrupted."""
+    command = Command(tmp_path_factory.mktemp("lora") / "whole", settings=LORA)
+    said = command.finish()
+    assert "adapters: rank 4, alpha 16, beside q_proj" in said
+    return command
+
+
+def test_killed_in_an_update_it_ends_with_the_same_bits(whole: Command, tmp_path: Path) -> None:
+    killed = Command(tmp_path / "killed", settings=LORA)
+    killed.take_graphs(whole)
+    process = killed.start()
+    killed.kill_inside(process, "update", 3)
+    assert process.wait(timeout=600) != 0
+    said = killed.finish(resume=True)
+    assert "updates equal to the last bit" in said
+    assert killed.newest()["digests"] == whole.newest()["digests"]
+    assert killed.figures() == whole.figures()
+    (report,) = recovery_report.read(LocalStorage(killed.run))
+    assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
+
+
+def test_two_workers_with_a_spread_optimizer_learn_the_same_bits(whole: Command, tmp_path: Path) -> None:
+    changes = {"rl_config.num_rollouts": 1, "actor_config.enable_parallel_optimizer": "true"}
+    two = Command(tmp_path / "two", workers=2, settings=LORA | changes)
+    two.finish()
+    assert two.newest()["digests"] == whole.newest()["digests"]
+    assert two.figures() == whole.figures()
+
+
+def test_a_checkpoint_is_adapters_and_their_moments_alone(whole: Command) -> None:
+    config = ModelConfig.parse(json.loads((ARITHMETIC / "model/config.json").read_text()))
+    expected = layout_of_trained(adapter_shapes(config, 4, MODULES))
+    storage = LocalStorage(whole.run)
+    held = {(role, name): array.shape for role, name, array in read_tensors(storage, find(storage).manifest)}
+    shapes = {(role, name): spec.shape for role, named in expected.items() for name, spec in named.items()}
+    assert held == shapes
+
+
+def test_at_rank_8_a_checkpoint_of_a_135m_model_is_a_twentieth_of_a_full_one() -> None:
+    smollm2 = {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000.0,
+        "tie_word_embeddings": True,
+    }
+    config = ModelConfig.parse(smollm2)
+
+    def elements(layout) -> int:
+        roles = ("policy_model", "optimizer")
+        return sum(math.prod(spec.shape) for role in roles for spec in layout[role].values())
+
+    share = elements(layout_of_trained(adapter_shapes(config, 8, MODULES))) / elements(tensor_layout(config))
+    assert 0.01 < share < 0.05
+
+
+def test_another_base_is_refused_and_a_moved_one_is_found(whole: Command, tmp_path: Path) -> None:
+    """The run continues for a step more."""
+    command = Command(tmp_path / "moved", settings=LORA | {"rl_config.max_steps": 7})
+    shutil.copytree(whole.run, command.run)
+    base = shutil.copytree(ARITHMETIC / "model", tmp_path / "base")
+    content = bytearray((base / "model.safetensors").read_bytes())
+    content[-2] ^= 1
+    (base / "model.safetensors").write_bytes(content)
+    command.settings["actor_config.load"] = base
+    code = command.start(resume=True).wait(timeout=600)
+    said = (command.folder / "train.txt").read_text()
+    assert code == 2, said
+    assert "belong to another base" in said
+    shutil.copy(ARITHMETIC / "model/model.safetensors", base)
+    assert f"the base is {base}" in command.finish(resume=True)
+
+
+def test_other_adapters_are_refused(whole: Command, tmp_path: Path) -> None:
+    command = Command(tmp_path / "other", settings=LORA | {"actor_config.lora.rank": 2})
+    shutil.copytree(whole.run, command.run)
+    assert command.start(resume=True).wait(timeout=600) == 2
+    assert "the checkpoint has rank 4" in (command.folder / "train.txt").read_text()
+
+
+def test_every_step_can_be_rebuilt_and_told_apart(whole: Command, tmp_path: Path) -> None:
+    out = tmp_path / "third"
+    said_by("rebuild", whole.run, "--to", "0_3", "--out", out)
+    told = said_by("diff", f"{out}:0_3", f"{whole.run}:0_4", code=1)
+    assert "lora_B" in told
+    said_by("verify", out)
+    assert "0_3" in said_by("inspect", out)
+
+
+def test_what_is_exported_merged_starts_a_run_of_all_weights(whole: Command, tmp_path: Path) -> None:
+    merged = tmp_path / "merged"
+    said_by("export", whole.run, "--to", merged, "--merge")
+    command = Command(tmp_path / "next", settings=SETTINGS | {"rl_config.max_steps": 1})
+    arguments = command.arguments(resume=False)
+    arguments[arguments.index("--actor_checkpoint_path") + 1] = str(merged)
+    said_by("train", *arguments)
+    base = safetensors.numpy.load_file(ARITHMETIC / "model/model.safetensors")
+    found = safetensors.numpy.load_file(merged / "model.safetensors")
+    changed = {name for name in base if base[name].tobytes() != found[name].tobytes()}
+    assert {name.split(".")[-2] for name in changed} == set(MODULES)

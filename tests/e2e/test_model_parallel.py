@@ -1,0 +1,153 @@
+"""A model that is cut over workers computes what it does in one piece, in the same bits on any replicas."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import torn_down
+from test_engine_workers import free_port
+
+pytestmark = pytest.mark.engine
+
+WORKER = Path(__file__).with_name("model_parallel_worker.py")
+SOURCE = Path(__file__).parents[2] / "src"
+GOLDEN = ("llama", "qwen2", "qwen3")
+RUNS = [
+    (1, 1, 0, (*GOLDEN, "wide")),
+    (2, 2, 0, (*GOLDEN, "wide")),
+    (4, 4, 0, ("wide",)),
+    (4, 2, 1, ("qwen3",)),
+]
+"""Workers, how many of them hold a model together, whether replicas spread the optimizer, which models."""
+CUT = [(case, 2, 2, 0) for case in (*GOLDEN, "wide")] + [("wide", 4, 4, 0)]
+Found = dict[tuple[str, int, int, int], list[dict[str, Any]]]
+"""(case, workers, model_parallel, spread) -> what each rank found."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    out = tmp_path_factory.mktemp("parallel")
+    results: Found = {}
+    for workers, model_parallel, spread, cases in RUNS:
+        run(out, workers, model_parallel, spread, cases)
+        for case in cases:
+            name = f"{case}_{workers}_{model_parallel}_{spread}"
+            results[case, workers, model_parallel, spread] = [
+                dict(np.load(out / f"{name}_{rank}.npz")) for rank in range(workers)
+            ]
+    return results
+
+
+def run(out: Path, workers: int, model_parallel: int, spread: int, cases: tuple[str, ...]) -> None:
+    scripts, logs = Path(sys.executable).parent, out / f"log_{workers}_{model_parallel}_{spread}"
+    # msrun starts whatever `python` is on the path.
+    environment = {
+        **os.environ,
+        "GLOG_v": "3",
+        "PYTHONPATH": str(SOURCE),
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [sys.executable]
+    if workers > 1:
+        command = [sys.executable, "-m", "mindspore.parallel.cluster.run", f"--worker_num={workers}"]
+        command += [f"--local_worker_num={workers}", "--join=True", f"--master_port={free_port()}"]
+        command += [f"--log_dir={logs}"]
+    done = subprocess.run(
+        [*command, str(WORKER), str(out), str(model_parallel), str(spread), *cases],
+        env=environment,
+        cwd=out,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    said = "\n".join(path.read_text()[-3000:] for path in logs.glob("worker_*.log"))
+    assert done.returncode == 0 or torn_down(done.stdout + done.stderr), done.stderr[-4000:] + said
+
+
+def joined(ranks: list[dict[str, Any]], key: str) -> np.ndarray:
+    """A tensor of all workers, from their parts; what several have must have the same bits."""
+    _, role, name = key.split(" ")
+    boxes = [each[f"box {role} {name}"] for each in ranks]
+    whole = np.full(np.max([offset + shape for offset, shape in boxes], axis=0), np.nan)
+    for each, (offset, shape) in zip(ranks, boxes, strict=True):
+        place = tuple(slice(begin, begin + size) for begin, size in zip(offset, shape, strict=True))
+        there = whole[place]
+        assert (np.isnan(there) | (there == each[key])).all(), key
+        whole[place] = each[key]
+    assert not np.isnan(whole).any(), key
+    return whole
+
+
+def tensors(ranks: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    keys = {key for each in ranks for key in each if key.startswith(("0 ", "1 "))}
+    return {key: joined([each for each in ranks if key in each], key) for key in sorted(keys)}
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_logits_are_those_of_the_model_in_one_piece(found: Found, cut: tuple[str, int, int, int]) -> None:
+    alone = found[cut[0], 1, 1, 0][0]["logits"]
+    for each in found[cut]:
+        np.testing.assert_allclose(each["logits"], alone, atol=1e-5, rtol=1e-5)
+        assert each["logits"].tobytes() == found[cut][0]["logits"].tobytes()
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_all_workers_draw_the_samples_that_one_draws(found: Found, cut: tuple[str, int, int, int]) -> None:
+    alone = found[cut[0], 1, 1, 0][0]
+    for each in found[cut]:
+        np.testing.assert_array_equal(each["samples"], alone["samples"])
+        np.testing.assert_array_equal(each["lengths"], alone["lengths"])
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_loss_and_logprobs_and_gradient_are_those_of_the_model_in_one_piece(
+    found: Found, cut: tuple[str, int, int, int]
+) -> None:
+    alone = found[cut[0], 1, 1, 0][0]
+    for each in found[cut]:
+        for name in ("numbers 0", "logprobs 0", "reference"):
+            np.testing.assert_allclose(each[name], alone[name], atol=1e-5, rtol=1e-5)
+            assert each[name].tobytes() == found[cut][0][name].tobytes(), name
+    whole = tensors(found[cut])
+    for name, array in tensors([alone]).items():
+        if name.startswith("0 optimizer adam_m."):
+            # After one step from zero the first moment is 0.1 times the gradient.
+            np.testing.assert_allclose(whole[name], array, atol=1e-6, rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_each_worker_has_its_part_only(found: Found, cut: tuple[str, int, int, int]) -> None:
+    alone = found[cut[0], 1, 1, 0][0]
+    for each in found[cut]:
+        for name, array in each.items():
+            if name.startswith("1 policy_model") and "proj.weight" in name:
+                assert array.size * cut[2] == alone[name].size, name
+
+
+def test_the_same_cut_learns_the_same_bits_on_any_number_of_replicas(found: Found) -> None:
+    one, several = found["qwen3", 2, 2, 0], found["qwen3", 4, 2, 1]
+    expected, given = tensors(one), tensors(several)
+    assert expected.keys() == given.keys()
+    for name, array in expected.items():
+        assert array.tobytes() == given[name].tobytes(), name
+    for each in several:
+        for name in ("samples", "numbers 0", "numbers 1", "logprobs 0", "logprobs 1"):
+            assert each[name].tobytes() == one[0][name].tobytes(), name
+
+
+def test_replicas_that_spread_the_optimizer_keep_half_of_their_parts_moments_each(found: Found) -> None:
+    held = [
+        sum(array.size for name, array in each.items() if name.startswith("1 optimizer adam_m."))
+        for each in found["qwen3", 4, 2, 1]
+    ]
+    whole = sum(
+        array.size
+        for name, array in found["qwen3", 2, 2, 0][0].items()
+        if name.startswith("1 optimizer adam_m.")
+    )
+    assert max(held) < 0.65 * whole, (held, whole)

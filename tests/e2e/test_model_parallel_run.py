@@ -1,0 +1,104 @@
+"""A run whose model is cut over two workers: killed in an update, resumed cut alike, and in one piece."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import PROGRAM, SETTINGS, Command
+from safetensors import safe_open
+
+from rollforward.models.config import ModelConfig
+from rollforward.models.shapes import parameter_shapes
+from rollforward.models.weights import load_weights
+from rollforward.replay import report as recovery_report
+from rollforward.storage import LocalStorage
+from rollforward.store import find
+from rollforward.store.contents import contents
+
+pytestmark = pytest.mark.engine
+
+CUT = SETTINGS | {"actor_config.parallel_config.model_parallel": 2}
+UNCUT = SETTINGS | {"actor_config.parallel_config.model_parallel": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    command = Command(tmp_path_factory.mktemp("undisturbed"), workers=2, settings=CUT)
+    command.finish()
+    return command
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, undisturbed: Command) -> Command:
+    """Killed in the update of a step behind the first checkpoint."""
+    command = Command(tmp_path_factory.mktemp("killed"), workers=2, settings=CUT)
+    command.take_graphs(undisturbed)
+    process = command.start()
+    command.kill_inside(process, "update", 3, rank=1)
+    assert process.wait(timeout=120) != 0
+    return command
+
+
+def copy_of(command: Command, folder: Path, **changes: object) -> Command:
+    """The same run in another folder."""
+    shutil.copytree(command.run, folder / "save_ckpt")
+    return replace(command, folder=folder, **changes)
+
+
+def test_a_run_killed_in_an_update_ends_with_the_same_bits(
+    undisturbed: Command, killed: Command, tmp_path: Path
+) -> None:
+    resumed = copy_of(killed, tmp_path)
+    resumed.finish(resume=True)
+    assert resumed.newest()["digests"] == undisturbed.newest()["digests"]
+    assert resumed.figures() == undisturbed.figures()
+    for report in recovery_report.read(LocalStorage(resumed.run)):
+        assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
+        assert report.updates_repeated == report.updates_replayed >= 1
+
+
+def test_it_resumes_in_one_piece_too_and_makes_nothing_finished_again(
+    killed: Command, tmp_path: Path
+) -> None:
+    resumed = copy_of(killed, tmp_path, workers=1, settings=UNCUT)
+    said = resumed.finish(resume=True)
+    assert "model_parallel changed from 2 to 1" in said
+    for report in recovery_report.read(LocalStorage(resumed.run)):
+        assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
+        assert report.updates_replayed >= 1
+    assert resumed.newest()["position"] == "0_6"
+
+
+def test_each_workers_files_hold_its_part_and_an_export_puts_them_together(
+    undisturbed: Command, tmp_path: Path
+) -> None:
+    storage = LocalStorage(undisturbed.run)
+    tensors = contents(storage, find(storage).manifest).tensors
+    query = tensors["policy_model", "model.layers.0.self_attn.q_proj.weight"]
+    parts = {part.piece.offset: part for part in query.parts}
+    assert {offset: part.piece.record.shape for offset, part in parts.items()} == {
+        (0, 0): (64, 128),
+        (64, 0): (64, 128),
+    }
+    for rank, offset in enumerate([(0, 0), (64, 0)]):
+        assert parts[offset].file.record.path.startswith(f"train/rank_{rank}/policy_model_rank_{rank}-")
+    out = tmp_path / "exported"
+    export = [*PROGRAM, "export", str(undisturbed.run), "--format", "huggingface", "--to", str(out)]
+    subprocess.run(export, check=True, capture_output=True)
+    whole = whole_policy(out)
+    for offset, part in parts.items():
+        with safe_open(undisturbed.run / part.file.record.path, "np") as file:
+            found = file.get_tensor("model.layers.0.self_attn.q_proj.weight")
+        expected = whole["model.layers.0.self_attn.q_proj.weight"][offset[0] : offset[0] + 64]
+        assert found.tobytes() == expected.tobytes()
+
+
+def whole_policy(folder: Path) -> dict[str, np.ndarray]:
+    config = ModelConfig.parse(json.loads((folder / "config.json").read_text()))
+    arrays = {name: np.empty(shape, np.float32) for name, shape in parameter_shapes(config).items()}
+    load_weights(folder, config, arrays)
+    return arrays

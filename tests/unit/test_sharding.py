@@ -1,0 +1,83 @@
+"""A model that is cut over workers: every element is in one part, and each part is a decoder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rollforward.boxes import cover_fault, whole
+from rollforward.errors import ModelError
+from rollforward.models.config import ModelConfig
+from rollforward.models.shapes import parameter_shapes
+from rollforward.models.sharding import Shard, check, counts, part_of
+from rollforward.store import layouts
+from rollforward.store.covering import PRIME
+from rollforward.store.parts import pieces_written
+from rollforward.tensors import TensorSpec
+
+FOLDER = Path(__file__).parents[1] / "golden" / "models"
+CONFIGS = {
+    family: ModelConfig.parse(json.loads((FOLDER / family / "config.json").read_text()))
+    for family in ("llama", "qwen2", "qwen3")
+}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_parts_cover_every_parameter_once_or_are_all_of_it(family: str) -> None:
+    config = CONFIGS[family]
+    for name, shape in parameter_shapes(config).items():
+        boxes = [Shard(index, 2).box(name, shape) for index in range(2)]
+        if boxes[0] != whole(shape):
+            assert cover_fault(whole(shape), boxes) is None, name
+        else:
+            assert boxes == [whole(shape)] * 2, name
+            assert "norm" in name or name.endswith(("o_proj.bias", "down_proj.bias")), name
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_part_is_a_decoder_with_the_shapes_of_its_boxes(family: str) -> None:
+    config = CONFIGS[family]
+    part = parameter_shapes(part_of(config, 2))
+    shard = Shard(1, 2)
+    for name, shape in parameter_shapes(config).items():
+        assert part[name] == shard.box(name, shape).shape, name
+        assert shard.whole_shape(f"adam_m.{name}", part[name]) == shape, name
+
+
+def test_the_numbers_that_work_divide_heads_and_mlp_and_vocabulary() -> None:
+    assert counts(CONFIGS["llama"]) == [1, 2]
+    smollm2 = replace(CONFIGS["llama"], heads=9, kv_heads=3, intermediate=1536, vocab_size=49152)
+    assert counts(smollm2) == [1, 3]
+
+
+def test_fewer_key_value_heads_than_workers_are_refused_with_the_numbers_that_work() -> None:
+    with pytest.raises(ModelError, match=r"4 does not divide num_key_value_heads \(2\)") as caught:
+        check(CONFIGS["qwen2"], 4)
+    assert "can be 1, 2 for this model" in caught.value.hint
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_what_replicas_hold_alike_is_written_by_one_of_them(replicas: int) -> None:
+    config = CONFIGS["qwen3"]
+    shapes = parameter_shapes(config)
+    written: dict[str, int] = {}
+    sizes: list[int] = []
+    total = 0
+    for replica in range(replicas):
+        for index in range(2):
+            named = {
+                name: TensorSpec.piece(
+                    name, "float32", shape, Shard(index, 2).box(name, shape), (replica, replicas)
+                )
+                for name, shape in shapes.items()
+                if Shard(index, 2).box(name, shape) != whole(shape)
+            }
+            mine = pieces_written(named)
+            sizes.append(sum(named[name].nbytes for name in mine))
+            for name in mine:
+                written[name] = written.get(name, 0) + 1
+            total += layouts.cover({"policy_model": named})
+    assert set(written.values()) == {2}, "each of the two parts once"
+    assert total % PRIME == 0
+    assert max(sizes) <= min(sizes) + 2 * 4 * 24 * 32, sizes
