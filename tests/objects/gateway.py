@@ -63,6 +63,8 @@ class Gateway:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # an answer in one piece: in two, the second waits for the first one's receipt
+            disable_nagle_algorithm = True
 
             def handle_one_request(self) -> None:
                 try:
@@ -99,6 +101,7 @@ class Gateway:
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(body)
+                self.wfile.flush()
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815 - as the library wants it
 
