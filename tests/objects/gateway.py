@@ -38,7 +38,7 @@ def nothing(_method: str, _path: str) -> Answer | None:
 
 
 def away(_method: str, _path: str) -> Answer | None:
-    """As if nobody were there: the connection ends without an answer."""
+    """As if the server had just died: the connection ends without an answer."""
     raise ConnectionAbortedError
 
 

@@ -226,11 +226,11 @@ def an_hour_late(headers: dict[str, str]) -> dict[str, str]:
 
 
 class TestAway:
-    def test_steps_do_not_wait_for_a_server_that_is_away_for_a_while(
-        self, loop: Loop, own_server: SeaweedFS, whole: bytes
+    def test_steps_do_not_wait_for_a_service_that_is_away_for_a_while(
+        self, loop: Loop, gateway: Gateway, whole: bytes
     ) -> None:
-        # It is started again by a step, to which only a loop comes that has gone on without it.
-        loop.before = {3: own_server.stop, 5: own_server.start}
+        # It comes back with a step, to which only a loop comes that has gone on without it.
+        loop.before = {3: obstruct(gateway, away), 5: obstruct(gateway, nothing)}
         loop.lost_nothing(loop.train(), whole)
 
     @pytest.mark.usefixtures("impatient")
