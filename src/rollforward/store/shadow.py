@@ -168,19 +168,24 @@ class ShadowCheckpoints:
     def can_begin(self, patience: float) -> bool:
         """Whether no save is being written, at the latest after so many seconds. Collective.
 
-        One that only has to be published does not count: `begin` waits for that.
+        One that only has to be published does not count on a disk: `begin` waits for that. A service may be
+        away, so there it does.
         """
-        job = self._job
-        if job is None or job.head is not None:
-            return True
-        if not patience:
-            # Not all ranks had written at the last boundary, as all of them know.
-            return False
-        started = time.perf_counter()
-        job.idle.wait(patience)
-        ready = self._store.all_ready(job.idle.is_set())
-        job.blocked += time.perf_counter() - started
-        return ready
+        limit = time.perf_counter() + patience
+        while (job := self._job) is not None:
+            if job.head is not None and not self._store.remote:
+                return True
+            if not patience:
+                # Not all ranks had finished at the last boundary, as all of them know.
+                return False
+            started = time.perf_counter()
+            job.idle.wait(max(0.0, limit - started))
+            ready = self._store.all_ready(job.idle.is_set())
+            job.blocked += time.perf_counter() - started
+            if not ready or not self._store.remote:
+                return ready
+            self._advance(job)
+        return True
 
     def under_way(self) -> tuple[float, int]:
         """How long ago the save in progress began, in seconds, and the bytes of this rank's part."""
