@@ -227,11 +227,24 @@ def an_hour_late(headers: dict[str, str]) -> dict[str, str]:
 
 class TestAway:
     def test_steps_do_not_wait_for_a_service_that_is_away_for_a_while(
-        self, loop: Loop, gateway: Gateway, whole: bytes
+        self, loop: Loop, gateway: Gateway, whole: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # It comes back with a step, to which only a loop comes that has gone on without it.
-        loop.before = {3: obstruct(gateway, away), 5: obstruct(gateway, nothing)}
-        loop.lost_nothing(loop.train(), whole)
+        ever = {"max_retries": 10**6, "retry_timeout": timedelta(days=1)}
+        monkeypatch.setattr(addresses, "_RETRIES", {**addresses._RETRIES, **ever})
+        came_back: list[str] = []
+
+        def comes_back(why: str) -> None:
+            came_back.append(why)
+            gateway.obstruct = nothing
+
+        # By a step, to which only a loop comes that has gone on without it.
+        too_late = threading.Timer(PATIENCE, comes_back, ["too late"])
+        too_late.start()
+        loop.before = {3: obstruct(gateway, away), 5: lambda: comes_back("by a step")}
+        ended_with = loop.train()
+        too_late.cancel()
+        loop.lost_nothing(ended_with, whole)
+        assert came_back == ["by a step"]
 
     @pytest.mark.usefixtures("impatient")
     def test_away_for_longer_than_a_request_is_tried_a_checkpoint_fails_and_the_next_is_saved(
