@@ -1,7 +1,8 @@
 """One worker of `test_model_parallel.py`: `... model_parallel_worker.py OUT MODEL_PARALLEL SPREAD CASE...`.
 
 Whatever the model is cut over, the same two chunks are worked on. A case is a golden model, or `wide`, with
-four key-value heads. What each worker found goes to `CASE_WORKERS_MODEL-PARALLEL_SPREAD_RANK.npz`.
+four key-value heads; with `-recompute` behind it, it only learns, and computes activations again. What each
+worker found goes to `CASE_WORKERS_MODEL-PARALLEL_SPREAD_RANK.npz`.
 """
 
 import json
@@ -22,9 +23,11 @@ from mindspore_case import MODEL
 
 from rollforward import boxes
 from rollforward.boxes import whole, within
+from rollforward.engines.mindspore.decoding import Cache
 from rollforward.engines.mindspore.denormals import flushed
 from rollforward.engines.mindspore.engine import MindSporeEngine, create
 from rollforward.engines.mindspore.model import Decoder, attention_mask
+from rollforward.engines.mindspore.package import MindSpore
 from rollforward.engines.mindspore.parallel import connect, serve_scheduler
 from rollforward.engines.mindspore.shards import Gathered
 from rollforward.grpo.addition import share
@@ -85,7 +88,32 @@ def start(engine: MindSporeEngine, state: dict[str, dict[str, np.ndarray]]) -> N
             engine.load(role, name, array[within(spec.box, whole(array.shape))])
 
 
+def forward(engine: MindSporeEngine) -> dict[str, np.ndarray]:
+    """Logits of a batch, and what is drawn for prompts."""
+    ids = np.random.default_rng(7).integers(2, 16, (3, 8)).astype(np.int32)
+    zeros = np.zeros_like(ids)
+    given = ids, np.broadcast_to(np.arange(8, dtype=np.int32), ids.shape).copy(), zeros, zeros
+    with flushed():
+        logits = Logits(engine.policy)(*map(ms.Tensor, given)).asnumpy()
+    drawn = engine.generate(*prompts(ROWS), uniforms(ROWS))
+    return {"logits": logits, "samples": drawn.completion_ids, "lengths": drawn.lengths}
+
+
+def held(engine: MindSporeEngine) -> dict[str, int]:
+    """Bytes that this worker has of what `models.memory` computes exactly, by its names."""
+    named = {role: [array.nbytes for array in each.values()] for role, each in engine.tensors().items()}
+    cache = Cache(engine.policy, engine._generator._pages.rows)
+    return {
+        "weights": sum(named["policy_model"]),
+        "reference": sum(named["ref"]),
+        "moments": sum(named["optimizer"]) - engine.tensors()["optimizer"]["global_step"].nbytes,
+        "new_gradients": sum(each.nbytes for each in engine._learner._squared_norms.buffers),
+        "cache": sum(each.nbytes for each in (*cache.keys, *cache.values)),
+    }
+
+
 def study(case: str, group: Group, model_parallel: int, *, spread: bool) -> dict[str, np.ndarray]:
+    case, _, way = case.partition("-")
     config = WIDE if case == "wide" else json.loads((GOLDEN / case / "config.json").read_text())
     replicas = Replicas(group, model_parallel)
     own = share(CHUNKS, replicas.world_size, replicas.rank)
@@ -96,6 +124,7 @@ def study(case: str, group: Group, model_parallel: int, *, spread: bool) -> dict
         model_parallel=model_parallel,
         chunks=len(own),
         parallel_optimizer=spread,
+        recompute=way == "recompute",
     )
     engine = create(settings, group)
     state = whole_tensors(case, config)
@@ -106,14 +135,12 @@ def study(case: str, group: Group, model_parallel: int, *, spread: bool) -> dict
             part = array[within(spec.box, whole(array.shape))]
             assert np.array_equal(engine.tensors()["policy_model"][name], part), name
     start(engine, state)
+    need = MindSpore().memory_needed(settings, group.world_size)
     found: dict[str, Any] = {}
-    ids = np.random.default_rng(7).integers(2, 16, (3, 8)).astype(np.int32)
-    zeros = np.zeros_like(ids)
-    given = ids, np.broadcast_to(np.arange(8, dtype=np.int32), ids.shape).copy(), zeros, zeros
-    with flushed():
-        found["logits"] = Logits(engine.policy)(*map(ms.Tensor, given)).asnumpy()
-    drawn = engine.generate(*prompts(ROWS), uniforms(ROWS))
-    found["samples"], found["lengths"] = drawn.completion_ids, drawn.lengths
+    for name, size in held(engine).items():
+        found[f"bytes {name}"] = np.array([size, getattr(need, name)])
+    if way != "recompute":
+        found |= forward(engine)
     rows = slice(ROWS * own[0], ROWS * (own[-1] + 1))
     batch = training_batch(engine, ROWS * CHUNKS)
     found["reference"] = batch.reference_logprobs

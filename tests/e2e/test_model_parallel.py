@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 GOLDEN = ("llama", "qwen2", "qwen3")
 RUNS = [
     (1, 1, 0, (*GOLDEN, "wide")),
-    (2, 2, 0, (*GOLDEN, "wide")),
+    (2, 2, 0, (*GOLDEN, "wide", "qwen3-recompute")),
     (4, 4, 0, ("wide",)),
     (4, 2, 1, ("qwen3",)),
 ]
@@ -129,6 +129,19 @@ def test_each_worker_has_its_part_only(found: Found, cut: tuple[str, int, int, i
                 assert array.size * cut[2] == alone[name].size, name
 
 
+@pytest.mark.parametrize("cut", CUT)
+def test_the_memory_that_is_computed_is_what_each_worker_has(
+    found: Found, cut: tuple[str, int, int, int]
+) -> None:
+    for each in found[cut]:
+        sizes = {name: array.tolist() for name, array in each.items() if name.startswith("bytes ")}
+        assert sizes.keys() == {
+            f"bytes {name}" for name in ("weights", "reference", "moments", "new_gradients", "cache")
+        }
+        for name, (held, computed) in sizes.items():
+            assert held == computed > 0, name
+
+
 def test_the_same_cut_learns_the_same_bits_on_any_number_of_replicas(found: Found) -> None:
     one, several = found["qwen3", 2, 2, 0], found["qwen3", 4, 2, 1]
     expected, given = tensors(one), tensors(several)
@@ -138,6 +151,14 @@ def test_the_same_cut_learns_the_same_bits_on_any_number_of_replicas(found: Foun
     for each in several:
         for name in ("samples", "numbers 0", "numbers 1", "logprobs 0", "logprobs 1"):
             assert each[name].tobytes() == one[0][name].tobytes(), name
+
+
+def test_what_is_computed_again_has_the_same_bits(found: Found) -> None:
+    kept, again = found["qwen3", 2, 2, 0], found["qwen3-recompute", 2, 2, 0]
+    for one, other in zip(kept, again, strict=True):
+        assert one.keys() - other.keys() == {"logits", "samples", "lengths"}
+        for name, array in other.items():
+            assert array.tobytes() == one[name].tobytes(), name
 
 
 def test_replicas_that_spread_the_optimizer_keep_half_of_their_parts_moments_each(found: Found) -> None:
@@ -151,3 +172,5 @@ def test_replicas_that_spread_the_optimizer_keep_half_of_their_parts_moments_eac
         if name.startswith("1 optimizer adam_m.")
     )
     assert max(held) < 0.65 * whole, (held, whole)
+    (computed,) = {int(each["bytes moments"][1]) for each in found["qwen3", 4, 2, 1]}
+    assert 4 * 2 * sum(held) == pytest.approx(4 * computed, abs=16), "on average"

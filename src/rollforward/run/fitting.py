@@ -20,6 +20,7 @@ from rollforward.models.memory import Memory
 from rollforward.run.adapters import lora_of
 from rollforward.run.building import settings_without_data
 from rollforward.run.configuration import carried
+from rollforward.run.plan import replicas_of
 from rollforward.run.sources import read_model_file
 from rollforward.storage import Storage
 from rollforward.store import list_checkpoints
@@ -104,10 +105,12 @@ def _look(
 def examine(
     config: Config, model_config: Mapping[str, Any], package: EnginePackage, workers: int, room: Room | None
 ) -> Finding | None:
-    """The finding; None where the engine does not say what it needs. ModelError for a model it has not.
+    """The finding; None where the engine does not say what it needs.
 
-    `room`: what there is; None: not known.
+    ModelError for a model that it has not, or cannot cut as is asked for; ConfigError for workers that do not
+    make whole groups. `room`: what there is; None: not known.
     """
+    replicas = replicas_of(config, package, model_config, workers)
     settings = settings_without_data(config, model_config, chunks=config.rl_config.num_rollouts)
     need = package.memory_needed(settings, workers)
     if need is None:
@@ -124,20 +127,20 @@ def examine(
         text += f", {counted(workers, 'worker')} {in_bytes(together)}"
     text += f"; there are {in_bytes(room.limit)} ({room.why}), of which {in_bytes(room.free)} are free"
     if together > room.limit:
-        return Finding(check=CHECK, level="problem", text=text, hint=what_to_try(config, need, workers))
+        return Finding(check=CHECK, level="problem", text=text, hint=what_to_try(config, need, replicas))
     if together > room.free:
         hint = "other programs hold the rest: end them, or expect the run to be killed"
         return Finding(check=CHECK, level="note", text=text, hint=hint)
     return Finding(check=CHECK, level="ok", text=text)
 
 
-def what_to_try(config: Config, need: Memory, workers: int) -> str:
+def what_to_try(config: Config, need: Memory, replicas: int) -> str:
     """What makes a run smaller, that it does not do yet; what saves most comes first."""
     actor, ways = config.actor_config, []
     of_weights = need.reference + need.moments + need.gradients + need.new_gradients
     if not actor.lora.rank:
         ways.append((of_weights, "train adapters (actor_config.lora.rank: 8)"))
-    if workers > 1 and not actor.enable_parallel_optimizer:
+    if replicas > 1 and not actor.enable_parallel_optimizer:
         ways.append((need.moments, "actor_config.enable_parallel_optimizer: true"))
     if not actor.recompute_config.recompute:
         ways.append((need.activations, "actor_config.recompute_config.recompute: true"))
