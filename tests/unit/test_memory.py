@@ -13,6 +13,7 @@ import pytest
 
 from rollforward.cli.main import main
 from rollforward.config.loading import load
+from rollforward.engines.base import Finding
 from rollforward.engines.mindspore.package import MindSpore, free_port
 from rollforward.errors import ConfigError, ModelError
 from rollforward.inspection import machine
@@ -129,11 +130,17 @@ def test_the_workers_of_a_cut_model_need_less_each_and_must_make_whole_groups() 
     config = json.loads((ROOT / "examples/arithmetic/model/config.json").read_text())
     example = str(ROOT / "examples/arithmetic/grpo.yaml")
 
-    def need(cut: int, workers: int) -> str:
+    def look(cut: int, workers: int, there: int) -> Finding:
         demo = load(example, [("actor_config.parallel_config.model_parallel", cut)]).config
-        found = fitting.examine(demo, config, MindSpore(), workers, Room(limit=10**10, free=10**10, why="-"))
+        found = fitting.examine(demo, config, MindSpore(), workers, Room(limit=there, free=there, why="-"))
         assert found is not None
-        return found.text
+        return found
+
+    def need(cut: int, workers: int) -> str:
+        return look(cut, workers, 10**10).text
+
+    def hint(cut: int, workers: int) -> str:
+        return look(cut, workers, 10**9).hint
 
     for part, whole, cut in (
         ("moments", "2.4 MB", "1.2 MB"),
@@ -141,6 +148,9 @@ def test_the_workers_of_a_cut_model_need_less_each_and_must_make_whole_groups() 
     ):
         assert f"{part} {whole}" in need(1, 2)
         assert f"{part} {cut}" in need(2, 2)
+    assert "actor_config.parallel_config.model_parallel: 2" in hint(1, 4)
+    assert "model_parallel" not in hint(2, 4), "this model cannot be cut over 4"
+    assert "model_parallel" not in hint(1, 3)
     with pytest.raises(ConfigError, match="3 workers cannot be shared out in groups of 2"):
         need(2, 3)
     with pytest.raises(ModelError, match="cannot be cut over 4 workers"):
