@@ -97,10 +97,19 @@ class Command:
 
     def finish(self, *, resume: bool = False, log: str = "train.txt") -> str:
         """Run to the end; returns what was said."""
-        code = self.start(resume=resume, log=log).wait(timeout=600)
+        return self.ended(self.start(resume=resume, log=log), log=log)
+
+    def ended(self, process: "subprocess.Popen[bytes]", code: int = 0, log: str = "train.txt") -> str:
+        """Wait for its end; returns what was said. A failure shows that, and what the workers said."""
+        found = process.wait(timeout=600)
         said = (self.folder / log).read_text()
-        assert code == 0 or torn_down(said), said
+        assert found == code or (code == 0 and torn_down(said)), f"ended with {found}\n{said}{self._logs()}"
         return said
+
+    def _logs(self) -> str:
+        """The ends of the logs of the workers."""
+        files = sorted((self.folder / "log").rglob("*.log"))
+        return "".join(f"\n--- {file.name} ---\n{file.read_text(errors='replace')[-4000:]}" for file in files)
 
     def kill_inside(self, process: "subprocess.Popen[bytes]", phase: str, step: int, rank: int = 0) -> None:
         """SIGKILL a worker while it is inside a phase of that step or a later one."""

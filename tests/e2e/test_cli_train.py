@@ -85,8 +85,7 @@ def test_a_signal_ends_it_in_good_order(
     process = command.start()
     command.wait_until_inside(process, phase, 1)
     process.send_signal(number)
-    assert process.wait(timeout=600) == code
-    said = (command.folder / "train.txt").read_text()
+    said = command.ended(process, code)
     assert "resume with --resume_training" in said
     assert "Traceback" not in said
     assert RunLock.acquire(command.run).taken_over is None
@@ -100,8 +99,7 @@ def test_a_signal_while_graphs_are_compiled_is_no_error_of_the_model(tmp_path: P
         time.sleep(0.05)
     time.sleep(1.0)  # graphs are compiled before the first step and in it, for many seconds
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
-    said = (command.folder / "train.txt").read_text().splitlines()
+    said = command.ended(process, 143).splitlines()
     assert said[-1] == "stopped by SIGTERM; resume with --resume_training"
     assert {path.name for path in command.folder.iterdir()} <= {"save_ckpt", "strategy", "log", "train.txt"}
 
@@ -187,8 +185,7 @@ def test_two_workers_killed_and_taken_over_by_a_standby_end_with_the_same_bits(
     killed.take_graphs(whole_of_two)
     process = killed.start()
     killed.kill_inside(process, "update", 3, rank=1)
-    assert process.wait(timeout=600) == 0
-    said = (killed.folder / "train.txt").read_text()
+    said = killed.ended(process)
     assert said.count("standby: takes over") == 1
     assert "s after the standby was called" in said
     assert not list((killed.folder / "log").glob("standby*/worker*"))
@@ -226,8 +223,7 @@ def test_a_worker_that_stops_answering_is_named_and_the_run_goes_on(tmp_path: Pa
     process = stopped.start()
     pulse = stopped.wait_until_inside(process, "generate", 3, rank=1)
     os.kill(pulse.pid, signal.SIGSTOP)
-    assert process.wait(timeout=600) == 0
-    said = (stopped.folder / "train.txt").read_text()
+    said = stopped.ended(process)
     late = rf"worker 1 \(process {pulse.pid}\) is late, in phase \w+ of step 0_[345] since .* UTC, without"
     waits = r"a sign of life for \d+ s; worker 0 waits in phase \w+ of step 0_[345]"
     assert re.search(

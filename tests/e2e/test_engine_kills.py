@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from command import ARITHMETIC, SETTINGS, Command, torn_down
+from command import ARITHMETIC, SETTINGS, Command
 
 from rollforward.inspection.history import timeline
 from rollforward.processes import heartbeat
@@ -84,10 +84,9 @@ def test_killed_at_each_place_in_turn_it_ends_with_the_same_bits(tmp_path: Path)
     killed = Command(tmp_path / "killed", settings=settings)
     killed.take_graphs(whole)
     plain = killed.program
-    for number, (name, place) in enumerate(PLACES.items()):
+    for number, place in enumerate(PLACES.values()):
         killed.program = [sys.executable, str(DIES_IN_PHASE), *map(str, place)]
-        code = killed.start(resume=number > 0).wait(timeout=600)
-        assert code == -signal.SIGKILL, f"{name}: never got there"
+        killed.ended(killed.start(resume=number > 0), code=-signal.SIGKILL)
     killed.program = plain
     killed.finish(resume=True)
     assert figures_of(killed) == figures_of(whole)
@@ -243,8 +242,7 @@ def test_a_worker_that_dies_twice_running_is_left_out(
         if pulse.pid not in killed and is_alive(pulse.pid):
             os.kill(pulse.pid, signal.SIGKILL)
             killed.add(pulse.pid)
-    code, said = process.wait(timeout=600), (command.folder / "train.txt").read_text()
-    assert code == 0 or torn_down(said), said
+    said = command.ended(process)
     assert "on 1 worker instead of 2, since worker 1 failed twice running" in said
     assert figures_of(command) == figures_of(whole)
     told = [entry.text for entry in timeline(LocalStorage(command.run)) if entry.what == "resumed"]
