@@ -73,6 +73,10 @@ CASES = [
     pytest.param(mindspore_copied, id="mindspore-copied", marks=pytest.mark.engine),
 ]
 
+OTHER_SETTINGS = pytest.mark.parametrize("case", [CASES[0], CASES[2]], indirect=True)
+"""For tests that need an engine of other settings, which is one more to compile. Whether its memory is copied
+changes no bit (`test_copies_and_views_of_memory_give_the_same_bits`)."""
+
 COOLER = replace(SETTINGS.sampling, temperature=0.7)
 
 CLIPPING = replace(SETTINGS.optimizer, max_grad_norm=0.2)
@@ -270,6 +274,7 @@ class TestReferenceLogprobs:
         logprobs = case.engine().reference_logprobs(replace(one, **repeat))
         assert np.exp(logprobs[:, 0].astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
 
+    @OTHER_SETTINGS
     def test_they_are_of_the_distribution_that_completions_are_drawn_from(self, case: EngineCase) -> None:
         engine = case.engine(sampling=COOLER)
         engine.sync_reference()
@@ -306,6 +311,7 @@ class TestReferenceLogprobs:
         )
         np.testing.assert_array_equal(engine.reference_logprobs(tokens), engine.reference_logprobs(right))
 
+    @OTHER_SETTINGS
     def test_what_greedy_decoding_chose_is_the_likeliest(self, case: EngineCase) -> None:
         greedy = replace(SETTINGS.sampling, temperature=0.0)
         engine = case.engine(sampling=greedy)
@@ -354,6 +360,7 @@ class TestUpdate:
         np.testing.assert_allclose(outcome.logprobs, batch.reference_logprobs, atol=1e-5)
         assert (outcome.logprobs[~batch.tokens.completion_mask] == 0).all()
 
+    @OTHER_SETTINGS
     @pytest.mark.parametrize("changes", [{}, {"sampling": COOLER}], ids=["plain", "temperature 0.7"])
     def test_the_gradient_is_that_of_finite_differences(
         self, case: EngineCase, changes: dict[str, Any]
@@ -379,6 +386,7 @@ class TestUpdate:
                 losses.append(engine.update(batch, 0.0).loss)
             assert (losses[0] - losses[1]) / 6e-3 == pytest.approx(slope, rel=0.03, abs=3e-4), list(direction)
 
+    @OTHER_SETTINGS
     def test_with_beta_zero_nothing_comes_of_the_reference_or_of_samples_without_an_advantage(
         self, case: EngineCase
     ) -> None:
@@ -415,6 +423,7 @@ class TestUpdate:
         assert computed.grad_norm == pytest.approx(outcome.grad_norm, rel=1e-5)
         assert computed.clip_fraction >= outcome.clip_fraction
 
+    @OTHER_SETTINGS
     def test_without_any_advantage_and_with_beta_zero_the_gradient_is_zero(self, case: EngineCase) -> None:
         batch = training_batch(case.engine(), 7, advantages=np.zeros(7, np.float32))
         engine = case.engine(objective=replace(SETTINGS.objective, beta=0.0))
@@ -461,6 +470,7 @@ class TestUpdate:
             np.testing.assert_allclose(array[firm], expected[name][firm], atol=2e-4, err_msg=name)
             assert firm.any() or name.endswith("k_proj.bias")
 
+    @OTHER_SETTINGS
     def test_a_long_gradient_is_clipped_and_reported_in_full(self, case: EngineCase) -> None:
         engine, clipping = case.engine(), case.engine(optimizer=CLIPPING)
         batch = training_batch(engine, 4)
@@ -471,6 +481,7 @@ class TestUpdate:
         for name, gradient in gradient_of(clipping).items():
             np.testing.assert_allclose(gradient, whole[name] * CLIPPING.max_grad_norm / norm, atol=1e-6)
 
+    @OTHER_SETTINGS
     def test_a_short_gradient_is_left_alone(self, case: EngineCase) -> None:
         engine, clipping = case.engine(), case.engine(optimizer=CLIPPING)
         batch = training_batch(engine, 4)
@@ -516,6 +527,7 @@ class TestUpdate:
         for name, gradient in whole.items():
             np.testing.assert_allclose(gradient, added[name], atol=1e-6)
 
+    @OTHER_SETTINGS
     def test_chunks_give_what_they_give_by_themselves(self, case: EngineCase) -> None:
         """Of five rows each: the second micro-batch of a chunk is filled up."""
         engine, alone = case.engine(chunks=3), case.engine()

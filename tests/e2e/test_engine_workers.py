@@ -15,11 +15,11 @@ pytestmark = pytest.mark.engine
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 SOURCE = Path(__file__).parents[2] / "src"
-RUNS = [(4, 1, 0), (4, 2, 1), (4, 4, 0), (6, 1, 0), (6, 3, 1)]
+RUNS = [(12, 1, 0), (12, 3, 1), (12, 4, 0)]
 """Chunks of a step, workers, whether each keeps a part of the optimizer.
 
-Each number of workers once: what is added up does not depend on who keeps the moments. Two workers that keep
-all of them are killed in `test_cli_train.py`.
+Of one step, so that one worker alone is what all are compared with: each number of workers costs as many
+processes that compile. Two workers are killed and compared with one in `test_two_workers.py`.
 """
 Results = dict[tuple[int, ...], dict[str, np.ndarray]]
 """(chunks, workers, rank, whether spread) -> what the worker found."""
