@@ -104,8 +104,8 @@ def workers_of(command: Command) -> list[int]:
 def kill_one_of(command: Command, process: "subprocess.Popen[bytes]", drawn: random.Random) -> None:
     """SIGKILL to a worker, or to the process that watches the workers; then wait until all are gone."""
     os.kill(drawn.choice([process.pid, *workers_of(command)]), signal.SIGKILL)
-    process.wait(timeout=60)
-    deadline = time.monotonic() + 60
+    process.wait(timeout=600)
+    deadline = time.monotonic() + 600
     while workers_of(command):
         assert time.monotonic() < deadline, "a worker outlives the others"
         time.sleep(0.05)

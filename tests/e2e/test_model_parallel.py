@@ -15,7 +15,7 @@ pytestmark = pytest.mark.engine
 
 WORKER = Path(__file__).with_name("model_parallel_worker.py")
 SOURCE = Path(__file__).parents[2] / "src"
-GOLDEN = ("llama", "qwen2", "qwen3")
+GOLDEN = ("qwen2", "qwen3")  # Llama has nothing that these have not: no biases, no norms of heads
 RUNS = [
     (1, 1, 0, (*GOLDEN, "wide")),
     (2, 2, 0, (*GOLDEN, "wide")),

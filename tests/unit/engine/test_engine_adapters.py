@@ -205,7 +205,7 @@ def test_gradients_are_those_of_the_weights_behind_the_adapters() -> None:
         if first in given:
             full[weight] = merged(full[weight], given[first], given[second], LORA.scale)
     restore(whole(), {**initial_tensors(whole()), "policy_model": full, "ref": weights()})
-    batch = training_batch(one, 4)
+    batch = training_batch(one, 4, seed=1)
     outcome, expected = one.update(batch, 0.0), whole().update(batch, 0.0)
     np.testing.assert_allclose(outcome.loss, expected.loss, rtol=1e-4)
     np.testing.assert_allclose(outcome.logprobs, expected.logprobs, atol=1e-4)
@@ -245,7 +245,7 @@ def test_what_is_put_in_place_continues_with_the_same_bits() -> None:
 def test_chunks_add_up_to_the_same_bits_whatever_else_is_in_the_batch() -> None:
     """The log-probabilities of a sample do not depend on the samples beside it."""
     one = engine(second=0.3)
-    batch = training_batch(one, 8)
+    batch = training_batch(one, 8, seed=2)
     all_of_them = one.update(batch, 0.0).logprobs
     restore(one, adapters(one, 0.3))
     for rows in (slice(0, 4), slice(4, 8)):
