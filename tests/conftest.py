@@ -8,6 +8,7 @@ Property tests draw the same examples each time, so that a change fails for what
 because the machine is busy. `--hypothesis-profile=explore` draws others each time: CONTRIBUTING.md.
 """
 
+import gc
 import re
 import signal
 from importlib.util import find_spec
@@ -78,6 +79,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     marked = [item for item in items if item.get_closest_marker("engine") is not None]
     config.hook.pytest_deselected(items=marked)
     items[:] = [item for item in items if item not in marked]
+
+
+def pytest_collection_finish() -> None:
+    """MindSpore collects garbage before each graph: what was imported need not be scanned each time."""
+    gc.freeze()
 
 
 def pytest_report_collectionfinish() -> list[str]:
