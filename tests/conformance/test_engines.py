@@ -18,7 +18,6 @@ from engine_case import (
     VOCABULARY,
     EngineCase,
     assert_same_bits,
-    initial_tensors,
     joined,
     prompts,
     restore,
@@ -615,11 +614,8 @@ def test_a_layout_and_a_revision_are_had_without_copying_and_a_tensor_by_copying
 
 @pytest.mark.engine
 def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_path: Path) -> None:
-    import mindspore_case
-
-    memory = mindspore_case.CountedCopies()
-    engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.ONE_LAYER), memory=memory)
-    restore(engine, initial_tensors(engine))
+    engine: Any = mindspore_copied().engine()
+    memory = engine._memory
     about = About(run_id="r", incarnation=1, state={})
     saved: list[Saved] = []
     checkpoints = ShadowCheckpoints(
