@@ -26,7 +26,7 @@ from rollforward.engines.mindspore.parallel import connect, serve_scheduler
 from rollforward.errors import NonFinite
 from rollforward.grpo.addition import share
 
-ROWS, SEEDS = 9, (0, 2, 4, 8, 9, 12, 18, 22, 29, 31, 33, 37)
+ROWS, SEEDS = 9, (0, 2, 4, 8, 9, 12)
 """Of a chunk: two micro-batches, the last of them with an empty row, and both of one shape to compile."""
 
 

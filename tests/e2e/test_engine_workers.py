@@ -15,11 +15,11 @@ pytestmark = pytest.mark.engine
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 SOURCE = Path(__file__).parents[2] / "src"
-RUNS = [(12, 1, 0), (12, 3, 1), (12, 4, 0)]
+RUNS = [(6, 1, 0), (6, 2, 0), (6, 3, 1)]
 """Chunks of a step, workers, whether each keeps a part of the optimizer.
 
-Of one step, so that one worker alone is what all are compared with: each number of workers costs as many
-processes that compile. Two workers are killed and compared with one in `test_two_workers.py`.
+All of one number of chunks, so that one run of a worker alone is what they are compared with: each worker
+costs a process that compiles. Four are tried in `test_model_parallel.py`, and by name in `test_engine_kills.py`.
 """
 Results = dict[tuple[int, ...], dict[str, np.ndarray]]
 """(chunks, workers, rank, whether spread) -> what the worker found."""
