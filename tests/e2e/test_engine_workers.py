@@ -19,7 +19,8 @@ RUNS = [(6, 1, 0), (6, 2, 0), (6, 3, 1)]
 """Chunks of a step, workers, whether each keeps a part of the optimizer.
 
 All of one number of chunks, so that one run of a worker alone is what they are compared with: each worker
-costs a process that compiles. Four are tried in `test_model_parallel.py`, and by name in `test_engine_kills.py`.
+costs a process that compiles. Four are tried in `test_model_parallel.py`, and by name in
+`test_engine_kills.py`.
 """
 Results = dict[tuple[int, ...], dict[str, np.ndarray]]
 """(chunks, workers, rank, whether spread) -> what the worker found."""
