@@ -1,6 +1,7 @@
 """Workers live and die together, and their exit code is everyone's."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from rollforward.position import Position
 from rollforward.processes import reports
 from rollforward.processes.environment import LAUNCHED, is_alive, start_time
 from rollforward.processes.launch import Ending, Team, exit_code, launch
+from rollforward.store.lock import is_taken
 
 SCRIPT = """\
 import os, signal, sys, time
@@ -159,6 +161,38 @@ def test_a_process_that_nobody_waited_for_is_not_alive() -> None:
     assert not is_alive(process.pid)
     process.wait()
     assert not is_alive(process.pid)
+
+
+FIRST_THREAD_ENDS = """\
+import ctypes, os, sys, threading
+from rollforward.store import RunLock
+lock = RunLock.acquire(sys.argv[1])
+threading.Thread(target=lambda: os._exit(len(sys.stdin.read()))).start()
+print("locked", flush=True)
+ctypes.CDLL(None).syscall(60, 0)  # exit(2) of this thread alone
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of that system call is another one")
+def test_a_process_is_alive_until_its_last_thread_has_ended_and_its_lock_is_free(tmp_path: Path) -> None:
+    """As after SIGKILL, when a thread is still in fsync: what takes over must not find the run locked."""
+    command = [sys.executable, "-c", FIRST_THREAD_ENDS, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"locked\n"
+        state = Path(f"/proc/{process.pid}/stat")
+        deadline = time.monotonic() + 60
+        while b") Z " not in state.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert b") Z " in state.read_bytes()
+        assert is_alive(process.pid)
+        assert is_taken(tmp_path)
+        process.stdin.close()
+        while is_alive(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert not is_alive(process.pid)
+        assert not is_taken(tmp_path)
 
 
 def test_another_process_that_got_the_number_is_not_taken_for_the_first() -> None:

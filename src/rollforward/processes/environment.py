@@ -33,7 +33,10 @@ def start_time(pid: int) -> int | None:
 
 
 def is_alive(pid: int, started: int | None = None) -> bool:
-    """Whether a process is running; a zombie is not.
+    """Whether a process is running; a zombie is not, once its last thread has ended.
+
+    Of a process that was killed the first thread may be gone while another is still in a system call, such as
+    fsync: until that returns, the files of the process are open, and its locks held.
 
     `started`: its `start_time`; another process that got the same pid later does not count.
     """
@@ -45,7 +48,7 @@ def is_alive(pid: int, started: int | None = None) -> bool:
         return True
     if started is not None and int(fields[19]) != started:
         return False
-    return fields[0] not in (b"Z", b"X")
+    return fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
 
 
 def memory_in_use() -> int:
