@@ -31,8 +31,8 @@ SETTINGS = {
     "generate_config.max_prompt_length": 6,
     "generate_config.sampling_config.max_tokens": 8,
 }
-SPREAD = "actor_config.enable_parallel_optimizer"
 PROGRAM = [sys.executable, "-m", "rollforward.cli.main"]
+SPREAD = "actor_config.enable_parallel_optimizer"
 
 
 def torn_down(said: str) -> bool:

@@ -71,6 +71,22 @@ def run(out: Path, workers: int, model_parallel: int, spread: int, cases: tuple[
     assert done.returncode == 0 or torn_down(done.stdout + done.stderr), done.stderr[-4000:] + said
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("case", OTHER_FAMILIES)
+def test_so_it_is_in_the_other_families(tmp_path: Path, case: str) -> None:
+    results: Found = {}
+    for workers in (1, 2):
+        run(tmp_path, workers, workers, 0, (case,))
+        results[case, workers, workers, 0] = [
+            dict(np.load(tmp_path / f"{case}_{workers}_{workers}_0_{rank}.npz")) for rank in range(workers)
+        ]
+    cut = (case, 2, 2, 0)
+    test_logits_are_those_of_the_model_in_one_piece(results, cut)
+    test_all_workers_draw_the_samples_that_one_draws(results, cut)
+    test_loss_and_logprobs_and_gradient_are_those_of_the_model_in_one_piece(results, cut)
+    test_each_worker_has_its_part_only(results, cut)
+
+
 def joined(ranks: list[dict[str, Any]], key: str) -> np.ndarray:
     """A tensor of all workers, from their parts; what several have must have the same bits."""
     _, role, name = key.split(" ")
@@ -153,19 +169,3 @@ def test_replicas_that_spread_the_optimizer_keep_half_of_their_parts_moments_eac
         if name.startswith("1 optimizer adam_m.")
     )
     assert max(held) < 0.65 * whole, (held, whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", OTHER_FAMILIES)
-def test_so_it_is_in_the_other_families(tmp_path: Path, case: str) -> None:
-    results: Found = {}
-    for workers in (1, 2):
-        run(tmp_path, workers, workers, 0, (case,))
-        results[case, workers, workers, 0] = [
-            dict(np.load(tmp_path / f"{case}_{workers}_{workers}_0_{rank}.npz")) for rank in range(workers)
-        ]
-    cut = (case, 2, 2, 0)
-    test_logits_are_those_of_the_model_in_one_piece(results, cut)
-    test_all_workers_draw_the_samples_that_one_draws(results, cut)
-    test_loss_and_logprobs_and_gradient_are_those_of_the_model_in_one_piece(results, cut)
-    test_each_worker_has_its_part_only(results, cut)

@@ -39,7 +39,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, undisturbed: Command) -> Co
     command.take_graphs(undisturbed)
     process = command.start()
     command.kill_inside(process, "update", 3, rank=1)
-    assert process.wait(timeout=600) != 0
+    assert process.wait(timeout=120) != 0
     return command
 
 
