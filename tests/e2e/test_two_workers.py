@@ -85,9 +85,11 @@ def test_two_workers_killed_and_taken_over_by_a_standby_end_with_the_same_bits(
     }
 
 
+@pytest.mark.slow
 def test_two_workers_outlive_a_full_disk_under_their_output_and_say_so(
     whole_of_two: Command, tmp_path: Path
 ) -> None:
+    """By name: without MindSpore the same is tried in `test_streams.py`."""
     run = of_two_workers(tmp_path / "full")
     run.settings["rl_config.max_steps"] = 1
     run.take_graphs(whole_of_two)
