@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from rollforward.processes import heartbeat
+from rollforward.replay import report as recovery_report
 from rollforward.replay.metrics import FILE, read
+from rollforward.storage import LocalStorage
 
 ROOT = Path(__file__).resolve().parents[2]
 ARITHMETIC = ROOT / "examples" / "arithmetic"
 SETTINGS = {
     "rl_config.dataset_file": ARITHMETIC / "train.jsonl",
-    "rl_config.chunk_size": 2,
+    # One prompt to a chunk: batches of few shapes, since each is a graph to compile.
+    "rl_config.chunk_size": 1,
     "rl_config.num_rollouts": 2,
     "rl_config.num_generations": 4,
-    "rl_config.batch_size": 8,
+    "rl_config.batch_size": 4,
     "rl_config.max_steps": 6,
     "rl_config.save_ckpt_interval": 2,
     "actor_config.lr_schedule.lr": 0.001,
@@ -30,6 +33,7 @@ SETTINGS = {
 }
 WORKER_DIES = Path(__file__).with_name("worker_dies.py")
 PROGRAM = [sys.executable, "-m", "rollforward.cli.main"]
+SPREAD = "actor_config.enable_parallel_optimizer"
 
 
 def torn_down(said: str) -> bool:
@@ -162,3 +166,18 @@ class Command:
             }
             for record in read(self.run / FILE)
         ]
+
+
+def figures_of(command: Command) -> tuple[object, list[dict[str, float]]]:
+    """What has to be the same: the digest of every role, and the metrics."""
+    return command.newest()["digests"], command.figures()
+
+
+def assert_nothing_finished_was_lost(command: Command) -> None:
+    for report in recovery_report.read(LocalStorage(command.run)):
+        assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
+        assert report.updates_repeated == report.updates_replayed
+
+
+def begun(command: Command) -> bool:
+    return any((command.run / "commits").glob("*.json"))

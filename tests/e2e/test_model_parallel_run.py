@@ -60,9 +60,10 @@ def test_a_run_killed_in_an_update_ends_with_the_same_bits(
 
 
 def test_it_resumes_in_one_piece_too_and_makes_nothing_finished_again(
-    killed: Command, tmp_path: Path
+    whole: Command, killed: Command, tmp_path: Path
 ) -> None:
     resumed = copy_of(killed, tmp_path, workers=1, settings=UNCUT)
+    resumed.take_graphs(whole)
     said = resumed.finish(resume=True)
     assert "model_parallel changed from 2 to 1" in said
     for report in recovery_report.read(LocalStorage(resumed.run)):

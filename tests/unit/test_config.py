@@ -140,6 +140,7 @@ def test_a_wrong_value_says_what_was_expected(tmp_path: Path, text: str, told: s
 
 NESTED = "\n".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}" for i in range(1, 60))
 LISTS = "\n".join(f"    - &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
+DEEP = "[" * 1500  # far more than Python recurses; PyYAML takes time with the square of it
 HUGE = "0x" + "f" * 20_000  # PyYAML makes it, and Python does not print it
 
 
@@ -159,7 +160,7 @@ HUGE = "0x" + "f" * 20_000  # PyYAML makes it, and Python does not print it
         (f"rl_config: {{seed: {HUGE}}}", "of too many digits"),
         (f"rl_config: {{dataset_file: [{HUGE}]}}", "expected text"),
         ("rl_config: {max_steps: 99999999999999999999}", "expected a whole number"),
-        (f"rl_config: {'[' * 5000}", "nests too deep"),
+        (f"rl_config: {DEEP}", "nests too deep"),
         (f"a0: &a0 {{x: 1}}\n{NESTED}", "unknown key"),
         (f"rl_config:\n  dataset_file:\n    - &a0 [1]\n{LISTS}", "expected text, got the list"),
         ("rl_config: &a {seed: 1, x: *a}", "rl_config.x: unknown key"),
@@ -171,9 +172,7 @@ def test_yaml_that_is_more_than_data_ends_in_an_error(tmp_path: Path, text: str,
     assert told in complaint(tmp_path, text)
 
 
-@pytest.mark.parametrize(
-    "value", ["!!python/name:os.system", "9" * 5000, "[" * 5000, "2001-99-99", "!!int x"]
-)
+@pytest.mark.parametrize("value", ["!!python/name:os.system", "9" * 5000, DEEP, "2001-99-99", "!!int x"])
 def test_odd_yaml_of_the_command_line_is_named(value: str) -> None:
     with pytest.raises(ConfigError, match=r"--set rl_config\.seed="):
         parse_override(f"rl_config.seed={value}")
