@@ -25,8 +25,8 @@ class CountedCopies(Copied):
 
 
 def create_copied(settings: EngineSettings, group: Group | None = None) -> MindSporeEngine:
-    """The engine as it is on a device whose memory the host does not see."""
-    return create(settings, group, memory=Copied())
+    """The engine as it is on a device whose memory the host does not see. What it copies is counted."""
+    return create(settings, group, memory=CountedCopies())
 
 
 MODEL = QWEN2 | {

@@ -18,7 +18,7 @@ from engine_case import (
     VOCABULARY,
     EngineCase,
     assert_same_bits,
-    initial_tensors,
+    joined,
     prompts,
     restore,
     rows_of,
@@ -31,7 +31,6 @@ from engine_case import (
 from rollforward.errors import EngineError, NonFinite
 from rollforward.grpo.objective import token_terms
 from rollforward.grpo.ports import Engine
-from rollforward.grpo.types import TrainingBatch
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
 from rollforward.store import CheckpointStore, Saved, ShadowCheckpoints, find, read_tensors
@@ -73,6 +72,10 @@ CASES = [
     pytest.param(mindspore_copied, id="mindspore-copied", marks=pytest.mark.engine),
 ]
 
+OTHER_SETTINGS = pytest.mark.parametrize("case", [CASES[0], CASES[2]], indirect=True)
+"""For tests that need an engine of other settings, which is one more to compile. Whether its memory is copied
+changes no bit (`test_copies_and_views_of_memory_give_the_same_bits`)."""
+
 COOLER = replace(SETTINGS.sampling, temperature=0.7)
 
 CLIPPING = replace(SETTINGS.optimizer, max_grad_norm=0.2)
@@ -111,7 +114,7 @@ class TestTensors:
         assert engine.views
         views = {role: dict(tensors) for role, tensors in engine.tensors().items()}
         before = snapshot(engine)
-        engine.update(training_batch(engine, 4), 1e-2)
+        engine.update(training_batch(engine, 4, seed=1), 1e-2)
         assert_same_bits(views, snapshot(engine))
         changed = [
             name
@@ -127,7 +130,7 @@ class TestTensors:
         assert not engine.views
         copies = {role: dict(tensors) for role, tensors in engine.tensors().items()}
         before = snapshot(engine)
-        engine.update(training_batch(engine, 4), 1e-2)
+        engine.update(training_batch(engine, 4, seed=1), 1e-2)
         assert_same_bits(copies, before)
         name = next(iter(copies["policy_model"]))
         copies["policy_model"][name][...] = 7
@@ -138,7 +141,7 @@ class TestTensors:
         if way == "views" and not case.views:
             pytest.skip("the host does not see this engine's memory")
         engine = case.engine()
-        batch = training_batch(engine, 4)
+        batch = training_batch(engine, 4, seed=1)
         engine.update(batch, 1e-2)
         reached = snapshot(engine)
         expected = engine.update(batch, 1e-2)
@@ -182,7 +185,7 @@ class TestTensors:
 
     def test_a_revision_changes_with_its_role_and_only_then(self, case: EngineCase) -> None:
         engine = case.engine()
-        batch = training_batch(engine, 4)
+        batch = training_batch(engine, 4, seed=1)
 
         def changed(work: Callable[[], object]) -> set[str]:
             tensors, before = snapshot(engine), {role: engine.revision(role) for role in engine.layout()}
@@ -270,6 +273,7 @@ class TestReferenceLogprobs:
         logprobs = case.engine().reference_logprobs(replace(one, **repeat))
         assert np.exp(logprobs[:, 0].astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
 
+    @OTHER_SETTINGS
     def test_they_are_of_the_distribution_that_completions_are_drawn_from(self, case: EngineCase) -> None:
         engine = case.engine(sampling=COOLER)
         engine.sync_reference()
@@ -306,6 +310,7 @@ class TestReferenceLogprobs:
         )
         np.testing.assert_array_equal(engine.reference_logprobs(tokens), engine.reference_logprobs(right))
 
+    @OTHER_SETTINGS
     def test_what_greedy_decoding_chose_is_the_likeliest(self, case: EngineCase) -> None:
         greedy = replace(SETTINGS.sampling, temperature=0.0)
         engine = case.engine(sampling=greedy)
@@ -354,13 +359,14 @@ class TestUpdate:
         np.testing.assert_allclose(outcome.logprobs, batch.reference_logprobs, atol=1e-5)
         assert (outcome.logprobs[~batch.tokens.completion_mask] == 0).all()
 
+    @OTHER_SETTINGS
     @pytest.mark.parametrize("changes", [{}, {"sampling": COOLER}], ids=["plain", "temperature 0.7"])
     def test_the_gradient_is_that_of_finite_differences(
         self, case: EngineCase, changes: dict[str, Any]
     ) -> None:
         engine = case.engine(**changes)
         start = snapshot(engine)
-        batch = training_batch(engine, 4)
+        batch = training_batch(engine, 4, seed=1)
         norm = engine.update(batch, 1e-3).grad_norm
         gradient = gradient_of(engine)
         assert norm == pytest.approx(np.sqrt(sum((g**2).sum() for g in gradient.values())), rel=1e-5)
@@ -379,10 +385,11 @@ class TestUpdate:
                 losses.append(engine.update(batch, 0.0).loss)
             assert (losses[0] - losses[1]) / 6e-3 == pytest.approx(slope, rel=0.03, abs=3e-4), list(direction)
 
+    @OTHER_SETTINGS
     def test_with_beta_zero_nothing_comes_of_the_reference_or_of_samples_without_an_advantage(
         self, case: EngineCase
     ) -> None:
-        batch = training_batch(case.engine(), 7)
+        batch = training_batch(case.engine(), 8, seed=2)
         engine = case.engine(objective=replace(SETTINGS.objective, beta=0.0))
         start = snapshot(engine)
         idle = np.array([0, 3, 4])
@@ -415,6 +422,7 @@ class TestUpdate:
         assert computed.grad_norm == pytest.approx(outcome.grad_norm, rel=1e-5)
         assert computed.clip_fraction >= outcome.clip_fraction
 
+    @OTHER_SETTINGS
     def test_without_any_advantage_and_with_beta_zero_the_gradient_is_zero(self, case: EngineCase) -> None:
         batch = training_batch(case.engine(), 7, advantages=np.zeros(7, np.float32))
         engine = case.engine(objective=replace(SETTINGS.objective, beta=0.0))
@@ -425,7 +433,7 @@ class TestUpdate:
     def test_without_old_logprobs_the_ratio_is_one(self, case: EngineCase) -> None:
         engine = case.engine()
         start = snapshot(engine)
-        batch = training_batch(engine, 4, old_logprobs=None)
+        batch = training_batch(engine, 4, seed=1, old_logprobs=None)
         outcome = engine.update(batch, 1e-3)
         implicit = gradient_of(engine)
         restore(engine, start)
@@ -441,7 +449,7 @@ class TestUpdate:
         expected = {n: a.astype(np.float64) for n, a in snapshot(engine)["policy_model"].items()}
         first = {name: np.zeros(array.shape) for name, array in expected.items()}
         second = {name: np.zeros(array.shape) for name, array in expected.items()}
-        batch = training_batch(engine, 4)
+        batch = training_batch(engine, 4, seed=1)
         for step, rate in enumerate((1e-2, 3e-2, 1e-3), 1):
             before = {n: m.astype(np.float64) for n, m in first.items()}
             engine.update(batch, rate)
@@ -461,6 +469,7 @@ class TestUpdate:
             np.testing.assert_allclose(array[firm], expected[name][firm], atol=2e-4, err_msg=name)
             assert firm.any() or name.endswith("k_proj.bias")
 
+    @OTHER_SETTINGS
     def test_a_long_gradient_is_clipped_and_reported_in_full(self, case: EngineCase) -> None:
         engine, clipping = case.engine(), case.engine(optimizer=CLIPPING)
         batch = training_batch(engine, 4)
@@ -471,6 +480,7 @@ class TestUpdate:
         for name, gradient in gradient_of(clipping).items():
             np.testing.assert_allclose(gradient, whole[name] * CLIPPING.max_grad_norm / norm, atol=1e-6)
 
+    @OTHER_SETTINGS
     def test_a_short_gradient_is_left_alone(self, case: EngineCase) -> None:
         engine, clipping = case.engine(), case.engine(optimizer=CLIPPING)
         batch = training_batch(engine, 4)
@@ -481,8 +491,8 @@ class TestUpdate:
 
     def test_the_same_bits_in_give_the_same_bits_out(self, case: EngineCase) -> None:
         one, two = case.engine(), case.twin()
-        for seed in range(3):
-            batch = training_batch(one, 7, seed=seed)
+        for seed in (0, 1, 3):
+            batch = training_batch(one, 6, seed=seed)
             assert_outcomes_equal(one.update(batch, 1e-2), two.update(batch, 1e-2))
         assert_same_bits(snapshot(one), snapshot(two))
 
@@ -499,6 +509,7 @@ class TestUpdate:
         for name, gradient in gradient_of(engine).items():
             np.testing.assert_allclose(gradient, expected[name], atol=1e-6)
 
+    @OTHER_SETTINGS
     @pytest.mark.parametrize("rows", [1, 3, 4, 9])
     def test_a_batch_may_have_any_number_of_rows(self, case: EngineCase, rows: int) -> None:
         engine = case.engine()
@@ -516,20 +527,20 @@ class TestUpdate:
         for name, gradient in whole.items():
             np.testing.assert_allclose(gradient, added[name], atol=1e-6)
 
+    @OTHER_SETTINGS
     def test_chunks_give_what_they_give_by_themselves(self, case: EngineCase) -> None:
-        """Of five rows each: the second micro-batch of a chunk is filled up."""
+        """Of nine rows each: the second micro-batch of a chunk is filled up."""
         engine, alone = case.engine(chunks=3), case.engine()
-        batch = training_batch(alone, 15)
-        outcome = engine.update(batch, 1e-3)
+        parts = [training_batch(alone, 9, seed) for seed in (0, 2, 4)]
+        outcome = engine.update(joined(*parts), 1e-3)
         added = gradient_of(engine)
-        parts = [rows_of(batch, slice(first, first + 5)) for first in (0, 5, 10)]
         start = snapshot(alone)
         losses, sums = [], {name: np.zeros(gradient.shape) for name, gradient in added.items()}
         for number, part in enumerate(parts):
             restore(alone, start)
             found = alone.update(part, 1e-3)
             losses.append(found.loss)
-            assert found.logprobs.tobytes() == outcome.logprobs[5 * number : 5 * number + 5].tobytes()
+            assert found.logprobs.tobytes() == outcome.logprobs[9 * number : 9 * number + 9].tobytes()
             for name, gradient in gradient_of(alone).items():
                 sums[name] += gradient
         assert outcome.loss == math.fsum(losses)
@@ -539,7 +550,7 @@ class TestUpdate:
     def test_what_is_rewarded_becomes_likelier(self, case: EngineCase) -> None:
         engine = case.engine()
         engine.sync_reference()
-        batch = training_batch(engine, 4, old_logprobs=None)
+        batch = training_batch(engine, 4, seed=1, old_logprobs=None)
         batch = replace(batch, advantages=np.array([1, 1, -1, -1], dtype=np.float32))
         before = engine.update(batch, 1e-2).logprobs.sum(axis=1)
         for _ in range(4):
@@ -569,7 +580,7 @@ class TestUpdate:
 class TestSyncReference:
     def test_the_reference_becomes_the_policy_and_stays_when_it_moves_on(self, case: EngineCase) -> None:
         engine = case.engine()
-        batch = training_batch(engine, 4)
+        batch = training_batch(engine, 4, seed=1)
         engine.sync_reference()
         assert_same_bits({"": engine.tensors()["ref"]}, {"": engine.tensors()["policy_model"]})
         synced = snapshot(engine)["ref"]
@@ -602,11 +613,8 @@ def test_a_layout_and_a_revision_are_had_without_copying_and_a_tensor_by_copying
 
 @pytest.mark.engine
 def test_a_checkpoint_copies_what_changed_once_while_the_engine_generates(tmp_path: Path) -> None:
-    import mindspore_case
-
-    memory = mindspore_case.CountedCopies()
-    engine = mindspore_case.create(replace(SETTINGS, model_config=mindspore_case.ONE_LAYER), memory=memory)
-    restore(engine, initial_tensors(engine))
+    engine: Any = mindspore_copied().engine()
+    memory = engine._memory
     about = About(run_id="r", incarnation=1, state={})
     saved: list[Saved] = []
     checkpoints = ShadowCheckpoints(
@@ -643,25 +651,6 @@ def test_copies_and_views_of_memory_give_the_same_bits() -> None:
             viewed.sync_reference()
             copied.sync_reference()
     assert_same_bits(snapshot(copied), snapshot(viewed))
-
-
-def joined(*batches: TrainingBatch) -> TrainingBatch:
-    """Batches one under the other."""
-
-    def stack(name: str) -> Any:
-        return np.concatenate([getattr(batch, name) for batch in batches])
-
-    tokens = {
-        name: np.concatenate([getattr(batch.tokens, name) for batch in batches])
-        for name in vars(batches[0].tokens)
-    }
-    return TrainingBatch(
-        tokens=replace(batches[0].tokens, **tokens),
-        advantages=stack("advantages"),
-        token_weights=stack("token_weights"),
-        reference_logprobs=stack("reference_logprobs"),
-        old_logprobs=stack("old_logprobs"),
-    )
 
 
 def assert_outcomes_equal(left: Any, right: Any) -> None:

@@ -38,7 +38,7 @@ from rollforward.store import load_manifest, read_tensors
 from rollforward.store.catalog import positions
 
 SOAK = int(os.environ.get("ROLLFORWARD_FUZZ", "10000"))
-CASES, GROUPS = 500, 10
+CASES, GROUPS = 250, 10
 SECONDS = 10
 """Of processor time that a verb may take. The time that passes has a limit only to bound a hang."""
 MEGABYTES = 500

@@ -7,28 +7,33 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rollforward.processes import heartbeat
+from rollforward.replay import report as recovery_report
 from rollforward.replay.metrics import FILE, read
+from rollforward.storage import LocalStorage
 
 ROOT = Path(__file__).resolve().parents[2]
 ARITHMETIC = ROOT / "examples" / "arithmetic"
 SETTINGS = {
     "rl_config.dataset_file": ARITHMETIC / "train.jsonl",
-    "rl_config.chunk_size": 2,
+    # One prompt to a chunk: batches of few shapes, since each is a graph to compile.
+    "rl_config.chunk_size": 1,
     "rl_config.num_rollouts": 2,
     "rl_config.num_generations": 4,
-    "rl_config.batch_size": 8,
+    "rl_config.batch_size": 4,
     "rl_config.max_steps": 6,
     "rl_config.save_ckpt_interval": 2,
     "actor_config.lr_schedule.lr": 0.001,
     "generate_config.max_prompt_length": 6,
     "generate_config.sampling_config.max_tokens": 8,
 }
+WORKER_DIES = Path(__file__).with_name("worker_dies.py")
 PROGRAM = [sys.executable, "-m", "rollforward.cli.main"]
+SPREAD = "actor_config.enable_parallel_optimizer"
 
 
 def torn_down(said: str) -> bool:
@@ -111,6 +116,15 @@ class Command:
         files = sorted((self.folder / "log").rglob("*.log"))
         return "".join(f"\n--- {file.name} ---\n{file.read_text(errors='replace')[-4000:]}" for file in files)
 
+    def with_a_worker_that_dies(self, rank: int, phase: str, position: str) -> None:
+        """Run until a worker kills itself where it enters a phase of a step: SIGKILL."""
+        dying = replace(self, program=[sys.executable, str(WORKER_DIES), str(rank), phase, position, "1"])
+        process = dying.start()
+        assert process.wait(timeout=1800) != 0, (self.folder / "train.txt").read_text()
+        pulse = heartbeat.read(self.run, rank)
+        assert pulse is not None
+        assert (pulse.phase, pulse.position) == (phase, position), (self.folder / "train.txt").read_text()
+
     def kill_inside(self, process: "subprocess.Popen[bytes]", phase: str, step: int, rank: int = 0) -> None:
         """SIGKILL a worker while it is inside a phase of that step or a later one."""
         while True:
@@ -152,3 +166,18 @@ class Command:
             }
             for record in read(self.run / FILE)
         ]
+
+
+def figures_of(command: Command) -> tuple[object, list[dict[str, float]]]:
+    """What has to be the same: the digest of every role, and the metrics."""
+    return command.newest()["digests"], command.figures()
+
+
+def assert_nothing_finished_was_lost(command: Command) -> None:
+    for report in recovery_report.read(LocalStorage(command.run)):
+        assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
+        assert report.updates_repeated == report.updates_replayed
+
+
+def begun(command: Command) -> bool:
+    return any((command.run / "commits").glob("*.json"))

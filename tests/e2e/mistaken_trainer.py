@@ -157,7 +157,7 @@ class Trainer:
 
     def start_child(self) -> None:
         """A helper in a session of its own, which outlives a kill of the trainer's group."""
-        program = "import time; time.sleep(120)"
+        program = "import time; time.sleep(600)"
         child = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
         with (self.out / "children").open("a") as file:
             file.write(f"{child.pid}\n")

@@ -17,9 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from command import ARITHMETIC, SETTINGS, Command
+from command import (
+    ARITHMETIC,
+    SETTINGS,
+    SPREAD,
+    Command,
+    assert_nothing_finished_was_lost,
+    begun,
+    figures_of,
+)
 
-from rollforward.inspection.history import timeline
 from rollforward.processes import heartbeat
 from rollforward.processes.environment import is_alive
 from rollforward.replay import report as recovery_report
@@ -28,7 +35,6 @@ from rollforward.store import find
 
 pytestmark = pytest.mark.engine
 
-SPREAD = "actor_config.enable_parallel_optimizer"
 DIES_IN_PHASE = Path(__file__).with_name("dies_in_phase.py")
 
 PLACES = {
@@ -52,17 +58,6 @@ Chunks that an earlier start has finished are not generated, so their phases are
 """
 
 
-def figures_of(command: Command) -> tuple[object, list[dict[str, float]]]:
-    """What has to be the same: the digest of every role, and the metrics."""
-    return command.newest()["digests"], command.figures()
-
-
-def assert_nothing_finished_was_lost(command: Command) -> None:
-    for report in recovery_report.read(LocalStorage(command.run)):
-        assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
-        assert report.updates_repeated == report.updates_replayed
-
-
 @pytest.mark.slow
 def test_killed_at_each_place_in_turn_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Two updates to a step, the reference synchronised every second step, two epochs of four steps."""
@@ -71,6 +66,8 @@ def test_killed_at_each_place_in_turn_it_ends_with_the_same_bits(tmp_path: Path)
     dataset.write_text("".join(lines[:16]))
     settings = SETTINGS | {
         "rl_config.dataset_file": dataset,
+        "rl_config.chunk_size": 2,
+        "rl_config.batch_size": 8,
         "rl_config.epochs": 2,
         "rl_config.max_steps": 0,
         "rl_config.num_iterations": 2,
@@ -93,10 +90,6 @@ def test_killed_at_each_place_in_turn_it_ends_with_the_same_bits(tmp_path: Path)
     assert_nothing_finished_was_lost(killed)
 
 
-def begun(command: Command) -> bool:
-    return any((command.run / "commits").glob("*.json"))
-
-
 def workers_of(command: Command) -> list[int]:
     """The processes of this run that live; a number that was given to another process since is none."""
     pulses = [heartbeat.read(command.run, rank) for rank in range(command.workers)]
@@ -111,8 +104,8 @@ def workers_of(command: Command) -> list[int]:
 def kill_one_of(command: Command, process: "subprocess.Popen[bytes]", drawn: random.Random) -> None:
     """SIGKILL to a worker, or to the process that watches the workers; then wait until all are gone."""
     os.kill(drawn.choice([process.pid, *workers_of(command)]), signal.SIGKILL)
-    process.wait(timeout=60)
-    deadline = time.monotonic() + 60
+    process.wait(timeout=600)
+    deadline = time.monotonic() + 600
     while workers_of(command):
         assert time.monotonic() < deadline, "a worker outlives the others"
         time.sleep(0.05)
@@ -192,58 +185,3 @@ def test_four_two_one_two_and_four_workers_killed_at_random_instants(tmp_path: P
     kills = int(os.environ.get("ROLLFORWARD_ENGINE_CHANGES", "10"))
     changes = {SPREAD: spread}
     kill_at_random_instants(tmp_path, kills, [4, 2, 1, 2], (5.0, 60.0), chunks=4, **changes)
-
-
-def of_two_workers(folder: Path) -> Command:
-    """With the step of `whole`, and a spread optimizer."""
-    return Command(folder, workers=2, settings=SETTINGS | {"rl_config.num_rollouts": 1, SPREAD: "true"})
-
-
-@pytest.fixture(scope="module")
-def compiled(whole: Command, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """What one worker compiles, and what each of two: a step of these."""
-    command = of_two_workers(tmp_path_factory.mktemp("compiled") / "run")
-    command.settings["rl_config.max_steps"] = 1
-    command.finish()
-    command.take_graphs(whole)
-    return command
-
-
-def test_two_one_and_two_workers_killed_in_between_are_as_one_that_was_not(
-    whole: Command, compiled: Command, tmp_path: Path
-) -> None:
-    """A short one of these: one kill inside generation, one inside an update; a spread optimizer."""
-    killed = of_two_workers(tmp_path / "killed")
-    killed.take_graphs(compiled)
-    for workers, phase, step in ((2, "generate", 1), (1, "update", 3)):
-        killed.workers = workers
-        process = killed.start(resume=begun(killed))
-        killed.kill_inside(process, phase, step, rank=workers - 1)
-        assert process.wait(timeout=600) != 0
-    killed.workers = 2
-    said = killed.finish(resume=True)
-    assert figures_of(killed) == figures_of(whole)
-    assert_nothing_finished_was_lost(killed)
-    assert [report.workers for report in recovery_report.read(LocalStorage(killed.run))] == [1, 2]
-    assert "updates equal to the last bit" in said
-
-
-def test_a_worker_that_dies_twice_running_is_left_out(
-    whole: Command, compiled: Command, tmp_path: Path
-) -> None:
-    """Of two supervised ones, each time the second is killed; the run goes on with the first alone."""
-    command = of_two_workers(tmp_path / "fewer")
-    command.max_restarts, command.min_workers = 3, 1
-    command.take_graphs(compiled)
-    process = command.start()
-    killed: set[int] = set()
-    while len(killed) < 2:
-        pulse = command.wait_until_inside(process, "generate", 0, rank=1)
-        if pulse.pid not in killed and is_alive(pulse.pid):
-            os.kill(pulse.pid, signal.SIGKILL)
-            killed.add(pulse.pid)
-    said = command.ended(process)
-    assert "on 1 worker instead of 2, since worker 1 failed twice running" in said
-    assert figures_of(command) == figures_of(whole)
-    told = [entry.text for entry in timeline(LocalStorage(command.run)) if entry.what == "resumed"]
-    assert "by 1 worker;" in told[-1], told

@@ -15,11 +15,12 @@ pytestmark = pytest.mark.engine
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 SOURCE = Path(__file__).parents[2] / "src"
-RUNS = [(4, 1, 0), (4, 2, 1), (4, 4, 0), (6, 1, 0), (6, 3, 1)]
+RUNS = [(6, 1, 0), (6, 2, 0), (6, 3, 1)]
 """Chunks of a step, workers, whether each keeps a part of the optimizer.
 
-Each number of workers once: what is added up does not depend on who keeps the moments. Two workers that keep
-all of them are killed in `test_cli_train.py`.
+All of one number of chunks, so that one run of a worker alone is what they are compared with: each worker
+costs a process that compiles. Four are tried in `test_model_parallel.py`, and by name in
+`test_engine_kills.py`.
 """
 Results = dict[tuple[int, ...], dict[str, np.ndarray]]
 """(chunks, workers, rank, whether spread) -> what the worker found."""

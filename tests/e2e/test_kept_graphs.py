@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import torn_down
+
+from rollforward.engines.mindspore.package import free_port
 
 pytestmark = pytest.mark.engine
 
 SCRIPT = Path(__file__).with_name("engine_digest.py")
+GRAPHS = Path(__file__).parents[1] / "unit" / "engine" / "graphs_process.py"
 SOURCE = Path(__file__).parents[2] / "src"
 
 
@@ -36,3 +40,26 @@ def test_a_start_with_kept_graphs_computes_the_same_bits_whatever_script_it_is_s
     assert {"prefill", "decode"} <= {name.partition("-")[0] for name in taken[1]}
     assert not any(taken[1].values())
     assert taken[2] == dict.fromkeys(taken[1], True), "the last start compiled again"
+
+
+def test_each_of_two_workers_keeps_its_own(tmp_path: Path) -> None:
+    environment = {**os.environ, "GLOG_v": "3", "PYTHONPATH": str(SOURCE)}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for taken in (False, True):
+        logs = tmp_path / f"logs_{taken}"
+        msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2"]
+        msrun += ["--local_worker_num=2", "--join=True", f"--master_port={free_port()}", f"--log_dir={logs}"]
+        done = subprocess.run(
+            [*msrun, str(GRAPHS), str(tmp_path / "graphs"), "1", "times_3", "plus-4"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0 or torn_down(done.stdout + done.stderr), done.stderr
+        for rank in range(2):
+            said = (logs / f"worker_{rank}.log").read_text()
+            found = json.loads(next(line for line in said.splitlines() if line.startswith('{"times_3"')))
+            assert found == {"times_3": [60.0, taken], "plus-4": [6.0, taken], "unkept": [140.0, False]}

@@ -33,7 +33,7 @@ def said_by(*arguments: object, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Command:
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """Never interrupted."""
     command = Command(tmp_path_factory.mktemp("lora") / "whole", settings=LORA)
     said = command.finish()
@@ -41,32 +41,32 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Command:
     return command
 
 
-def test_killed_in_an_update_it_ends_with_the_same_bits(whole: Command, tmp_path: Path) -> None:
+def test_killed_in_an_update_it_ends_with_the_same_bits(adapted: Command, tmp_path: Path) -> None:
     killed = Command(tmp_path / "killed", settings=LORA)
-    killed.take_graphs(whole)
+    killed.take_graphs(adapted)
     process = killed.start()
     killed.kill_inside(process, "update", 3)
     assert process.wait(timeout=600) != 0
     said = killed.finish(resume=True)
     assert "updates equal to the last bit" in said
-    assert killed.newest()["digests"] == whole.newest()["digests"]
-    assert killed.figures() == whole.figures()
+    assert killed.newest()["digests"] == adapted.newest()["digests"]
+    assert killed.figures() == adapted.figures()
     (report,) = recovery_report.read(LocalStorage(killed.run))
     assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
 
 
-def test_two_workers_with_a_spread_optimizer_learn_the_same_bits(whole: Command, tmp_path: Path) -> None:
+def test_two_workers_with_a_spread_optimizer_learn_the_same_bits(adapted: Command, tmp_path: Path) -> None:
     changes = {"rl_config.num_rollouts": 1, "actor_config.enable_parallel_optimizer": "true"}
     two = Command(tmp_path / "two", workers=2, settings=LORA | changes)
     two.finish()
-    assert two.newest()["digests"] == whole.newest()["digests"]
-    assert two.figures() == whole.figures()
+    assert two.newest()["digests"] == adapted.newest()["digests"]
+    assert two.figures() == adapted.figures()
 
 
-def test_a_checkpoint_is_adapters_and_their_moments_alone(whole: Command) -> None:
+def test_a_checkpoint_is_adapters_and_their_moments_alone(adapted: Command) -> None:
     config = ModelConfig.parse(json.loads((ARITHMETIC / "model/config.json").read_text()))
     expected = layout_of_trained(adapter_shapes(config, 4, MODULES))
-    storage = LocalStorage(whole.run)
+    storage = LocalStorage(adapted.run)
     held = {(role, name): array.shape for role, name, array in read_tensors(storage, find(storage).manifest)}
     shapes = {(role, name): spec.shape for role, named in expected.items() for name, spec in named.items()}
     assert held == shapes
@@ -96,10 +96,10 @@ def test_at_rank_8_a_checkpoint_of_a_135m_model_is_a_twentieth_of_a_full_one() -
     assert 0.01 < share < 0.05
 
 
-def test_another_base_is_refused_and_a_moved_one_is_found(whole: Command, tmp_path: Path) -> None:
+def test_another_base_is_refused_and_a_moved_one_is_found(adapted: Command, tmp_path: Path) -> None:
     """The run continues for a step more."""
     command = Command(tmp_path / "moved", settings=LORA | {"rl_config.max_steps": 7})
-    shutil.copytree(whole.run, command.run)
+    shutil.copytree(adapted.run, command.run)
     base = shutil.copytree(ARITHMETIC / "model", tmp_path / "base")
     content = bytearray((base / "model.safetensors").read_bytes())
     content[-2] ^= 1
@@ -110,25 +110,28 @@ def test_another_base_is_refused_and_a_moved_one_is_found(whole: Command, tmp_pa
     assert f"the base is {base}" in command.finish(resume=True)
 
 
-def test_other_adapters_are_refused(whole: Command, tmp_path: Path) -> None:
+def test_other_adapters_are_refused(adapted: Command, tmp_path: Path) -> None:
     command = Command(tmp_path / "other", settings=LORA | {"actor_config.lora.rank": 2})
-    shutil.copytree(whole.run, command.run)
+    shutil.copytree(adapted.run, command.run)
     assert "the checkpoint has rank 4" in command.ended(command.start(resume=True), 2)
 
 
-def test_every_step_can_be_rebuilt_and_told_apart(whole: Command, tmp_path: Path) -> None:
+def test_every_step_can_be_rebuilt_and_told_apart(adapted: Command, tmp_path: Path) -> None:
     out = tmp_path / "third"
-    said_by("rebuild", whole.run, "--to", "0_3", "--out", out)
-    told = said_by("diff", f"{out}:0_3", f"{whole.run}:0_4", code=1)
+    said_by("rebuild", adapted.run, "--to", "0_3", "--out", out)
+    told = said_by("diff", f"{out}:0_3", f"{adapted.run}:0_4", code=1)
     assert "lora_B" in told
     said_by("verify", out)
     assert "0_3" in said_by("inspect", out)
 
 
-def test_what_is_exported_merged_starts_a_run_of_all_weights(whole: Command, tmp_path: Path) -> None:
+def test_what_is_exported_merged_starts_a_run_of_all_weights(
+    whole: Command, adapted: Command, tmp_path: Path
+) -> None:
     merged = tmp_path / "merged"
-    said_by("export", whole.run, "--to", merged, "--merge")
+    said_by("export", adapted.run, "--to", merged, "--merge")
     command = Command(tmp_path / "next", settings=SETTINGS | {"rl_config.max_steps": 1})
+    command.take_graphs(whole)
     arguments = command.arguments(resume=False)
     arguments[arguments.index("--actor_checkpoint_path") + 1] = str(merged)
     said_by("train", *arguments)

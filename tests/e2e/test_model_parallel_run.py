@@ -34,12 +34,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, undisturbed: Command) -> Command:
-    """Killed in the update of a step behind the first checkpoint."""
+    """Killed in the update of the last step: the first checkpoint is there, the second may be."""
     command = Command(tmp_path_factory.mktemp("killed"), workers=2, settings=CUT)
     command.take_graphs(undisturbed)
-    process = command.start()
-    command.kill_inside(process, "update", 3, rank=1)
-    assert process.wait(timeout=120) != 0
+    command.with_a_worker_that_dies(1, "update", "0_5")
     return command
 
 
@@ -62,9 +60,10 @@ def test_a_run_killed_in_an_update_ends_with_the_same_bits(
 
 
 def test_it_resumes_in_one_piece_too_and_makes_nothing_finished_again(
-    killed: Command, tmp_path: Path
+    whole: Command, killed: Command, tmp_path: Path
 ) -> None:
     resumed = copy_of(killed, tmp_path, workers=1, settings=UNCUT)
+    resumed.take_graphs(whole)
     said = resumed.finish(resume=True)
     assert "model_parallel changed from 2 to 1" in said
     for report in recovery_report.read(LocalStorage(resumed.run)):

@@ -96,8 +96,14 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("places", PLACES, ids=", then ".join)
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    ("world_size", "places"),
+    [
+        *(pytest.param(1, places, id=", then ".join(places)) for places in PLACES),
+        # Two cost twice as much: a kill in the example, one while files are written, one of each.
+        *(pytest.param(2, places, id="2, " + ", then ".join(places)) for places in PLACES[2::2]),
+    ],
+)
 def test_killed_there_and_resumed_it_ends_with_the_same_bytes(
     tmp_path: Path, whole: dict[int, list[str]], places: list[str], world_size: int
 ) -> None:

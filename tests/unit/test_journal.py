@@ -309,7 +309,7 @@ def test_pruning_on_another_thread_takes_no_record_that_is_still_needed(tmp_path
         if number % 10 == 9:
             # However the threads take turns, one does not get far ahead of the other.
             pruned.clear()
-            assert pruned.wait(60)
+            assert pruned.wait(300)
         journal.append(step(number), 0, {}, {})
         done[0] = number + 1
     thread.join()

@@ -97,7 +97,7 @@ def pids(folder: Path) -> list[int]:
 
 def all_gone(folder: Path) -> bool:
     """Whether both workers have ended; the kernel may take a moment to tear them down."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while any(is_alive(pid) for pid in pids(folder)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return len(pids(folder)) == 2 and not any(is_alive(pid) for pid in pids(folder))
@@ -155,7 +155,7 @@ def test_a_worker_that_does_not_come_is_named_and_ends_all(script: Path) -> None
 def test_a_process_that_nobody_waited_for_is_not_alive() -> None:
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     assert is_alive(os.getpid())
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while is_alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(process.pid)

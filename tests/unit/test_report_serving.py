@@ -49,7 +49,7 @@ def server(run: Path) -> Iterator[Server]:
 def ask(
     server: Server, path: str, *, method: str = "GET", host: str | None = "127.0.0.1"
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=300)
     connection.putrequest(method, path, skip_host=True)
     if host is not None:
         connection.putheader("Host", host)

@@ -30,9 +30,9 @@ class Teammate:
 
     def all_gather(self, value: Any) -> list[Any]:
         self._told[self.rank] = value
-        self._barrier.wait(10)
+        self._barrier.wait(300)
         found = list(self._told)
-        self._barrier.wait(10)
+        self._barrier.wait(300)
         return found
 
     def sharing(self) -> AbstractContextManager[None]:

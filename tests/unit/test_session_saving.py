@@ -347,7 +347,7 @@ class Counted(ToyPackage):
     def waits_for_the_next_update(self) -> bool:
         """Whether it came, while the caller held up what it does."""
         self.updated.clear()
-        return self.updated.wait(60)
+        return self.updated.wait(300)
 
 
 def last_files(run: Path) -> set[str]:

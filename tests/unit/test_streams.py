@@ -62,16 +62,20 @@ def ended_well(place: Place, process: "subprocess.Popen[str]") -> str:
     return errors
 
 
-@pytest.mark.parametrize("more", [(), ("--max_restarts", "2")], ids=["bare", "supervised"])
+KINDS = pytest.mark.parametrize("more", [(), ("--max_restarts", "2")], ids=["bare", "supervised"])
+
+
+@KINDS
 def test_training_outlives_the_reader_of_its_output(place: Place, more: tuple[str, ...]) -> None:
     process = start(place, command(place, "run", *more), subprocess.PIPE)
     leaving(process)
     assert "standard output is lost (Broken pipe)" in ended_well(place, process)
 
 
-def test_training_outlives_a_full_disk_under_its_output(place: Place) -> None:
+@KINDS
+def test_training_outlives_a_full_disk_under_its_output(place: Place, more: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
-        process = start(place, command(place, "run"), full)
+        process = start(place, command(place, "run", *more), full)
         assert "standard output is lost (No space left on device)" in ended_well(place, process)
 
 

@@ -1,4 +1,4 @@
-"""One start for `test_engine_compiling.py`: `graphs_process.py FOLDER KNOWN NAME...`.
+"""One start for `test_engine_compiling.py`: `[msrun ...] graphs_process.py FOLDER KNOWN NAME...`.
 
 It compiles and runs graphs. A name is `times_3`, a graph with a constant in it, or `plus-4`, one of the shape
 4. KNOWN 1: kept ones by shape come first; 2: also, parameters have other names. Prints, for each, what it
@@ -7,6 +7,7 @@ compiles one more graph that nobody keeps.
 """
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from engine_case import SETTINGS
 
 from rollforward.engines.mindspore.compiling import Graphs
 from rollforward.engines.mindspore.memory import use_device
-from rollforward.grpo.group import OneProcess
+from rollforward.engines.mindspore.parallel import connect, serve_scheduler
 
 
 class Times(nn.Cell):
@@ -53,7 +54,7 @@ def twos(length: int) -> ms.Tensor:
 
 def main(folder: str, known: str, *names: str) -> None:
     use_device("CPU")
-    graphs = Graphs(replace(SETTINGS, compile_cache_folder=folder), OneProcess())
+    graphs = Graphs(replace(SETTINGS, compile_cache_folder=folder), connect())
     plus = graphs.by_shape("plus", lambda length: (Plus(length), (twos(length),)))
     if known != "0":
         graphs.compile_kept()
@@ -71,4 +72,6 @@ def main(folder: str, known: str, *names: str) -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        serve_scheduler()
     main(*sys.argv[1:])

@@ -26,6 +26,7 @@ that imports nothing.
 
 import gc
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -177,6 +178,8 @@ class _Scratch:
         self._folder = folder
         # Whether MindSpore counts ranks depends on how it was started.
         self._places = [folder / f"rank_{each}" / "graph_cache" for each in sorted({0, rank})]
+        # Where there are several workers it puts their role before each name.
+        self._role = os.environ.get("MS_ROLE", "")
         self._next = 0
         self._laid_out: dict[Path, tuple[int, int]] = {}
 
@@ -206,8 +209,8 @@ class _Scratch:
         for place in self._places:
             place.mkdir(parents=True, exist_ok=True)
             for path, content in (
-                (place / f"{_GRAPH}{self._next}{_SUFFIX}", graph),
-                (place / _DEPENDENCIES, dependencies),
+                (place / f"{self._role}{_GRAPH}{self._next}{_SUFFIX}", graph),
+                (place / f"{self._role}{_DEPENDENCIES}", dependencies),
             ):
                 if content is not None:
                     path.write_bytes(content)
@@ -217,10 +220,10 @@ class _Scratch:
         """What MindSpore wrote there; nothing stays. The number of the next graph follows from the names."""
         written = [path for path in self._folder.rglob("*") if path.is_file()]
         written = [path for path in written if self._laid_out.get(path) != _stamp(path)]
-        graphs = [path for path in written if path.name.startswith(_GRAPH)]
-        number = graphs[0].stem.removeprefix(_GRAPH) if graphs else ""
+        graphs = [path for path in written if path.name.startswith(f"{self._role}{_GRAPH}")]
+        number = graphs[0].stem.removeprefix(f"{self._role}{_GRAPH}") if graphs else ""
         self._next = (int(number) if number.isdecimal() else self._next) + 1
-        dependencies = [path for path in written if path.name == _DEPENDENCIES]
+        dependencies = [path for path in written if path.name == f"{self._role}{_DEPENDENCIES}"]
         content = _Written(*(_content(found[0]) if found else None for found in (graphs, dependencies)))
         shutil.rmtree(self._folder, ignore_errors=True)
         return content
