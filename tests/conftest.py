@@ -38,6 +38,7 @@ _LONGEST = (
     "conformance/test_engines.py",
     "e2e/test_lora.py",
     "e2e/test_model_parallel_run.py",
+    "e2e/test_model_parallel_lora.py",
     "e2e/test_engine_workers.py",
     "crash/test_kill_points.py",
     "e2e/test_cli_train.py",
