@@ -32,6 +32,8 @@ RETENTION = Retention(newest=2)
 Tensors = dict[str, dict[str, np.ndarray]]
 Build = Callable[..., CheckpointStore]
 Open = Callable[[SimulatedDisk], Storage]
+Hold = Callable[[int, int, int, int], Holding]
+"""(incarnation, step, rank, ranks) -> what the rank has."""
 
 
 def open_storage(disk: SimulatedDisk) -> LocalStorage:
@@ -63,12 +65,16 @@ class Run:
     """Why it ended early; only mutants do."""
 
 
-def save(store: CheckpointStore, incarnation: int, step: int) -> Head:
+def holding(incarnation: int, step: int, rank: int, world_size: int) -> Holding:
+    """What a rank has of it."""
     whole = state(incarnation, step)
-    pieces = spread(whole, store.rank, store.world_size, ["critic"])
+    return Holding(whole, rank, spread(whole, rank, world_size, ["critic"]))
+
+
+def save(store: CheckpointStore, incarnation: int, step: int, hold: Hold = holding) -> Head:
     return store.save(
         Position(0, step),
-        Holding(whole, store.rank, pieces),
+        hold(incarnation, step, store.rank, store.world_size),
         global_step=step,
         run_id="run",
         incarnation=incarnation,
@@ -77,7 +83,13 @@ def save(store: CheckpointStore, incarnation: int, step: int) -> Head:
     ).manifest
 
 
-def record(build: Build = CheckpointStore, storage: Open = open_storage, *, world_size: int = 3) -> Run:
+def record(
+    build: Build = CheckpointStore,
+    storage: Open = open_storage,
+    *,
+    world_size: int = 3,
+    hold: Hold = holding,
+) -> Run:
     """Run it all on a simulated disk. `build` and `storage` are what the mutants replace."""
     run = Run(SimulatedDisk())
     run.disk.mkdir("/data")
@@ -95,8 +107,8 @@ def record(build: Build = CheckpointStore, storage: Open = open_storage, *, worl
                 previous=previous,
             )
             for step in steps:
-                run.saved[incarnation, Position(0, step)] = state(incarnation, step)
-                save(store, incarnation, step)
+                run.saved[incarnation, Position(0, step)] = hold(incarnation, step, rank, world_size).state
+                save(store, incarnation, step, hold)
                 if rank == 0:
                     run.disk.mark((incarnation, Position(0, step)))
 
@@ -181,7 +193,7 @@ class Checker:
                 raise Violation(f"{manifest.order}: {role} {name} holds something else")
 
 
-def check_going_on(tree: Tree, world_size: int = 3) -> None:
+def check_going_on(tree: Tree, world_size: int = 3, hold: Hold = holding) -> None:
     """A new start on the disk that a crash left saves, commits and cleans up."""
     disk = SimulatedDisk.of(tree)
     storage = open_storage(disk)
@@ -199,7 +211,7 @@ def check_going_on(tree: Tree, world_size: int = 3) -> None:
             retention=RETENTION,
             previous=previous,
         )
-        save(store, 9, 9)
+        save(store, 9, 9, hold)
 
     _must_end_well(LockStep(world_size).run(body))
     listed = list_checkpoints(storage, deep=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ SETTINGS = {
     "generate_config.max_prompt_length": 6,
     "generate_config.sampling_config.max_tokens": 8,
 }
+WORKER_DIES = Path(__file__).with_name("worker_dies.py")
 PROGRAM = [sys.executable, "-m", "rollforward.cli.main"]
 SPREAD = "actor_config.enable_parallel_optimizer"
 
@@ -114,6 +115,15 @@ class Command:
         """The ends of the logs of the workers."""
         files = sorted((self.folder / "log").rglob("*.log"))
         return "".join(f"\n--- {file.name} ---\n{file.read_text(errors='replace')[-4000:]}" for file in files)
+
+    def with_a_worker_that_dies(self, rank: int, phase: str, position: str) -> None:
+        """Run until a worker kills itself where it enters a phase of a step: SIGKILL."""
+        dying = replace(self, program=[sys.executable, str(WORKER_DIES), str(rank), phase, position, "1"])
+        process = dying.start()
+        assert process.wait(timeout=1800) != 0, (self.folder / "train.txt").read_text()
+        pulse = heartbeat.read(self.run, rank)
+        assert pulse is not None
+        assert (pulse.phase, pulse.position) == (phase, position), (self.folder / "train.txt").read_text()
 
     def kill_inside(self, process: "subprocess.Popen[bytes]", phase: str, step: int, rank: int = 0) -> None:
         """SIGKILL a worker while it is inside a phase of that step or a later one."""

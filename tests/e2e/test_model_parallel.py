@@ -1,6 +1,7 @@
 """A model that is cut over workers computes what it does in one piece, in the same bits on any replicas."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +20,16 @@ GOLDEN = ("qwen3",)
 OTHER_FAMILIES = ("llama", "qwen2")
 """By name: what they have besides, Qwen2's biases, `wide` has too."""
 RUNS = [
-    (1, 1, 0, (*GOLDEN, "wide")),
-    (2, 2, 0, (*GOLDEN, "wide")),
-    (4, 4, 0, ("wide",)),
-    (4, 2, 1, ("qwen3",)),
+    (1, 1, 0, (*GOLDEN, "wide", "wide-lora")),
+    (2, 2, 0, (*GOLDEN, "wide", "wide-lora", "qwen3-recompute")),
+    (4, 4, 0, ("wide", "wide-lora")),
+    (4, 2, 1, ("qwen3", "wide-lora")),
 ]
 """Workers, how many of them hold a model together, whether replicas spread the optimizer, which models."""
-CUT = [(case, 2, 2, 0) for case in (*GOLDEN, "wide")] + [("wide", 4, 4, 0)]
+CUT = [(case, 2, 2, 0) for case in (*GOLDEN, "wide", "wide-lora")]
+CUT += [(case, 4, 4, 0) for case in ("wide", "wide-lora")]
+CUT_ONES = re.compile(r"_proj\.weight|(q|k|v|gate|up)_proj\.lora_B\.weight|(o|down)_proj\.lora_A\.weight")
+"""In the names of matrices of which each worker has a part."""
 Found = dict[tuple[str, int, int, int], list[dict[str, Any]]]
 """(case, workers, model_parallel, spread) -> what each rank found."""
 
@@ -64,7 +68,7 @@ def run(out: Path, workers: int, model_parallel: int, spread: int, cases: tuple[
         cwd=out,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1800,
         check=False,
     )
     said = "\n".join(path.read_text()[-3000:] for path in logs.glob("worker_*.log"))
@@ -142,13 +146,30 @@ def test_loss_and_logprobs_and_gradient_are_those_of_the_model_in_one_piece(
 def test_each_worker_has_its_part_only(found: Found, cut: tuple[str, int, int, int]) -> None:
     alone = found[cut[0], 1, 1, 0][0]
     for each in found[cut]:
-        for name, array in each.items():
-            if name.startswith("1 policy_model") and "proj.weight" in name:
-                assert array.size * cut[2] == alone[name].size, name
+        of_matrices = [name for name in each if name.startswith("1 policy_model") and CUT_ONES.search(name)]
+        assert len(of_matrices) == 7 * (1 if cut[0].startswith("wide") else 2), "of each layer"
+        for name in of_matrices:
+            assert each[name].size * cut[2] == alone[name].size, name
 
 
-def test_the_same_cut_learns_the_same_bits_on_any_number_of_replicas(found: Found) -> None:
-    one, several = found["qwen3", 2, 2, 0], found["qwen3", 4, 2, 1]
+@pytest.mark.parametrize("cut", CUT)
+def test_the_memory_that_is_computed_is_what_each_worker_has(
+    found: Found, cut: tuple[str, int, int, int]
+) -> None:
+    alone = found[cut[0], 1, 1, 0][0]
+    for each in found[cut]:
+        sizes = {name: array.tolist() for name, array in each.items() if name.startswith("bytes ")}
+        assert sizes.keys() == {
+            f"bytes {name}" for name in ("weights", "reference", "moments", "new_gradients", "cache")
+        }
+        assert 0 < sizes["bytes weights"][0] < alone["bytes weights"][0]
+        for name, (held, computed) in sizes.items():
+            assert held == computed, name
+
+
+@pytest.mark.parametrize("case", ["qwen3", "wide-lora"])
+def test_the_same_cut_learns_the_same_bits_on_any_number_of_replicas(found: Found, case: str) -> None:
+    one, several = found[case, 2, 2, 0], found[case, 4, 2, 1]
     expected, given = tensors(one), tensors(several)
     assert expected.keys() == given.keys()
     for name, array in expected.items():
@@ -156,6 +177,14 @@ def test_the_same_cut_learns_the_same_bits_on_any_number_of_replicas(found: Foun
     for each in several:
         for name in ("samples", "numbers 0", "numbers 1", "logprobs 0", "logprobs 1"):
             assert each[name].tobytes() == one[0][name].tobytes(), name
+
+
+def test_what_is_computed_again_has_the_same_bits(found: Found) -> None:
+    kept, again = found["qwen3", 2, 2, 0], found["qwen3-recompute", 2, 2, 0]
+    for one, other in zip(kept, again, strict=True):
+        assert one.keys() - other.keys() == {"logits", "samples", "lengths"}
+        for name, array in other.items():
+            assert array.tobytes() == one[name].tobytes(), name
 
 
 def test_replicas_that_spread_the_optimizer_keep_half_of_their_parts_moments_each(found: Found) -> None:
@@ -169,3 +198,5 @@ def test_replicas_that_spread_the_optimizer_keep_half_of_their_parts_moments_eac
         if name.startswith("1 optimizer adam_m.")
     )
     assert max(held) < 0.65 * whole, (held, whole)
+    (computed,) = {int(each["bytes moments"][1]) for each in found["qwen3", 4, 2, 1]}
+    assert 4 * 2 * sum(held) == pytest.approx(4 * computed, abs=16), "on average"

@@ -34,12 +34,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, undisturbed: Command) -> Command:
-    """Killed in the update of a step behind the first checkpoint."""
+    """Killed in the update of the last step: the first checkpoint is there, the second may be."""
     command = Command(tmp_path_factory.mktemp("killed"), workers=2, settings=CUT)
     command.take_graphs(undisturbed)
-    process = command.start()
-    command.kill_inside(process, "update", 3, rank=1)
-    assert process.wait(timeout=120) != 0
+    command.with_a_worker_that_dies(1, "update", "0_5")
     return command
 
 

@@ -88,13 +88,11 @@ def test_a_way_to_cut_a_model_that_there_is_not_is_refused_by_name(tmp_path: Pat
     assert "model_parallel cuts a model over workers" in told
 
 
-@pytest.mark.parametrize("other", ["lora: {rank: 8}", "recompute_config: {recompute: true}"])
-def test_what_does_not_go_together_with_a_cut_model_is_refused_by_name(tmp_path: Path, other: str) -> None:
-    text = f"actor_config: {{parallel_config: {{model_parallel: 2}}, {other}}}\n"
-    assert "is not supported together with parallel_config.model_parallel above 1" in complaint(
-        tmp_path, text
-    )
-    load(written(tmp_path, text.replace("model_parallel: 2", "model_parallel: 1")))
+def test_a_cut_model_goes_together_with_adapters_and_with_recomputing(tmp_path: Path) -> None:
+    text = "parallel_config: {model_parallel: 2}, lora: {rank: 8}, recompute_config: {recompute: true}"
+    actor = load(written(tmp_path, f"actor_config: {{{text}}}\n")).config.actor_config
+    assert (actor.parallel_config.model_parallel, actor.lora.rank) == (2, 8)
+    assert actor.recompute_config.recompute
 
 
 def test_no_key_is_both_meant_and_ignored() -> None:

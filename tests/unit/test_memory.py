@@ -13,13 +13,16 @@ import pytest
 
 from rollforward.cli.main import main
 from rollforward.config.loading import load
+from rollforward.engines.base import Finding
 from rollforward.engines.mindspore.package import MindSpore, free_port
+from rollforward.errors import ConfigError, ModelError
 from rollforward.inspection import machine
 from rollforward.inspection.machine import Room, room
 from rollforward.models.config import ModelConfig
 from rollforward.models.lora import MODULES
 from rollforward.models.memory import Memory, Work, memory_of
 from rollforward.models.shapes import tensor_layout
+from rollforward.models.sharding import counts
 from rollforward.run import fitting
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +59,7 @@ MODELS = {
 WAYS: dict[str, dict[str, Any]] = {
     "all weights": {},
     "recompute": {"recompute": True},
-    "optimizer over 8": {"recompute": True, "parallel_optimizer": True, "workers": 8},
+    "optimizer over 8": {"recompute": True, "parallel_optimizer": True, "replicas": 8},
     "LoRA, rank 8": {"recompute": True, "rank": 8, "modules": MODULES},
 }
 WORK = Work(rows=1, width=1024, cache_rows=0, sums=0)
@@ -67,9 +70,9 @@ def table() -> str:
     lines = [f"| parameters | T | {' | '.join(WAYS)} |", f"|---|---|{'---|' * len(WAYS)}"]
     for name, config in MODELS.items():
         for cut in (1, 2, 4, 8):
-            if config.heads % cut or config.kv_heads % cut:
+            if cut not in counts(config):
                 continue
-            found = [memory_of(config, WORK, tensor_parallel=cut, **way).total for way in WAYS.values()]
+            found = [memory_of(config, WORK, model_parallel=cut, **way).total for way in WAYS.values()]
             lines.append(f"| {name} | {cut} | {' | '.join(f'{each / 1e9:.1f}' for each in found)} |")
     return "\n".join(lines)
 
@@ -97,12 +100,12 @@ def test_weights_reference_and_moments_are_the_tensors_of_the_layout() -> None:
 def test_what_each_way_saves() -> None:
     whole = parts()
     assert parts(recompute=True).activations < whole.activations / 5
-    assert parts(parallel_optimizer=True, workers=4).moments == pytest.approx(whole.moments / 4)
+    assert parts(parallel_optimizer=True, replicas=4).moments == pytest.approx(whole.moments / 4)
     adapters = parts(rank=8, modules=MODULES)
     assert adapters.reference == 0
     assert adapters.moments < whole.moments / 50
     assert adapters.weights < whole.weights * 1.02
-    cut = parts(tensor_parallel=2)
+    cut = parts(model_parallel=2)
     assert cut.weights == pytest.approx(whole.weights / 2, rel=1e-3)
     assert whole.activations / 2 < cut.activations < whole.activations
 
@@ -121,6 +124,37 @@ def test_the_engine_says_what_its_settings_need() -> None:
     found = fitting.examine(demo, config, MindSpore(), 1, Room(limit=10**10, free=10**6, why="a test"))
     assert found is not None
     assert found.level == "note"
+
+
+def test_the_workers_of_a_cut_model_need_less_each_and_must_make_whole_groups() -> None:
+    config = json.loads((ROOT / "examples/arithmetic/model/config.json").read_text())
+    example = str(ROOT / "examples/arithmetic/grpo.yaml")
+
+    def look(cut: int, workers: int, there: int) -> Finding:
+        demo = load(example, [("actor_config.parallel_config.model_parallel", cut)]).config
+        found = fitting.examine(demo, config, MindSpore(), workers, Room(limit=there, free=there, why="-"))
+        assert found is not None
+        return found
+
+    def need(cut: int, workers: int) -> str:
+        return look(cut, workers, 10**10).text
+
+    def hint(cut: int, workers: int) -> str:
+        return look(cut, workers, 10**9).hint
+
+    for part, whole, cut in (
+        ("moments", "2.4 MB", "1.2 MB"),
+        ("cache", "4.2 MB", "2.1 MB"),
+    ):
+        assert f"{part} {whole}" in need(1, 2)
+        assert f"{part} {cut}" in need(2, 2)
+    assert "actor_config.parallel_config.model_parallel: 2" in hint(1, 4)
+    assert "model_parallel" not in hint(2, 4), "this model cannot be cut over 4"
+    assert "model_parallel" not in hint(1, 3)
+    with pytest.raises(ConfigError, match="3 workers cannot be shared out in groups of 2"):
+        need(2, 3)
+    with pytest.raises(ModelError, match="cannot be cut over 4 workers"):
+        need(4, 4)
 
 
 def write(folder: Path, **files: str) -> None:
@@ -178,9 +212,14 @@ def test_doctor_says_before_a_new_run_whether_it_fits(
     ]
     command += ["--save_checkpoint_dir", str(tmp_path / "run")]
 
-    def findings(*more: str) -> dict[str, dict[str, str]]:
-        assert main([*command, "--json", *more]) == (1 if more else 0)
+    def findings(*more: str, code: int = 0) -> dict[str, dict[str, str]]:
+        assert main([*command, "--json", *more]) == code
         return {each["check"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+
+    def megabytes(found: dict[str, dict[str, str]]) -> float:
+        said = re.match(r"a worker needs about ([0-9.]+) MB at its peak", found["memory"]["text"])
+        assert said is not None
+        return float(said[1])
 
     # What importing MindSpore, in an earlier test, leaves behind.
     for name in [name for name in os.environ if name.startswith("HCCL_")]:
@@ -190,7 +229,9 @@ def test_doctor_says_before_a_new_run_whether_it_fits(
     found = findings()
     assert found["memory"]["level"] == "ok"
     assert "folders" not in found, "there is no run to look at yet"
-    found = findings("--workers", "8")
+    cut = findings("--workers", "2", "--set", "actor_config.parallel_config.model_parallel=2")
+    assert megabytes(cut) < megabytes(found)
+    found = findings("--workers", "8", code=1)
     assert found["memory"]["level"] == "problem"
     assert "a test" in found["memory"]["text"]
 

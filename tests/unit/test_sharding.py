@@ -9,8 +9,9 @@ import pytest
 from rollforward.boxes import cover_fault, whole
 from rollforward.errors import ModelError
 from rollforward.models.config import ModelConfig
+from rollforward.models.lora import MODULES, adapted_weights, adapter_names, adapter_shapes
 from rollforward.models.shapes import parameter_shapes
-from rollforward.models.sharding import Shard, check, counts, part_of
+from rollforward.models.sharding import Shard, check, counts, learns_in_parts, part_of
 from rollforward.store import layouts
 from rollforward.store.covering import PRIME
 from rollforward.store.parts import pieces_written
@@ -43,6 +44,36 @@ def test_a_part_is_a_decoder_with_the_shapes_of_its_boxes(family: str) -> None:
     for name, shape in parameter_shapes(config).items():
         assert part[name] == shard.box(name, shape).shape, name
         assert shard.whole_shape(f"adam_m.{name}", part[name]) == shape, name
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_an_adapter_is_cut_like_the_matrix_that_it_stands_beside(family: str) -> None:
+    config = CONFIGS[family]
+    for weight, shape in adapted_weights(config, MODULES).items():
+        first, second = adapter_names(weight)
+        whole_ones, parts = (adapter_shapes(each, 3, MODULES) for each in (config, part_of(config, 2)))
+        for index in range(2):
+            shard = Shard(index, 2)
+            box, a, b = (
+                shard.box(name, size)
+                for name, size in ((weight, shape), (first, whole_ones[first]), (second, whole_ones[second]))
+            )
+            assert (a.shape, b.shape) == (parts[first], parts[second])
+            assert (b.offset[0], a.offset[1]) == box.offset, "B A of the parts is the part of B A"
+            assert (b.shape[0], a.shape[1]) == box.shape
+            assert shard.whole_shape(f"adam_v.{first}", a.shape) == whole_ones[first]
+            assert shard.whole_shape(f"adam_v.{second}", b.shape) == whole_ones[second]
+        assert [learns_in_parts(first), learns_in_parts(second)] == [
+            a.shape == whole_ones[first],
+            b.shape == whole_ones[second],
+        ]
+
+
+def test_norms_of_heads_learn_in_parts_and_other_norms_do_not() -> None:
+    in_parts = {
+        name.split(".", 3)[-1] for name in parameter_shapes(CONFIGS["qwen3"]) if learns_in_parts(name)
+    }
+    assert in_parts == {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
 
 
 def test_the_numbers_that_work_divide_heads_and_mlp_and_vocabulary() -> None:

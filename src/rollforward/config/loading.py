@@ -135,18 +135,6 @@ def _check_parallel(config: Config, problems: Problems) -> None:
                 f"is {given}, and nothing here does that",
                 "leave it out, or set it to 1; model_parallel cuts a model over workers",
             )
-    if actor.parallel_config.model_parallel == 1:
-        return
-    for name, given in (
-        ("lora.rank", bool(actor.lora.rank)),
-        ("recompute_config.recompute", actor.recompute_config.recompute),
-    ):
-        if given:
-            problems.add(
-                f"actor_config.{name}",
-                "is not supported together with parallel_config.model_parallel above 1",
-                "use one of the two",
-            )
 
 
 def _check_memory(config: Config, problems: Problems) -> None:

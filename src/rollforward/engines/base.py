@@ -98,7 +98,10 @@ class EnginePackage(Protocol):
         ...
 
     def memory_needed(self, settings: EngineSettings, workers: int) -> Memory | None:
-        """What each of so many workers will need, before there is an engine; None: not known."""
+        """What each of so many workers will need, before there is an engine; None: not known.
+
+        They make whole groups, where the model is cut (`EngineSettings.model_parallel`).
+        """
         ...
 
     def check_model_parallel(self, model_config: Mapping[str, Any], workers: int) -> None:

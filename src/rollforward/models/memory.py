@@ -17,6 +17,9 @@ with hidden size h, query width q, key width k, MLP width m, `a` heads, in rows 
 mixed; keys and values; gate, its sigmoid, their product, up, and what goes down; the weights of attention.
 With recomputation it is h of every layer, and the whole of one.
 
+Of a model that is cut over T workers (`models.sharding`), each needs all this for the decoder that is its
+part; h is not cut. Where more than two add up hidden states, each has those of all for a moment, twice.
+
 Left out: the copies that saving makes of what has not been written when an update begins (at most policy and
 moments once more), and fragmentation. Tests compare this with what is measured.
 """
@@ -28,6 +31,7 @@ from dataclasses import dataclass, fields
 from rollforward.models.config import ModelConfig
 from rollforward.models.lora import adapter_shapes
 from rollforward.models.shapes import Shapes, parameter_shapes
+from rollforward.models.sharding import part_of
 
 _FLOAT = 4
 _SLICES = 4 * (32 << 20)
@@ -76,8 +80,8 @@ def memory_of(
     config: ModelConfig,
     work: Work,
     *,
-    workers: int = 1,
-    tensor_parallel: int = 1,
+    replicas: int = 1,
+    model_parallel: int = 1,
     parallel_optimizer: bool = False,
     recompute: bool = False,
     rank: int = 0,
@@ -85,46 +89,40 @@ def memory_of(
 ) -> Memory:
     """What one of the workers needs.
 
-    `workers` hold the same part of the model, which is cut over `tensor_parallel` devices: matrices by rows
-    or columns, embedding and head by vocabulary; norms and hidden states are on all. `rank` and `modules`:
-    of adapters; 0: there are none.
+    The model is cut over `model_parallel` workers, and `replicas` have the same part of it. `rank` and
+    `modules`: of adapters; 0: there are none. ModelError for a model that cannot be cut so.
     """
-    base = _numbers(parameter_shapes(config), tensor_parallel)
-    adapters = _numbers(adapter_shapes(config, rank, modules), tensor_parallel) if rank else 0
+    part = part_of(config, model_parallel)
+    base = _numbers(parameter_shapes(part))
+    adapters = _numbers(adapter_shapes(part, rank, modules)) if rank else 0
     trained = adapters or base
+    gathered = 2 * model_parallel * work.rows * work.width * config.hidden_size if model_parallel > 2 else 0
     return Memory(
         weights=_FLOAT * (base + adapters),
         reference=0 if rank else _FLOAT * base,
         gradients=_FLOAT * trained * (1 + work.sums),
-        moments=math.ceil(2 * _FLOAT * trained / (workers if parallel_optimizer else 1)),
+        moments=math.ceil(2 * _FLOAT * trained / (replicas if parallel_optimizer else 1)),
         new_gradients=_FLOAT * trained,
-        activations=_activations(config, work, tensor_parallel, recompute=recompute, whole=not rank),
-        cache=2 * _FLOAT * config.layers * work.cache_rows * config.head_dim // tensor_parallel,
+        activations=_activations(part, work, recompute=recompute, whole=not rank) + _FLOAT * gathered,
+        cache=2 * _FLOAT * part.layers * work.cache_rows * part.head_dim,
     )
 
 
-def _numbers(shapes: Shapes, tensor_parallel: int) -> int:
-    """On one device: matrices are cut, vectors are not."""
-    return sum(
-        math.prod(shape) if len(shape) < 2 else math.ceil(math.prod(shape) / tensor_parallel)
-        for shape in shapes.values()
-    )
+def _numbers(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes.values()))
 
 
-def _activations(
-    config: ModelConfig, work: Work, tensor_parallel: int, *, recompute: bool, whole: bool
-) -> int:
+def _activations(part: ModelConfig, work: Work, *, recompute: bool, whole: bool) -> int:
     """Bytes. `whole`: whether the head's gradient is computed too, before all others."""
-    cut = (
-        2 * config.heads * config.head_dim
-        + 2 * config.kv_heads * config.head_dim
-        + 5 * config.intermediate
-        + config.heads * work.width
+    layer = (
+        6 * part.hidden_size
+        + 2 * part.heads * part.head_dim
+        + 2 * part.kv_heads * part.head_dim
+        + 5 * part.intermediate
+        + part.heads * work.width
     )
-    layer = 6 * config.hidden_size + math.ceil(cut / tensor_parallel)
-    kept = config.layers * config.hidden_size + layer if recompute else config.layers * layer
+    kept = part.layers * part.hidden_size + layer if recompute else part.layers * layer
     tokens = work.rows * work.width
-    mask = config.heads * work.width
-    head = math.ceil(config.vocab_size * config.hidden_size / tensor_parallel) if whole else 0
-    ends = 4 * config.hidden_size + math.ceil(mask / tensor_parallel)
+    ends = 4 * part.hidden_size + part.heads * work.width
+    head = part.vocab_size * part.hidden_size if whole else 0
     return _FLOAT * (tokens * (kept + ends) + head) + _SLICES

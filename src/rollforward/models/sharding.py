@@ -3,6 +3,8 @@
     attention     by heads: rows of q_proj, k_proj, v_proj and their biases; columns of o_proj
     MLP           rows of gate_proj, up_proj and their biases; columns of down_proj
     vocabulary    rows of the embedding and of the head
+    adapters      like the matrix that they stand beside: rows of B where that is cut by rows, columns of A
+                  where it is by columns; the other factor is whole on every worker
     the rest      norms, and the biases of o_proj and down_proj: whole on every worker
 
 (Shoeybi et al., "Megatron-LM", arXiv:1909.08053.) Worker `index` of `count` has the `index`-th of `count`
@@ -20,6 +22,8 @@ from rollforward.models.config import ModelConfig
 
 _ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "embed_tokens", "lm_head")
 _COLUMNS = ("o_proj", "down_proj")
+_WHOLE_BESIDE = {"lora_A": _ROWS, "lora_B": _COLUMNS}
+"""A factor of an adapter -> the parts beside which all workers have all of it."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,23 @@ class Shard:
 
 def axis_of(name: str) -> int | None:
     """The axis along which a parameter is cut; None: every worker has all of it."""
-    *_, part, kind = ("", *name.split("."))
+    *_, above, part, kind = ("", "", *name.split("."))
+    if part in _WHOLE_BESIDE:
+        if above in _WHOLE_BESIDE[part]:
+            return None
+        part = above
     if part in _ROWS:
         return 0
     return 1 if part in _COLUMNS and kind == "weight" else None
+
+
+def learns_in_parts(name: str) -> bool:
+    """Whether a parameter is whole on every worker, but its gradient is the sum of what each worker finds.
+
+    That is so for the norms of queries and keys (Qwen3), which all heads share, and for the factor of an
+    adapter that is not cut, since the other one is. All else that is whole has its whole gradient everywhere.
+    """
+    return axis_of(name) is None and any(part in name for part in (".q_norm.", ".k_norm.", ".lora_"))
 
 
 def counts(config: ModelConfig) -> list[int]:

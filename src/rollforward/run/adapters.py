@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rollforward.boxes import whole, within
 from rollforward.config.keys import Config
 from rollforward.errors import CheckpointMismatch, ConfigError
 from rollforward.grpo.randomness import adapter_values
@@ -81,11 +82,15 @@ def check_base(saved: Manifest | None, base: Path, found: str) -> None:
 
 
 def initial(trained: Mapping[str, TensorSpec], seed: int) -> Iterator[tuple[str, Floats]]:
-    """What each A starts from; every B starts at zero, so that the policy starts as the base."""
+    """What each A, or this worker's part of it, starts from.
+
+    Every B starts at zero, so that the policy starts as the base.
+    """
     for name, spec in trained.items():
         if name.endswith(A):
-            rank, inputs = spec.shape
-            yield name, adapter_values(seed, name, (rank, inputs))
+            rank, inputs = spec.global_shape
+            values = adapter_values(seed, name, (rank, inputs))
+            yield name, values[within(spec.box, whole(spec.global_shape))]
 
 
 def _in_words(adapters: tuple[int, float, frozenset[str]] | None) -> str:

@@ -5,6 +5,7 @@ devices each has one of its own, whose memory is not known here, so the number i
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rollforward.config.keys import Config
 from rollforward.config.loading import load, parse_override
 from rollforward.engines.base import EnginePackage, Finding, find_engine
 from rollforward.errors import CheckpointInvalid, ConfigError, ModelError
+from rollforward.grpo.addition import divisors
 from rollforward.inputs import is_there
 from rollforward.inspection.machine import Room
 from rollforward.models.config import CONFIG_FILE, parse_model_config
@@ -20,6 +22,7 @@ from rollforward.models.memory import Memory
 from rollforward.run.adapters import lora_of
 from rollforward.run.building import settings_without_data
 from rollforward.run.configuration import carried
+from rollforward.run.plan import replicas_of
 from rollforward.run.sources import read_model_file
 from rollforward.storage import Storage
 from rollforward.store import list_checkpoints
@@ -104,10 +107,12 @@ def _look(
 def examine(
     config: Config, model_config: Mapping[str, Any], package: EnginePackage, workers: int, room: Room | None
 ) -> Finding | None:
-    """The finding; None where the engine does not say what it needs. ModelError for a model it has not.
+    """The finding; None where the engine does not say what it needs.
 
-    `room`: what there is; None: not known.
+    ModelError for a model that it has not, or cannot cut as is asked for; ConfigError for workers that do not
+    make whole groups. `room`: what there is; None: not known.
     """
+    replicas = replicas_of(config, package, model_config, workers)
     settings = settings_without_data(config, model_config, chunks=config.rl_config.num_rollouts)
     need = package.memory_needed(settings, workers)
     if need is None:
@@ -124,23 +129,44 @@ def examine(
         text += f", {counted(workers, 'worker')} {in_bytes(together)}"
     text += f"; there are {in_bytes(room.limit)} ({room.why}), of which {in_bytes(room.free)} are free"
     if together > room.limit:
-        return Finding(check=CHECK, level="problem", text=text, hint=what_to_try(config, need, workers))
+        cut = _cut_further(config, package, model_config, workers)
+        hint = what_to_try(config, need, replicas, cut)
+        return Finding(check=CHECK, level="problem", text=text, hint=hint)
     if together > room.free:
         hint = "other programs hold the rest: end them, or expect the run to be killed"
         return Finding(check=CHECK, level="note", text=text, hint=hint)
     return Finding(check=CHECK, level="ok", text=text)
 
 
-def what_to_try(config: Config, need: Memory, workers: int) -> str:
-    """What makes a run smaller, that it does not do yet; what saves most comes first."""
+def what_to_try(config: Config, need: Memory, replicas: int, cut: int | None) -> str:
+    """What makes a run smaller, that it does not do yet; what saves most comes first.
+
+    `cut`: over how many of the workers the model could be cut instead; None: over no more than it is.
+    """
     actor, ways = config.actor_config, []
     of_weights = need.reference + need.moments + need.gradients + need.new_gradients
     if not actor.lora.rank:
         ways.append((of_weights, "train adapters (actor_config.lora.rank: 8)"))
-    if workers > 1 and not actor.enable_parallel_optimizer:
+    if replicas > 1 and not actor.enable_parallel_optimizer:
         ways.append((need.moments, "actor_config.enable_parallel_optimizer: true"))
+    if cut is not None:
+        left_over = (need.total - need.framework) * actor.parallel_config.model_parallel // cut
+        saved = need.total - need.framework - left_over
+        ways.append((saved, f"actor_config.parallel_config.model_parallel: {cut}"))
     if not actor.recompute_config.recompute:
         ways.append((need.activations, "actor_config.recompute_config.recompute: true"))
     ways.append((need.activations // 2, "a smaller rl_config.batch_size, or fewer max_tokens"))
     ways.append((need.cache, "a smaller generate_config.infer_model_batch_size"))
     return "; ".join(way for saved, way in sorted(ways, reverse=True) if saved * 20 > need.total)
+
+
+def _cut_further(
+    config: Config, package: EnginePackage, model_config: Mapping[str, Any], workers: int
+) -> int | None:
+    """The next larger number of these workers that the model can be cut over."""
+    for each in divisors(workers):
+        if each > config.actor_config.parallel_config.model_parallel:
+            with suppress(ModelError):
+                package.check_model_parallel(model_config, each)
+                return each
+    return None

@@ -172,7 +172,7 @@ def prepare(
         files=files,
         answers_judge=not verifiers.BY_ANSWER.isdisjoint(config.reward_config.verifier_function),
     )
-    replicas = _replicas(config, package, model_config, world_size)
+    replicas = replicas_of(config, package, model_config, world_size)
     chunks_per_step = _chunks_per_step(config, source, replicas)
     steps_per_epoch = schedule_of(config, prompts, chunks_per_step).steps_per_epoch
     _check_shared(chunks_per_step, replicas, world_size // replicas)
@@ -247,7 +247,7 @@ def look_again(plan: Plan) -> None:
         )
 
 
-def _replicas(
+def replicas_of(
     config: Config, package: EnginePackage, model_config: Mapping[str, Any], world_size: int
 ) -> int:
     """Over how many copies of the model these workers are; ModelError or ConfigError when over none."""

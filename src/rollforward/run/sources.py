@@ -145,13 +145,13 @@ class FromModel:
     def restore(
         self,
         engine: Engine,
-        layout: Layout,
+        layout: Layout,  # noqa: ARG002 - as the protocol has it
         *,
         steps_per_epoch: int,
         until: Position | None,  # noqa: ARG002 - as the protocol has it
     ) -> Beginning:
         """The engine has read everything but what adapters start from."""
-        for name, values in adapters.initial(layout["policy_model"], self.seed):
+        for name, values in adapters.initial(engine.layout()["policy_model"], self.seed):
             engine.load("policy_model", name, values)
         line = f"model: policy from {self.policy}, reference from {self.reference}"
         return Beginning(position=self.expected(steps_per_epoch), lines=[line])

@@ -6,6 +6,9 @@
 Both are made of the same norms, embedding and weights, so the reference costs no memory, and switching the
 adapters off is to use the other of the two. See `models.lora` for the formula and the names.
 
+Beside a model that is cut over workers, adapters are cut too (`models.sharding`). Where each has a part of
+the inputs, its `B (A x)` is a term of a sum, like its `W x`, and both are added up at once.
+
 Nothing is merged: generation too computes `W x` and `B (A x)` apart. So no weight is rounded, the base has
 the same bytes at the end as at the start, and completions come from the very function that is learnt.
 """
@@ -44,9 +47,12 @@ class Adapted(Linear):
     def construct(self, x: Tensor) -> Tensor:
         """[N, inputs] -> [N, outputs]."""
         y = self.product(x, self.weight)
+        adapter = self.product(self.product(x, self.lora_A.weight), self.lora_B.weight) * self.scale
+        if self.is_part:
+            y = self.added(y + adapter)
         if self.has_bias:
             y = self.add(y, self.bias)
-        return y + self.product(self.product(x, self.lora_A.weight), self.lora_B.weight) * self.scale
+        return y if self.is_part else y + adapter
 
 
 class _Layers(Named, nn.CellList):

@@ -72,10 +72,10 @@ class _Step(Named):
     def linear(self, part: Linear, x: Tensor) -> Tensor:
         """What `part` computes, [N, inputs] -> [N, outputs]."""
         y = self.product(part.weight, x).transpose(1, 0)
-        if part.is_part:
-            y = part.added(y)
         if part.adapted:
             y = y + self.adapter(part, x) * part.scale
+        if part.is_part:
+            y = part.added(y)
         if part.has_bias:
             y = self.add_bias(y, part.bias)
         return y

@@ -61,10 +61,8 @@ class MindSporeEngine:
         if settings.lora is None:
             policy = Decoder(config, place=place)
             reference = Decoder(config, prefix="reference.", place=place)
-        elif place.count > 1:
-            raise EngineError("adapters beside a model that is cut over workers are not supported")
         else:
-            reference = Decoder(config)
+            reference = Decoder(config, place=place)
             policy = adapted(reference, settings.lora)
         self.policy = policy
         """Its decoder, or this worker's part of it."""
@@ -124,12 +122,14 @@ class MindSporeEngine:
         return self._learner.update(batch, learning_rate)
 
     def load_base(self, folder: str, config: ModelConfig) -> None:
-        """Read the weights that adapters stand beside. ModelError if they do not fit."""
+        """Read the weights that adapters stand beside, this worker's part. ModelError if they do not fit."""
+        held = layout_of_slots({"base": self._base})["base"]
+        specs = {name: self._spec(name, spec) for name, spec in held.items()}
         if self.views:
-            load_weights(folder, config, self._memory.tensors({"base": self._base})["base"])
+            load_weights(folder, config, self._memory.tensors({"base": self._base})["base"], specs)
             return
         weights = {name: np.empty(each.shape, np.float32) for name, each in self._base.items()}
-        load_weights(folder, config, weights)
+        load_weights(folder, config, weights, specs)
         for name, array in weights.items():
             self._memory.write(self._base[name], array)
 

@@ -2,7 +2,7 @@
 
     each chunk              its micro-batches' gradients added up  one graph, run for each
     all chunks, workers     chunks' gradients added up             `adding`: a graph for each other worker
-    model over workers      norms of heads added up                one graph, where there are any
+    model over workers      gradients in parts added up            one graph, where there are any
     global norm             squares summed for each tensor         one graph
     host                    norm, clipping scale, step's scalars
     AdamW                   parameters and moments                 one graph
@@ -13,8 +13,8 @@ each shape. With beta 0, samples without an advantage add exactly nothing, so th
 log-probabilities of these are reported as 0, like those of padding.
 
 A model that is cut over workers has in each of them the gradient of its part, and that of what all have,
-whole: the same bits in all. Only the norms of queries and keys (Qwen3), which all heads share, get a part of
-theirs in each.
+whole: the same bits in all. Only what `models.sharding.learns_in_parts` names gets a part of its gradient in
+each, and these are added up.
 
 Gradients live in buffers that each step overwrites: they are not part of the run's state. A step
 whose loss or gradient is not finite changes nothing.
@@ -47,7 +47,7 @@ from rollforward.errors import NonFinite
 from rollforward.grpo.group import Replicas
 from rollforward.grpo.spreading import spread
 from rollforward.grpo.types import EngineSettings, Floats, TrainingBatch, UpdateOutcome
-from rollforward.models.sharding import axis_of
+from rollforward.models.sharding import axis_of, learns_in_parts
 
 
 class AddGradients(nn.Cell):
@@ -125,11 +125,10 @@ class Learner:
 
         self._add: ByShape[AddGradients] = graphs.by_shape("learn", make)
         self._total = TotalGradient(tuples[1], settings.chunks, group, memory)
-        # Each part of the model has other heads, and the same norms of them.
-        of_heads = [buffers[name] for name in named if name.endswith((".q_norm.weight", ".k_norm.weight"))]
+        in_parts = [buffers[name] for name in named if learns_in_parts(name)]
         self._add_parts = (
-            AddParts(ms.ParameterTuple(of_heads), decoder.place)
-            if of_heads and decoder.place.count > 1
+            AddParts(ms.ParameterTuple(in_parts), decoder.place)
+            if in_parts and decoder.place.count > 1
             else None
         )
         self._squared_norms = SquaredNorms(tuples[1])

@@ -9,7 +9,12 @@ import numpy as np
 from mindspore import ops
 
 from rollforward.engines.mindspore.model import Decoder, Named, attention_mask, spread
-from rollforward.engines.mindspore.vocabulary import FrozenTokenLogprobs, ShardedTokenLogprobs, TokenLogprobs
+from rollforward.engines.mindspore.vocabulary import (
+    FrozenShardedTokenLogprobs,
+    FrozenTokenLogprobs,
+    ShardedTokenLogprobs,
+    TokenLogprobs,
+)
 from rollforward.grpo.types import ObjectiveSettings
 
 
@@ -37,7 +42,8 @@ class CompletionLogprobs(Named):
         self.inverse_temperature = ms.Tensor([[1.0 / temperature]], ms.float32)
         tokens, vocabulary = rows * width, decoder.config.vocab_size
         if decoder.place.count > 1:
-            self.token_logprobs = ShardedTokenLogprobs(tokens, vocabulary, decoder.place)
+            sharded = ShardedTokenLogprobs if head_learns else FrozenShardedTokenLogprobs
+            self.token_logprobs = sharded(tokens, vocabulary, decoder.place)
         else:
             kind = TokenLogprobs if head_learns else FrozenTokenLogprobs
             self.token_logprobs = kind(tokens, vocabulary)

@@ -90,27 +90,27 @@ class MindSpore:
         return layout_of_trained(adapter_shapes(config, lora.rank, lora.target_modules))
 
     def memory_needed(self, settings: EngineSettings, workers: int) -> Memory | None:
-        """For the widest rows, and the largest cache, that the settings allow. Not of a model that is cut."""
-        if settings.model_parallel > 1:
-            return None
+        """For the widest rows, and the largest cache, that the settings allow."""
         ladder, lora = ladder_of(settings), settings.lora
         config = ModelConfig.parse(settings.model_config)
+        replicas = workers // settings.model_parallel
         pages = Pages(
             slots=settings.samples_per_generation,
             prompt_length=settings.prompt_length,
             max_tokens=settings.sampling.max_tokens,
-            kv_heads=config.kv_heads,
+            kv_heads=config.kv_heads // settings.model_parallel,
         )
         work = Work(
             rows=max(1, ladder.columns // ladder.widths[0]),
             width=ladder.widths[0],
             cache_rows=pages.rows,
-            sums=max(program.slots for program in programs(settings.chunks * workers, workers)),
+            sums=max(program.slots for program in programs(settings.chunks * replicas, replicas)),
         )
         return memory_of(
             config,
             work,
-            workers=workers,
+            replicas=replicas,
+            model_parallel=settings.model_parallel,
             parallel_optimizer=settings.parallel_optimizer,
             recompute=settings.recompute,
             rank=lora.rank if lora else 0,

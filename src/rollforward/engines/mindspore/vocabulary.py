@@ -124,6 +124,14 @@ class ShardedTokenLogprobs(nn.Cell):
             exponentials = exponentials + ops.exp(told[worker, 0] - most)
         return logits, most + ops.log(exponentials), found
 
+    def difference(self, rows: ms.Tensor, weight: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
+        """This part of `onehot(target) - softmax(logits)`, [n, vocabulary]."""
+        logits, total, _ = self.terms(rows, weight, targets)
+        probabilities = ops.exp(logits - spread(total.expand_dims(1), logits.shape))
+        # Nothing is chosen where the target is in another part.
+        own = ops.depend(targets - self.first, rows)
+        return ops.one_hot(own, self.vocabulary, self.on, self.off) - probabilities
+
     def construct(self, hidden: ms.Tensor, weight: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
         """As `TokenLogprobs`; the same bits on all workers."""
         pieces: tuple[ms.Tensor, ...] = ()
@@ -145,12 +153,7 @@ class ShardedTokenLogprobs(nn.Cell):
         weight_gradient = ops.zeros_like(weight)
         for start, end in self.slices:
             rows = ops.depend(hidden[start:end], weight_gradient)
-            logits, total, _ = self.terms(rows, weight, targets[start:end])
-            probabilities = ops.exp(logits - spread(total.expand_dims(1), logits.shape))
-            # Nothing is chosen where the target is in another part.
-            own = ops.depend(targets[start:end] - self.first, rows)
-            chosen = ops.one_hot(own, self.vocabulary, self.on, self.off)
-            difference = chosen - probabilities
+            difference = self.difference(rows, weight, targets[start:end])
             pieces = (*pieces, self.times(difference, weight))
             weight_gradient = weight_gradient + self.transposed_times(difference, scaled[start:end])
         # Last of all: every worker has its own products in the same order.
@@ -178,3 +181,21 @@ class FrozenTokenLogprobs(TokenLogprobs):
         # Not a constant: the graph compiler of MindSpore 2.10 fails on those here.
         nothing = ops.depend(ops.zeros_like(weight), after)
         return ops.concat(pieces, 0) * scale, nothing, ops.zeros_like(targets)
+
+
+class FrozenShardedTokenLogprobs(ShardedTokenLogprobs):
+    """The same for a part of a weight that is not trained."""
+
+    def bprop(
+        self, hidden: ms.Tensor, weight: ms.Tensor, targets: ms.Tensor, _: ms.Tensor, dout: ms.Tensor
+    ) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
+        """The gradient of hidden, the same on all workers."""
+        pieces: tuple[ms.Tensor, ...] = ()
+        after = hidden
+        for start, end in self.slices:
+            rows = ops.depend(hidden[start:end], after)
+            piece = self.times(self.difference(rows, weight, targets[start:end]), weight)
+            pieces = (*pieces, piece)
+            after = piece
+        summed = self.total(ops.concat(pieces, 0) * spread(dout.expand_dims(1), hidden.shape))
+        return summed, ops.depend(ops.zeros_like(weight), summed), ops.zeros_like(targets)
