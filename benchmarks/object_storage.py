@@ -6,6 +6,10 @@ checkpoint's kind: one large one, and many small ones.
     upload     `ObjectStorage.write`, digested on the way | the client's own `put` of the same bytes
     download   `ObjectStorage.open` and `read_into`, several ranges at once, digested | the client's `get`
     copy       `rollforward copy` of a whole run there, read back and verified | `put` and `get` of its bytes
+    restore    the newest checkpoint found, loaded and verified | the client's `get` of its bytes
+
+Then a loop of `open_run`, in a folder and there: how long a step waits for its record of 64 KiB, and for a
+save of the large state, where what generates is a pause.
 
 Ratios are plain time / our time, best of the rounds: 1 is as fast as the client. Asked for: 0.9. What is read
 comes from the server's page cache, so the network and the disk of a real service are not in it.
@@ -13,12 +17,15 @@ comes from the server's page cache, so the network and the disk of a real servic
 
 import argparse
 import os
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import obstore
 import xxhash
 from obstore.store import S3Store
@@ -26,14 +33,18 @@ from obstore.store import S3Store
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / "objects")]
 from servers import BUCKET, SECRET, USER, SeaweedFS  # noqa: E402 - beside the tests that start it too
 
+from rollforward import open_run  # noqa: E402
 from rollforward.position import Position  # noqa: E402
-from rollforward.storage import LocalStorage  # noqa: E402
+from rollforward.storage import LocalStorage, Storage  # noqa: E402
 from rollforward.storage.address import open_storage  # noqa: E402
-from rollforward.store import CheckpointStore  # noqa: E402
+from rollforward.store import CheckpointStore, find, read_tensors  # noqa: E402
 from rollforward.store.copying import copy_run  # noqa: E402
 
 TARGET = 0.9
 PIECE = 8 << 20
+STEPS = 9
+GENERATES = 3.0
+"""Seconds of a step, while the save of the step before is written."""
 
 
 def main() -> None:
@@ -104,12 +115,19 @@ def measure(url: str, folder: Path, size: int, rounds: int) -> None:
             lambda: [bytes(obstore.get(plain, name).bytes()) for name in small],
             64 << 16,
         ),
+        "restore, a run": (
+            lambda: restore(open_storage(f"s3://{BUCKET}/restored")),
+            lambda: get_tensors(plain, run),
+            size,
+        ),
         "copy, a run": (
             lambda: copy_run(LocalStorage(run), open_storage(f"s3://{BUCKET}/copy-{next(turns)}")),
             lambda: there_and_back(plain, run),
             size,
         ),
     }
+    copy_run(LocalStorage(run), open_storage(f"s3://{BUCKET}/restored"))
+    there_and_back(plain, run)
     print(f"{'':24}{'ours':>12}{'plain':>12}{'ratio':>8}   asked for {TARGET}")
     for name, (we, they, count) in work.items():
         best = [float("inf"), float("inf")]
@@ -120,12 +138,53 @@ def measure(url: str, folder: Path, size: int, rounds: int) -> None:
                 best[who] = min(best[who], time.perf_counter() - began)
         rates = [f"{count / seconds / 1e6:.0f} MB/s" for seconds in best]
         print(f"{name:24}{rates[0]:>12}{rates[1]:>12}{best[1] / best[0]:8.2f}", flush=True)
+    print(f"\n{'median of a step, ms':24}{'record':>12}{'save':>12}")
+    for name, where, durable in (
+        ("in a folder", folder / "loop", "local"),
+        ("there, local", f"s3://{BUCKET}/loop-local", "local"),
+        ("there, remote", f"s3://{BUCKET}/loop-remote", "remote"),
+    ):
+        record, save = steps(where, folder / name, large, durable)
+        print(f"{name:24}{1000 * record:12.1f}{1000 * save:12.1f}", flush=True)
+
+
+def steps(where: Path | str, work: Path, content: bytes, durability: Any) -> tuple[float, float]:
+    """How long a step waits for its record, and for a save, in seconds: the medians of a loop's."""
+    weights = np.frombuffer(bytearray(content), np.uint8)
+    record = np.frombuffer(content[: 64 << 10], np.uint8)
+    records, saves = [], []
+    with open_run(where, keep=2, work_dir=work, journal_durability=durability, log=lambda _: None) as run:
+        run.restore({"policy": {"w": weights}})
+        for step in range(STEPS):
+            began = time.perf_counter()
+            run.once(step, "batch", lambda: record)
+            records.append(time.perf_counter() - began)
+            time.sleep(GENERATES)
+            began = time.perf_counter()
+            with run.updating(step):
+                weights[step] ^= 1
+                waited = time.perf_counter() - began
+            run.outcome(step, sum=step)
+            began = time.perf_counter()
+            run.checkpoint(step + 1, {"policy": {"w": weights}})
+            saves.append(waited + time.perf_counter() - began)
+    return statistics.median(records), statistics.median(saves)
+
+
+def restore(storage: Storage) -> None:
+    """Read and verify every tensor."""
+    for _ in read_tensors(storage, find(storage).manifest):
+        pass
+
+
+def get_tensors(store: S3Store, run: Path) -> None:
+    """The files with the tensors, as `there_and_back` has put them."""
+    for path in run.rglob("*.safetensors"):
+        bytes(obstore.get(store, str(path.relative_to(run))).bytes())
 
 
 def make_run(folder: Path, content: bytes) -> Path:
     """A run with one checkpoint of these bytes, in tensors of 16 MiB."""
-    import numpy as np
-
     count = len(content) >> 24
     tensors = {
         f"layers.{index}": np.frombuffer(content, np.uint8, 1 << 24, index << 24) for index in range(count)

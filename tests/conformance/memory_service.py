@@ -1,5 +1,6 @@
 """A service in the memory of the test's process: `s3://` addresses lead to it, by the real client."""
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,8 @@ class Service:
         self.away = False
         self.asked: Counter[str] = Counter()
         """How often it was asked for what."""
+        self.askers: set[str] = set()
+        """The threads that asked it."""
         self.given: list[Mapping[str, str]] = []
         """The options that storages were opened with."""
 
@@ -38,6 +41,7 @@ class _Storage(ObjectStorage):
 
     def asking(self, operation: str, key: str) -> Any:
         self._service.asked[operation] += 1
+        self._service.askers.add(threading.current_thread().name)
         if self._service.away:
             raise StorageError(f"{operation} {self.root}/{key}: the service is away")
         return super().asking(operation, key)

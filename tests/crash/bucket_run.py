@@ -177,7 +177,10 @@ def _leased(bucket: SimulatedBucket, far: ObjectStorage) -> Iterator[Lease]:
         lease._released.set()  # its thread ends with its process
         raise
     finally:
-        lease.release()
+        if not lease._released.is_set():
+            # As `release` does it, but here, where a kill that meets it ends the start.
+            lease._released.set()
+            lease._give_back()
 
 
 def _newest(storage: Storage) -> Manifest | None:

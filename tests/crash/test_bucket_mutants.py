@@ -30,9 +30,8 @@ def _simulated() -> Iterator[None]:
 class SameNames(CheckpointStore):
     """Names its files as on a disk, where nothing can be under way."""
 
-    def _free_number(self, roles: list[str], position: Any, _incarnation: int) -> int:
-        assert self.inventory is not None
-        return self.inventory.free_attempt(roles, position)
+    def _free_number(self, roles: list[str], position: Any, incarnation: int) -> int:
+        return self.look(incarnation).free_attempt(roles, position)
 
 
 class RemovesWhatIsLater(CheckpointStore):

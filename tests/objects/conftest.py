@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gateway import Gateway
 from servers import BUCKET, SECRET, USER, SeaweedFS, moto
 
 
@@ -30,6 +31,24 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, use) -> Iterator[SeaweedFS]:
+    """One that a test may kill or change; the environment leads to it."""
+    server = SeaweedFS(tmp_path / "server")
+    server.start()
+    use(server.url)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gateway(seaweed: SeaweedFS, use) -> Iterator[Gateway]:
+    """A way to the server that the test may obstruct; the environment leads there."""
+    with Gateway(seaweed.url).open() as opened:
+        use(opened.url)
+        yield opened
 
 
 @pytest.fixture

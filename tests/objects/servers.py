@@ -65,7 +65,7 @@ def running(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterato
     with log.open("ab") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 300
         while not ready():
             if server.poll() is not None or time.monotonic() > limit:
                 raise RuntimeError(f"{command[0]} did not start: {log.read_text()[-2000:]}")
@@ -125,6 +125,19 @@ class SeaweedFS:
         command += ["-volume.max=32", "-master.telemetry=false"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # the same ports for every server, otherwise
         self._running.enter_context(running(command, self.folder / "log", self._serves))
+
+    def limit(self, megabytes: int | None) -> None:
+        """Set the bucket's quota, or take it away: returns once writes are refused, or taken.
+
+        It counts what its volumes have reported, which comes some seconds late.
+        """
+        quota = "-op=remove" if megabytes is None else f"-op=set -sizeMB={megabytes}"
+        commands = f"lock\ns3.bucket.quota -name={BUCKET} {quota}\ns3.bucket.quota.enforce -apply\nunlock\n"
+        shell = [self._weed, "shell", f"-master=127.0.0.1:{self.ports[0]}"]
+        limit = time.monotonic() + 300
+        while self._serves() != (megabytes is None):
+            assert time.monotonic() < limit
+            subprocess.run(shell, input=commands, text=True, check=True, capture_output=True)
 
     def _serves(self) -> bool:
         """Whether an object goes in and comes out: its parts find each other only after they answer."""

@@ -16,6 +16,7 @@ from servers import SeaweedFS
 from toy_session import Place
 from training import LEASE_SECONDS, Training
 
+from rollforward.replay import report
 from rollforward.storage.address import open_storage
 from rollforward.store.catalog import named_positions
 from rollforward.store.lock import read_owner
@@ -153,6 +154,25 @@ def test_a_supervised_run_that_is_killed_goes_on_from_the_bucket(
     assert training.generated_again() == 0
 
 
+def test_a_standby_takes_over_a_run_in_the_bucket(
+    training: Training, digests: dict[str, str], seaweed: SeaweedFS, use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(seaweed.url)
+    fates = training.place.root / "fates"
+    fates.write_text("5 hangs\n")
+    monkeypatch.setenv(toy_trainer.FATES, str(fates))
+    training.changes["context__engine"] = "fated"
+    supervised = training.start(more=["--max_restarts", "2", "--standby"])
+    training.until(supervised, "standby: ready")
+    first = int(fates.with_suffix(".met").read_text().split()[0])
+    os.kill(first, signal.SIGKILL)
+    training.finish(supervised)
+    training.check(digests, STEPS)
+    assert "standby: takes over" in training.log
+    assert [recovery.standby for recovery in report.read(open_storage(training.address))] == [True]
+    assert training.generated_again() == 0
+
+
 def with_server_kills(training: Training, server: SeaweedFS, kills: int) -> int:
     """Kill the server in mid-run, so many times at most; the trainer lives through it. How many it were."""
     moments, done = random.Random(3), 0
@@ -168,15 +188,6 @@ def with_server_kills(training: Training, server: SeaweedFS, kills: int) -> int:
         done += 1
     training.finish(trainer)
     return done
-
-
-@pytest.fixture
-def own_server(tmp_path: Path, use):
-    server = SeaweedFS(tmp_path / "server")
-    server.start()
-    use(server.url)
-    yield server
-    server.stop()
 
 
 def test_a_server_that_is_killed_and_comes_back_costs_only_time(

@@ -1,6 +1,7 @@
 """`open_run` at an address, over a service in memory: a loop of one's own whose machine is lost."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,27 @@ def test_a_service_that_goes_away_is_no_reason_to_stop_but_at_the_end(service: S
     service.away = False
     resumed, sampled = train(RUN)
     assert (resumed.tolist(), sampled) == ([STEPS] * 3, [])
+
+
+def test_no_step_waits_for_the_service_whatever_becomes_of_a_checkpoint(service: Service) -> None:
+    weights, said = np.zeros(3, np.float32), list[str]()
+    with rollforward.open_run(RUN, log=said.append) as run:
+        run.restore({"policy": {"w": weights}})
+        for step in range(STEPS):
+            if step == 1:
+                service.askers.clear()  # the first step opens what is written to
+            batch = run.once(step, "batch", lambda: np.ones(3, np.float32))
+            service.away = 2 <= step < 5
+            with run.updating(step):
+                weights += batch
+            run.outcome(step, sum=float(weights.sum()))
+            run.metrics(step, sum=float(weights.sum()))
+            run.checkpoint(step + 1, {"policy": {"w": weights}})
+        asked_by = set(service.askers)
+    assert any("was not saved" in line for line in said)
+    assert any("saved to" in line for line in said)
+    assert "checkpoints" in asked_by
+    assert threading.current_thread().name not in asked_by
 
 
 def test_how_durable_is_one_of_two(service: Service) -> None:  # noqa: ARG001

@@ -5,6 +5,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,28 @@ def say_it_was_behind(service: Service) -> None:
     storage.write("run.lock", [json.dumps(value).encode()])
 
 
+def test_no_step_waits_for_the_service(place: Place, service: Service) -> None:
+    asked_by: set[str] = set()
+
+    class Watched(ToyPackage):
+        def create(self, *args: Any) -> Any:
+            engine = super().create(*args)
+            update = engine.update
+
+            def watched(*inner: Any) -> Any:
+                if not self.updates:
+                    service.askers.clear()
+                asked_by.update(service.askers)
+                return update(*inner)
+
+            engine.update = watched
+            return engine
+
+    place.train("x", Watched(), **THERE, rl_config__epochs=4)
+    assert "checkpoints" in asked_by
+    assert threading.current_thread().name not in asked_by
+
+
 class TestWorkers:
     def test_two_end_with_the_bytes_of_one(self, place: Place, service: Service, whole: Any) -> None:
         place.train_by_two("x", **{**THERE, "rl_config__num_rollouts": 1})
@@ -291,7 +314,10 @@ class TestOneWriter:
         place.train("x", resume=True, **THERE)
         assert digests(service) == whole
 
-    def test_starts_have_names_of_their_own_for_their_files(self, place: Place, service: Service) -> None:
+    def test_starts_have_names_of_their_own_for_their_files(
+        self, place: Place, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commit_at_once(monkeypatch)
         with pytest.raises(Killed):
             place.train("x", ToyPackage(dies_at_update=4), **THERE)
         place.train("x", resume=True, **THERE)

@@ -4,6 +4,7 @@ The client's own messages are long and meant for its authors. What helps is in t
 and the message of the answer. Credentials never are.
 """
 
+import html
 import re
 
 from obstore.exceptions import (
@@ -19,14 +20,21 @@ _CREDENTIALS = (
     "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what this user may do with the bucket: "
     "list, read, write and delete objects"
 )
+_EXPIRED = "these credentials have expired or were revoked: get new ones, and start again with them"
+_FULL = "the bucket is full: have its quota raised, or free some space there"
 _HINTS = {
     "NoSuchBucket": "make the bucket first, or check how its name is spelled",
     "AccessDenied": _CREDENTIALS,
     "InvalidAccessKeyId": _CREDENTIALS,
     "SignatureDoesNotMatch": _CREDENTIALS,
     "RequestTimeTooSkewed": "the clocks of this machine and of the service differ: set them by NTP",
-    "QuotaExceeded": "the bucket is full: free some space (rollforward prune), or have its quota raised",
+    "ExpiredToken": _EXPIRED,
+    "InvalidToken": _EXPIRED,
+    "TokenRefreshRequired": _EXPIRED,
+    "QuotaExceeded": _FULL,
+    "XMinioAdminBucketQuotaExceeded": _FULL,
     "XMinioStorageFull": "the service has no space left: free some, or use another",
+    "InternalError": "try again; if it stays, see the service's own log: is the bucket or its disk full?",
     "EntityTooLarge": "the service refuses objects of this size: see its limits",
     "SlowDown": "the service asks for fewer requests: try again later",
 }
@@ -65,6 +73,6 @@ def _answer(text: str) -> str:
     message = re.search(r"<Message>([^<]+)</Message>", words)
     parts = [found[1].strip() for found in (status, code, message) if found]
     if parts:
-        return ", ".join(parts)
+        return html.unescape(", ".join(parts)).rstrip(".")
     _, dash, cause = words.partition(" - ")
     return " ".join((cause if dash else words).split())[:300]

@@ -21,7 +21,7 @@ from rollforward.store import table as tables
 from rollforward.store.attachments import write_attachments
 from rollforward.store.contents import Totals, as_digest
 from rollforward.store.gathering import gather_ranks
-from rollforward.store.layout import TableName, TensorFileName, manifest_path
+from rollforward.store.layout import MAX_ATTEMPT, TableName, TensorFileName, manifest_path
 from rollforward.store.manifest import Attachment, Head, Manifest, RoleRecord
 from rollforward.store.parts import Previous, Sources, copy_part, pieces_of, write_part
 from rollforward.store.retention import Retention
@@ -32,8 +32,15 @@ from rollforward.store.tensorfile import WrittenFile
 from rollforward.tensors import Layout
 
 _BREAK = "\n"
+_TRIES = 16
+"""Saves of one position by one start, where each must have names of its own."""
 _NUMBERS = 4
 """How many numbers of a role `Attempt.numbers` has."""
+
+
+def attempts_of(incarnation: int) -> range:
+    """The attempt numbers of a start, where no two starts may use the same; none when they have run out."""
+    return range(MAX_ATTEMPT + 1)[(incarnation - 1) * _TRIES : incarnation * _TRIES]
 
 
 class Folder:
@@ -48,8 +55,10 @@ class Folder:
         retention: Retention,
         previous: Manifest | None,
         fence: Callable[[], None],
+        remote: bool,
     ) -> None:
         self.storage = storage
+        self.remote = remote
         self.rank = rank
         self.world_size = world_size
         self.channel = channel
@@ -59,13 +68,24 @@ class Folder:
         self.table: Table | None = None
         """This rank's table of `previous`, once it has been read or written."""
         self.inventory: cleaning.Inventory | None = None
-        """Set on rank 0, from its first save on."""
+        """Set on rank 0, from its first save on; see `look`."""
         self.tries = Counter[Position]()
         """How often rank 0 has planned a save of each position."""
         self.attached: set[str] = set()
         """Paths of the attachments that this process wrote."""
         self.revisions: Mapping[str, int] = {}
         """role -> revision of the live tensors at the time when they equalled `previous`."""
+
+    def look(self, incarnation: int) -> cleaning.Inventory:
+        """Rank 0: what is in the folder, unless that is known; this start is still its owner.
+
+        Asks the storage, which in a service may take long: there `publish` does it, in a folder `plan`.
+        """
+        self.fence()
+        if self.inventory is None:
+            later = attempts_of(incarnation).stop if self.remote else MAX_ATTEMPT + 1
+            self.inventory = cleaning.Inventory(self.storage, later=later)
+        return self.inventory
 
     def tallied(
         self, position: Position, doing: str, work: Callable[[], tuple[Any, list[int]]], count: int = 0
@@ -108,6 +128,8 @@ class Attempt:
     unchanged: frozenset[str]
     """Roles that have not changed since the previous checkpoint, going by their revisions."""
     started: float
+    aside: Callable[[Callable[[], object]], object] = lambda work: work()
+    """Does what nobody has to wait for: removing what a failed attempt has written."""
     sources: Sources = field(default_factory=dict)
     """What this rank writes, from `share`; set before writing starts."""
     written: dict[str, WrittenFile | None] = field(default_factory=dict)
@@ -218,7 +240,7 @@ class Attempt:
             if mixed:
                 sums = self._sums(lambda: self._fill(mixed))
         except Exception:
-            self._withdraw()
+            self.aside(self._withdraw)
             raise
         return self._head(sums)
 
@@ -266,9 +288,12 @@ class Attempt:
 
         Not collective, so it may run on another thread; pass what it returns or raises to `conclude`.
         """
-        store, inventory = self._store, self._store.inventory
-        if store.rank != 0 or inventory is None:
+        store = self._store
+        if store.rank != 0:
             return None
+        inventory = store.inventory
+        if inventory is None or store.remote:
+            inventory = store.look(head.incarnation)
         ranks = gather_ranks(store.storage, head, self.digests)
         attachments = write_attachments(
             store.storage, self.description.attachments, inventory.attachments(), store.attached
@@ -307,8 +332,7 @@ class Attempt:
         except Exception:
             # The manifest may be visible without being known to be durable: then its files must stay.
             store.inventory = None
-            if not self._may_be_visible(position):
-                self._withdraw()
+            self.aside(self._withdraw_unless_visible)
             raise
         attachments = tuple(Attachment(*item) for item in verdict["attachments"])
         told = replace(head, attachments=attachments, digest=verdict["digest"])
@@ -320,17 +344,19 @@ class Attempt:
             head, cleaning.Kept.from_json(verdict["kept"]), warnings, suspicion, verdict["advice"]
         )
 
-    def _may_be_visible(self, position: Position) -> bool:
-        try:
-            return self._store.storage.stat(manifest_path(position)) is not None
-        except StorageError:
-            return True
+    def _withdraw_unless_visible(self) -> None:
+        with suppress(StorageError):
+            if self._store.storage.stat(manifest_path(self.description.position)) is None:
+                self._withdraw()
 
     def _withdraw(self) -> None:
         """Free the disk space of a failed attempt."""
         for path in [self.table_path, *(self.target(role).path for role in self.specs)]:
-            with suppress(StorageError):  # the next save's cleanup tries again
+            try:
                 self._store.storage.remove(path)
+            except StorageError:  # the next save's cleanup tries again
+                if self._store.remote:
+                    return  # the service may be away, and each try takes minutes
 
 
 def _suspicion(before: Head | None, now: Head) -> str | None:

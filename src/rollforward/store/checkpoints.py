@@ -28,10 +28,10 @@ from rollforward.errors import CheckpointInvalid, EngineError, StorageError
 from rollforward.position import Position
 from rollforward.storage import LocalStorage, Storage
 from rollforward.store import cleaning, layouts
-from rollforward.store.attempt import Attempt, Folder
+from rollforward.store.attempt import Attempt, Folder, attempts_of
 from rollforward.store.contents import read_table
 from rollforward.store.covering import PRIME
-from rollforward.store.layout import MAX_ATTEMPT, TABLES, in_order, meta_path
+from rollforward.store.layout import TABLES, in_order, meta_path
 from rollforward.store.live import Guard, Live, as_live, revisions_of, sources_of
 from rollforward.store.manifest import Head, Manifest
 from rollforward.store.meta import write_meta
@@ -39,14 +39,6 @@ from rollforward.store.parts import Previous, assign, pieces_written
 from rollforward.store.retention import Retention
 from rollforward.store.saved import About, Committed, Description, Saved
 from rollforward.tensors import Held, Layout
-
-_TRIES = 16
-"""Saves of one position by one start, where each must have names of its own."""
-
-
-def attempts_of(incarnation: int) -> range:
-    """The attempt numbers of a start, where no two starts may use the same; none when they have run out."""
-    return range(MAX_ATTEMPT + 1)[(incarnation - 1) * _TRIES : incarnation * _TRIES]
 
 
 class CheckpointStore(Folder):
@@ -75,8 +67,8 @@ class CheckpointStore(Folder):
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         storage: Storage = LocalStorage(root) if isinstance(root, str | Path) else root
-        super().__init__(storage, rank, world_size, Channel(exchange, all_sum), retention, previous, fence)
-        self.remote = remote
+        channel = Channel(exchange, all_sum)
+        super().__init__(storage, rank, world_size, channel, retention, previous, fence, remote)
         self._now = now
         self._last_layout: tuple[Layout, tuple[int, int]] | None = None
 
@@ -148,10 +140,6 @@ class CheckpointStore(Folder):
             numbers = [common, covered]
             if self.rank != 0:
                 return None, numbers
-            self.fence()
-            if self.inventory is None:
-                own = attempts_of(description.incarnation) if self.remote else range(MAX_ATTEMPT + 1)
-                self.inventory = cleaning.Inventory(self.storage, later=own.stop)
             number = self._free_number([*layout, TABLES], position, description.incarnation)
             created = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
             return {"number": number, "created": created, "common": common}, numbers
@@ -184,9 +172,8 @@ class CheckpointStore(Folder):
         Where a write that failed may still arrive, they are names that no start has ever used: by the time it
         arrives, a later one may have committed the same position.
         """
-        assert self.inventory is not None
         if not self.remote:
-            return self.inventory.free_attempt(roles, position)
+            return self.look(incarnation).free_attempt(roles, position)
         own = attempts_of(incarnation)
         if self.tries[position] == len(own):
             raise StorageError(

@@ -63,7 +63,7 @@ class Kept:
     roles: frozenset[str]
     """Whose folders may hold our files: the contract's roles, all that a manifest has listed, and TABLES."""
     later: int = MAX_ATTEMPT + 1
-    """Files of this attempt or a higher one are of later starts (`checkpoints.attempts_of`): they stay."""
+    """Files of this attempt or a higher one are of later starts (`attempt.attempts_of`): they stay."""
 
     def as_json(self) -> Any:
         """For other ranks."""

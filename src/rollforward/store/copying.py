@@ -223,7 +223,9 @@ class _Copy:
             for role in newest.roles:
                 for rank in range(newest.world_size):
                     write_meta(self._target, meta_path(role, rank), newest.tensor_file(role, rank))
-        self._target.remove(MARK)
+        if self._done.checkpoints:
+            # Otherwise only the mark says of which run this is the beginning, and lets a copy go on.
+            self._target.remove(MARK)
         self._target.sync_folder("")
         return self._done
 

@@ -157,6 +157,8 @@ class ShadowCheckpoints:
         attempt.sources = sources_of(
             self._live, attempt.share(), self._guard, self._buffers, copied=self._store.remote
         )
+        if self._store.remote:
+            attempt.aside = self._aside
         proof = self._proof(attempt) if self._prove_unchanged else None
         self.copied_bytes = 0
         self._job = job = _Job(attempt, attempt.sources)
@@ -266,7 +268,7 @@ class ShadowCheckpoints:
 
     def _conclude(self, job: _Job, committed: Committed) -> None:
         self._unsaved = None
-        self._worker.submit(lambda: self._tidy(committed))
+        self._aside(lambda: self._tidy(committed))
         self._saved(
             Saved(
                 committed.manifest,
@@ -283,6 +285,17 @@ class ShadowCheckpoints:
         job.idle.clear()
         self._worker.submit(lambda: job.run(work))
 
+    def _aside(self, work: Callable[[], object]) -> None:
+        """On the thread: what a service may take long for, and nobody waits for."""
+
+        def quietly() -> None:
+            try:
+                work()
+            except Exception as error:
+                self._leftover_warnings.append(f"tidying up failed: {type(error).__name__}: {error}")
+
+        self._worker.submit(quietly)
+
     def _write(self, job: _Job, proof: Digests | None) -> None:
         """On the thread: write this rank's part."""
         try:
@@ -296,10 +309,7 @@ class ShadowCheckpoints:
 
     def _tidy(self, committed: Committed) -> None:
         """On the thread: clean up after a commit."""
-        try:
-            self._leftover_warnings += [*self._store.tidy(committed), *self._tidied()]
-        except Exception as error:
-            self._leftover_warnings.append(f"tidying up failed: {type(error).__name__}: {error}")
+        self._leftover_warnings += [*self._store.tidy(committed), *self._tidied()]
 
     def _proof(self, attempt: Attempt) -> Digests:
         """Digests of the current bytes: this rank's part, and what it leaves out as unchanged."""

@@ -215,7 +215,8 @@ class Shipping:
             raise StorageError(
                 f"{in_behind(self.behind())} could not be shipped to {self.far}, and stays in "
                 f"{self.spool.root}: {error.message}",
-                hint="start the run again on this machine, with the same working folder: that ships it",
+                hint=f"{error.hint}; then " * bool(error.hint)
+                + "start the run again on this machine, with the same working folder: that ships it",
             ) from error
 
     def raise_fatal(self) -> None:
