@@ -34,21 +34,23 @@ _FOLDERS = {"pytorch": "trl", "browser": "selenium", "objects": "moto"}
 """A folder as a whole, since its conftest may need it too: what all of its tests need."""
 _LONGEST = (
     "e2e/test_model_parallel.py",
-    "e2e/test_two_workers.py",
-    "conformance/test_engines.py",
     "e2e/test_lora.py",
+    "e2e/test_two_workers.py",
+    "e2e/test_model_parallel_lora.py",
+    "conformance/test_engines.py",
     "e2e/test_model_parallel_run.py",
     "e2e/test_engine_workers.py",
     "crash/test_kill_points.py",
     "e2e/test_cli_train.py",
     "unit/engine/test_engine_adapters.py",
-    "e2e/test_own_loop.py",
-    "crash/test_fuzz.py",
-    "e2e/test_prove.py",
     "e2e/test_kept_graphs.py",
     "unit/engine/test_engine_compiling.py",
-    "crash/test_crash_states.py",
+    "e2e/test_prove.py",
     "unit/engine/test_engine_generation.py",
+    "crash/test_fuzz.py",
+    "e2e/test_own_loop.py",
+    "unit/engine/test_engine_decoding.py",
+    "crash/test_crash_states.py",
 )
 """The files that take longest, and so begin first: two at a time, the rest then fills up what is left."""
 _left_out: dict[str, list[str]] = {}

@@ -111,7 +111,7 @@ def test_after_any_power_loss_each_step_before_the_newest_checkpoint_has_one_lin
     reached = set()
     for count, tree in enumerate(states(disk)):
         reached.add(check(tree))
-        if count % 5 == 0:
+        if count % 20 == 0:
             going_on = SimulatedDisk.of(tree)
             start(open_storage(going_on), 99, STEPS + 2)
             assert whole_lines(going_on.tree()) == list(range(STEPS + 2))

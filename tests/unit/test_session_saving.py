@@ -262,11 +262,12 @@ class TestWaiting:
     ) -> None:
         clock, waited = OwnTime(), []
 
-        def timed(method: Callable[..., None]) -> Callable[..., None]:
-            def run(*arguments: Any) -> None:
+        def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*arguments: Any) -> Any:
                 began = clock.now
-                method(*arguments)
+                found = method(*arguments)
                 waited.append(clock.now - began)
+                return found
 
             return run
 
@@ -279,7 +280,8 @@ class TestWaiting:
             (Journal, "prune", 100.0),
         ):
             monkeypatch.setattr(kind, name, clock.taking(getattr(kind, name), seconds))
-        for name in ("begin", "before_update", "boundary", "close"):
+        # It asks whether the last one is written, too, where the writer is held up.
+        for name in ("due", "begin", "before_update", "boundary", "close"):
             monkeypatch.setattr(RunCheckpoints, name, timed(getattr(RunCheckpoints, name)))
         place.train("run", rl_config__save_max_ckpt_num=1)
         lines = [line for line in capsys.readouterr().out.splitlines() if "training waited" in line]
