@@ -6,7 +6,8 @@ checkpoint's kind: one large one, and many small ones.
     upload     `ObjectStorage.write`, digested on the way | the client's own `put` of the same bytes
     download   `ObjectStorage.open` and `read_into`, several ranges at once, digested | the client's `get`
     copy       `rollforward copy` of a whole run there, read back and verified | `put` and `get` of its bytes
-    restore    the newest checkpoint found, loaded and verified | the client's `get` of its bytes
+    restore    the newest checkpoint, read into arrays that are there, and verified, as a start does it |
+               the client's `get` of its bytes
 
 Then a loop of `open_run`, in a folder and there: how long a step waits for its record of 64 KiB, and for a
 save of the large state, where what generates is a pause.
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import obstore
 import xxhash
+from numpy.typing import NDArray
 from obstore.store import S3Store
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests" / "objects")]
@@ -37,11 +39,13 @@ from rollforward import open_run  # noqa: E402
 from rollforward.position import Position  # noqa: E402
 from rollforward.storage import LocalStorage, Storage  # noqa: E402
 from rollforward.storage.address import open_storage  # noqa: E402
-from rollforward.store import CheckpointStore, find, read_tensors  # noqa: E402
+from rollforward.store import CheckpointStore, find, restore_into  # noqa: E402
 from rollforward.store.copying import copy_run  # noqa: E402
 
 TARGET = 0.9
 PIECE = 8 << 20
+TENSOR = 16 << 20
+"""Bytes of a tensor of the run."""
 STEPS = 9
 GENERATES = 3.0
 """Seconds of a step, while the save of the step before is written."""
@@ -77,6 +81,7 @@ def measure(url: str, folder: Path, size: int, rounds: int) -> None:
     small = {f"part-{number}": large[number << 16 : (number + 1) << 16] for number in range(64)}
     run = make_run(folder / "run", large)
     read = bytearray(size)
+    weights = {name: np.frombuffer(read, np.uint8, TENSOR, begin) for name, begin in tensors_of(size)}
 
     def read_ours(path: str, into: memoryview) -> None:
         with ours.open(path) as handle:
@@ -116,7 +121,7 @@ def measure(url: str, folder: Path, size: int, rounds: int) -> None:
             64 << 16,
         ),
         "restore, a run": (
-            lambda: restore(open_storage(f"s3://{BUCKET}/restored")),
+            lambda: restore(open_storage(f"s3://{BUCKET}/restored"), weights),
             lambda: get_tensors(plain, run),
             size,
         ),
@@ -171,10 +176,9 @@ def steps(where: Path | str, work: Path, content: bytes, durability: Any) -> tup
     return statistics.median(records), statistics.median(saves)
 
 
-def restore(storage: Storage) -> None:
-    """Read and verify every tensor."""
-    for _ in read_tensors(storage, find(storage).manifest):
-        pass
+def restore(storage: Storage, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Find the newest checkpoint, and read it into the arrays."""
+    restore_into(storage, find(storage).manifest, {"policy_model": weights})
 
 
 def get_tensors(store: S3Store, run: Path) -> None:
@@ -183,11 +187,15 @@ def get_tensors(store: S3Store, run: Path) -> None:
         bytes(obstore.get(store, str(path.relative_to(run))).bytes())
 
 
+def tensors_of(size: int) -> list[tuple[str, int]]:
+    """The name of each tensor of so many bytes, and where it begins."""
+    return [(f"layers.{number}", number * TENSOR) for number in range(size // TENSOR)]
+
+
 def make_run(folder: Path, content: bytes) -> Path:
-    """A run with one checkpoint of these bytes, in tensors of 16 MiB."""
-    count = len(content) >> 24
+    """A run with one checkpoint of these bytes."""
     tensors = {
-        f"layers.{index}": np.frombuffer(content, np.uint8, 1 << 24, index << 24) for index in range(count)
+        name: np.frombuffer(content, np.uint8, TENSOR, begin) for name, begin in tensors_of(len(content))
     }
     CheckpointStore(folder).save(
         Position(0, 1), {"policy_model": tensors}, global_step=1, run_id="bench", incarnation=1, state={}
