@@ -1,6 +1,8 @@
 """A configuration that is wrong says where, all at once; one that is right means what MindRLHF means."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,17 @@ def test_a_wrong_value_says_what_was_expected(tmp_path: Path, text: str, told: s
 NESTED = "\n".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}" for i in range(1, 60))
 LISTS = "\n".join(f"    - &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))
 DEEP = "[" * 1500  # far more than Python recurses; PyYAML takes time with the square of it
+
+
+@pytest.fixture
+def as_python_begins() -> Iterator[None]:
+    """Python recurses as deep as when a configuration is read: MindSpore, once imported, allows more."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
 HUGE = "0x" + "f" * 20_000  # PyYAML makes it, and Python does not print it
 
 
@@ -167,12 +180,14 @@ HUGE = "0x" + "f" * 20_000  # PyYAML makes it, and Python does not print it
         ("rl_config: {dataset_file: &a [*a]}", "expected text"),
     ],
 )
+@pytest.mark.usefixtures("as_python_begins")
 def test_yaml_that_is_more_than_data_ends_in_an_error(tmp_path: Path, text: str, told: str) -> None:
     """Tags for Python objects, numbers without measure, anchors that stand for billions or for themselves."""
     assert told in complaint(tmp_path, text)
 
 
 @pytest.mark.parametrize("value", ["!!python/name:os.system", "9" * 5000, DEEP, "2001-99-99", "!!int x"])
+@pytest.mark.usefixtures("as_python_begins")
 def test_odd_yaml_of_the_command_line_is_named(value: str) -> None:
     with pytest.raises(ConfigError, match=r"--set rl_config\.seed="):
         parse_override(f"rl_config.seed={value}")
