@@ -11,9 +11,10 @@ from simulated_bucket import SimulatedBucket, instead_of_obstore
 
 from rollforward.inspection.verifying import Checkpoints
 from rollforward.position import Position
-from rollforward.storage.objects import ObjectStorage
-from rollforward.store import CheckpointStore, Retention, list_checkpoints
+from rollforward.storage.objects import RANGE_BYTES, ObjectStorage
+from rollforward.store import CheckpointStore, Retention, find, list_checkpoints, restore_into
 from rollforward.store.pruning import Pruning
+from rollforward.store.restoring import verify as deep
 
 CHECKPOINTS = 4
 ROLES = 3
@@ -97,6 +98,25 @@ def test_pruning_asks_for_what_it_removes_and_for_little_else() -> None:
     removed = there - len(bucket.objects)
     assert removed == (CHECKPOINTS - 1) * ((ROLES + 1) * 8 + 1)
     assert found["delete"] == removed
+
+
+def test_a_large_tensor_is_read_and_verified_in_large_ranges() -> None:
+    bucket, weights = SimulatedBucket(), np.arange(5 << 20, dtype=np.float32)
+    store = CheckpointStore(storage_of(bucket), remote=True)
+    tensors = {"policy_model": {"w": weights}}
+    store.save(Position(0, 1), tensors, global_step=1, run_id="run", incarnation=1, state={})
+    found = np.zeros_like(weights)
+
+    def read_it(storage: ObjectStorage) -> None:
+        restore_into(storage, find(storage).manifest, {"policy_model": {"w": found}})
+
+    ranges = weights.nbytes / RANGE_BYTES
+    few = 20
+    assert ranges <= asked(bucket, read_it)["get"] < ranges + few
+    assert found.tobytes() == weights.tobytes()
+    assert (
+        ranges <= asked(bucket, lambda storage: deep(storage, find(storage).manifest))["get"] < ranges + few
+    )
 
 
 def test_a_checkpoint_that_is_saved_during_a_look_is_not_taken_for_damaged() -> None:

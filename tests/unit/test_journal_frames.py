@@ -27,6 +27,7 @@ class InMemory:
 
     content: bytes
     asked: int = 0
+    chunk_bytes: int = 1 << 20
 
     @property
     def size(self) -> int:

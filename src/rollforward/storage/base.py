@@ -40,6 +40,8 @@ class ReadHandle(Protocol):
     """An open file. `size` was taken when it was opened."""
 
     size: int
+    chunk_bytes: int
+    """How much to ask for at once when all of it is read, and digested meanwhile."""
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the whole buffer from `offset`; StorageError when the file ends before that."""

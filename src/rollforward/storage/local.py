@@ -368,6 +368,9 @@ class LocalStorage:
 class _LocalHandle:
     """`ReadHandle` on a descriptor."""
 
+    chunk_bytes = 256 << 10
+    """What was read is digested while it is still in the core's own cache."""
+
     def __init__(self, ops: FileOps, fd: int, size: int, path: str) -> None:
         self.size = size
         self._ops = ops

@@ -302,6 +302,9 @@ class ObjectStorage:
 class _Handle:
     """`ReadHandle` on the objects that hold a file. Fails if one of them is replaced after it was opened."""
 
+    chunk_bytes = 4 * RANGE_BYTES
+    """A request takes its time whatever it asks for: so few, and several under way."""
+
     def __init__(
         self, storage: ObjectStorage, address: str, objects: Sequence[_Object], front: bytes
     ) -> None:

@@ -65,9 +65,6 @@ _OF_NOTHING = digest(b"")
 CHUNK_BYTES = 4 << 20
 """Small enough that a chunk is still cached when it is copied after being digested."""
 
-READ_CHUNK_BYTES = 256 << 10
-"""Smaller, so that what was read is digested while it is still in the core's own cache."""
-
 ALIGNMENT = 4096
 MAX_HEADER_BYTES = 32 << 20
 """Room for more tensors than `strictjson.MOST_VALUES` allows. The safetensors library's limit of 100 MB
@@ -405,15 +402,16 @@ def read_verified(handle: ReadHandle, block: Block, what: str, into: NDArray[np.
     CheckpointInvalid, which begins with `what`, when they cannot be read or do not have the recorded digest:
     then `into` holds bytes that must not be used.
     """
-    view = into.data
-    chunks = (view[begin : begin + READ_CHUNK_BYTES] for begin in range(0, block.size, READ_CHUNK_BYTES))
+    view, step = into.data, handle.chunk_bytes
+    chunks = (view[begin : begin + step] for begin in range(0, block.size, step))
     _read_verified(handle, block, what, chunks)
 
 
 def verify_block(handle: ReadHandle, block: Block, what: str) -> None:
     """Like `read_verified`, and keeps nothing of what it reads."""
-    view = memoryview(bytearray(min(block.size, READ_CHUNK_BYTES)))
-    chunks = (view[: block.size - begin] for begin in range(0, block.size, READ_CHUNK_BYTES))
+    step = handle.chunk_bytes
+    view = memoryview(bytearray(min(block.size, step)))
+    chunks = (view[: block.size - begin] for begin in range(0, block.size, step))
     _read_verified(handle, block, what, chunks)
 
 

@@ -199,6 +199,8 @@ def decode_header(payload: bytes, name: SegmentName) -> SegmentHeader:
 class _InMemory:
     """`ReadHandle` on bytes."""
 
+    chunk_bytes = 1 << 20
+
     def __init__(self, content: bytes) -> None:
         self.size = len(content)
         self._content = content
