@@ -163,6 +163,16 @@ def test_a_process_that_nobody_waited_for_is_not_alive() -> None:
     assert not is_alive(process.pid)
 
 
+def test_a_process_that_ends_while_it_is_looked_at_is_not_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel says it when the process goes between opening and reading."""
+
+    def gone(_: Path) -> bytes:
+        raise ProcessLookupError(3, "No such process")
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    assert not is_alive(os.getpid())
+
+
 FIRST_THREAD_ENDS = """\
 import ctypes, os, sys, threading
 from rollforward.store import RunLock

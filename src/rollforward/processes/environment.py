@@ -42,7 +42,7 @@ def is_alive(pid: int, started: int | None = None) -> bool:
     """
     try:
         fields = _stat(pid, missing_ok=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second: it went between opening and reading
         return False
     if not fields:
         return True

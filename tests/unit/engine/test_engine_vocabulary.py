@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from rollforward.engines.mindspore.vocabulary import TokenLogprobs, slices_of
+from rollforward.engines.mindspore.vocabulary import TokenLogprobs, log_from_1, slices_of
 
 TOKENS, VOCABULARY, HIDDEN = 7, 11, 3
 
@@ -49,3 +49,19 @@ def test_slices_cover_every_token_once_within_the_bound(tokens: int, vocabulary:
     assert [token for start, end in slices for token in range(start, end)] == list(range(tokens))
     for start, end in slices:
         assert end - start == 1 or (end - start) * vocabulary * 4 <= bound
+
+
+class Log(nn.Cell):
+    def construct(self, x):  # type: ignore[no-untyped-def]
+        return log_from_1(x)
+
+
+def test_a_number_has_the_same_logarithm_at_any_place_among_any_count() -> None:
+    """Otherwise a replay differs: how threads share the numbers changes when a graph has run some times."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    numbers = np.random.default_rng(0).uniform(1, 6, 300).astype(np.float32)
+    expected = Log()(ms.Tensor(numbers)).asnumpy()
+    np.testing.assert_allclose(expected, np.log(numbers.astype(np.float64)), atol=2e-7)
+    for first, count in [(0, 1), (0, 5), (3, 15), (7, 16), (1, 17), (40, 33), (100, 147)]:
+        found = Log()(ms.Tensor(numbers[first : first + count])).asnumpy()
+        assert found.tobytes() == expected[first : first + count].tobytes(), (first, count)

@@ -33,6 +33,15 @@ def slices_of(tokens: int, vocabulary: int, slice_bytes: int = SLICE_BYTES) -> t
     return tuple(pairwise(edges))
 
 
+def log_from_1(x: ms.Tensor) -> ms.Tensor:
+    """log x, of float32 from 1 on, in any shape.
+
+    `ops.log` gives the last few elements that a thread computes other bits than the same numbers elsewhere,
+    and the number of threads changes in the first runs of a graph (MindSpore 2.10 on the CPU).
+    """
+    return ops.log1p(x - 1.0)
+
+
 class TokenLogprobs(nn.Cell):
     """(hidden [N, H], weight [V, H], targets int32 [N]) -> log-probabilities [N].
 
@@ -114,7 +123,7 @@ class ShardedTokenLogprobs(nn.Cell):
         here = ops.logical_and(own >= 0, own < self.vocabulary)
         chosen = ops.gather_elements(logits, 1, (own * here.astype(ms.int32)).expand_dims(1))
         chosen = chosen.reshape(-1) * here.astype(ms.float32)
-        told = self.gathered(ops.stack((highest.reshape(-1) + ops.log(sums), chosen)))
+        told = self.gathered(ops.stack((highest.reshape(-1) + log_from_1(sums), chosen)))
         most, found = told[0, 0], told[0, 1]
         for worker in range(1, self.workers):
             most = ops.maximum(most, told[worker, 0])
@@ -122,7 +131,7 @@ class ShardedTokenLogprobs(nn.Cell):
         exponentials = ops.exp(told[0, 0] - most)
         for worker in range(1, self.workers):
             exponentials = exponentials + ops.exp(told[worker, 0] - most)
-        return logits, most + ops.log(exponentials), found
+        return logits, most + log_from_1(exponentials), found
 
     def difference(self, rows: ms.Tensor, weight: ms.Tensor, targets: ms.Tensor) -> ms.Tensor:
         """This part of `onehot(target) - softmax(logits)`, [n, vocabulary]."""
