@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from rollforward.replay import saving
+
 pytest.register_assert_rewrite("storage_case")
 
 settings.register_profile(
@@ -54,6 +56,12 @@ _LONGEST = (
 )
 """The files that take longest, and so begin first: two at a time, the rest then fills up what is left."""
 _left_out: dict[str, list[str]] = {}
+
+
+@pytest.fixture(autouse=True)
+def _every_save_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is slow for a moment leaves no save out: which there are is a matter of steps alone."""
+    monkeypatch.setattr(saving, "PATIENCE", 300.0)
 
 
 def pytest_configure() -> None:

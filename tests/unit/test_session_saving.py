@@ -25,6 +25,7 @@ from rollforward.store.catalog import oldest_position
 from rollforward.store.checkpoints import Attempt
 from rollforward.store.journal.writing import Journal
 from rollforward.store.saved import Committed
+from rollforward.store.shadow import ShadowCheckpoints
 
 
 @pytest.fixture
@@ -294,16 +295,27 @@ class TestWaiting:
     def test_training_goes_on_while_old_files_are_removed(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        package, pruning, prune = Counted(), [], Journal.prune
+        package, pruning, begun = Counted(), [], threading.Semaphore(0)
+        prune, conclude = Journal.prune, ShadowCheckpoints._conclude
+
+        def go_on_once_it_prunes(self: ShadowCheckpoints, *committed: Any) -> None:
+            conclude(self, *committed)
+            begun.acquire()
 
         def slow(journal: Journal, oldest: Position) -> list[str]:
             pruning.append(threading.current_thread())
             if len(pruning) == 2:
-                went_on.append(package.waits_for_the_next_update())
+                package.updated.clear()
+                begun.release()
+                went_on.append(package.updated.wait(300))
+            elif len(pruning) > 2:
+                begun.release()
             return prune(journal, oldest)
 
         went_on: list[bool] = []
         monkeypatch.setattr(Journal, "prune", slow)
+        commit_at_once(monkeypatch)
+        monkeypatch.setattr(ShadowCheckpoints, "_conclude", go_on_once_it_prunes)
         place.train("run", package, rl_config__save_max_ckpt_num=1)
         # The first is saved, and its journal pruned, before there is a step to hold up.
         assert len(pruning) == 5
@@ -345,11 +357,6 @@ class Counted(ToyPackage):
 
         engine.update = update_and_tell  # type: ignore[method-assign]
         return engine
-
-    def waits_for_the_next_update(self) -> bool:
-        """Whether it came, while the caller held up what it does."""
-        self.updated.clear()
-        return self.updated.wait(300)
 
 
 def last_files(run: Path) -> set[str]:
