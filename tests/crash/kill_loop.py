@@ -32,6 +32,12 @@ from rollforward.store import (
 from rollforward.store.saved import About
 
 
+FEW = 4
+"""Saves after which the first children are killed."""
+LONGEST = 0.2
+"""Seconds that the others have at most, so that all of it ends on a disk that is busy too."""
+
+
 def state(step: int) -> dict[str, dict[str, np.ndarray]]:
     """What step leaves: a few hundred KiB, so that kills fall into writes too."""
     base = np.arange(20_000, dtype=np.float32) + step
@@ -96,25 +102,43 @@ def look(folder: str, committed: int) -> None:
             assert np.array_equal(array, state(manifest.global_step)[role][name]), (role, name)
 
 
+def start(folder: str, shadow: bool) -> tuple[int, int]:
+    """A child: its process, and where it tells what it committed."""
+    heard, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(heard)
+        train(folder, told, shadow)
+    os.close(told)
+    return child, heard
+
+
+def end(child: int, heard: int) -> list[int]:
+    """Kill it; the steps that it still told."""
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    words = b""
+    while part := os.read(heard, 1 << 16):
+        words += part
+    os.close(heard)
+    return [int.from_bytes(words[i : i + 8], "little") for i in range(0, len(words), 8)]
+
+
 def main(folder: str, kills: int, seed: int) -> None:
-    """Kill, look, and go on."""
+    """Kill, look, and go on. A child has at most the time that the slower of two took to save a few times."""
     drawn = random.Random(seed)
     committed = saves = 0
+    longest = 0.0
     for number in range(kills):
-        heard, told = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(heard)
-            train(folder, told, shadow=number % 2 == 1)
-        os.close(told)
-        time.sleep(drawn.uniform(0.002, 0.08))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        words = b""
-        while part := os.read(heard, 1 << 16):
-            words += part
-        os.close(heard)
-        steps = [int.from_bytes(words[i : i + 8], "little") for i in range(0, len(words), 8)]
+        began = time.monotonic()
+        child, heard = start(folder, shadow=number % 2 == 1)
+        if number < 2:
+            steps = [int.from_bytes(os.read(heard, 8), "little") for _ in range(FEW)]
+            longest = max(longest, time.monotonic() - began)
+        else:
+            time.sleep(drawn.uniform(0, min(longest, LONGEST)))
+            steps = []
+        steps += end(child, heard)
         saves += len(steps)
         committed = max([committed, *steps])
         look(folder, committed)
