@@ -31,7 +31,6 @@ from rollforward.store import (
 )
 from rollforward.store.saved import About
 
-
 FEW = 4
 """Saves after which the first children are killed."""
 LONGEST = 0.2
