@@ -1,9 +1,9 @@
 """One worker of `test_model_parallel.py`: `... model_parallel_worker.py OUT MODEL_PARALLEL SPREAD CASE...`.
 
 Whatever the model is cut over, the same two chunks are worked on. A case is a golden model, or `wide`, with
-four key-value heads. `-recompute` behind it: it only learns, and computes activations again. `-lora`: it has
-adapters beside weights drawn at random, and computes activations again. What each worker found goes to
-`CASE_WORKERS_MODEL-PARALLEL_SPREAD_RANK.npz`.
+four key-value heads, biases, and norms of queries and keys. `-recompute` behind it: it only learns, and
+computes activations again. `-lora`: it has adapters beside weights drawn at random, and computes activations
+again. What each worker found goes to `CASE_WORKERS_MODEL-PARALLEL_SPREAD_RANK.npz`.
 """
 
 import json
@@ -42,7 +42,13 @@ from rollforward.models.shapes import parameter_shapes
 from rollforward.models.weights import load_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-WIDE = {**MODEL, "num_key_value_heads": 4, "num_hidden_layers": 1, "tie_word_embeddings": False}
+WIDE = MODEL | {
+    "model_type": "qwen3",
+    "attention_bias": True,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 1,
+    "tie_word_embeddings": False,
+}
 CHUNKS, ROWS = 2, 6
 LORA = LoraSettings(rank=2, alpha=3.0, target_modules=MODULES)
 

@@ -1,20 +1,14 @@
 """However many data-parallel workers under `msrun` share a step, they learn the same bits."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import torn_down
-
-from rollforward.engines.mindspore.package import free_port
+from msrun import run_script
 
 pytestmark = pytest.mark.engine
 
 WORKER = Path(__file__).with_name("engine_worker.py")
-SOURCE = Path(__file__).parents[2] / "src"
 RUNS = [(6, 1, 0), (6, 2, 0), (6, 3, 1)]
 """Chunks of a step, workers, whether each keeps a part of the optimizer.
 
@@ -35,29 +29,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def run(out: Path, chunks: int, workers: int, spread: int) -> None:
-    scripts, logs = Path(sys.executable).parent, out / f"log_{chunks}_{workers}_{spread}"
-    # msrun starts whatever `python` is on the path.
-    environment = {
-        **os.environ,
-        "GLOG_v": "3",
-        "PYTHONPATH": str(SOURCE),
-        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
-    }
-    command = [sys.executable]
-    if workers > 1:
-        command = [str(scripts / "msrun"), f"--worker_num={workers}", f"--local_worker_num={workers}"]
-        command += ["--join=True", f"--master_port={free_port()}", f"--log_dir={logs}"]
-    done = subprocess.run(
-        [*command, str(WORKER), str(out), str(chunks), str(spread)],
-        env=environment,
-        cwd=out,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    said = "\n".join(path.read_text()[-2000:] for path in logs.glob("worker_*.log"))
-    assert done.returncode == 0 or torn_down(done.stdout + done.stderr), done.stderr[-4000:] + said
+    logs = out / f"log_{chunks}_{workers}_{spread}"
+    run_script(WORKER, out, chunks, spread, workers=workers, folder=out, logs=logs)
 
 
 def test_values_are_gathered_in_the_order_of_ranks(results: Results) -> None:

@@ -7,15 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import torn_down
-
-from rollforward.engines.mindspore.package import free_port
+from command import ROOT
+from msrun import run_script
 
 pytestmark = pytest.mark.engine
 
 SCRIPT = Path(__file__).with_name("engine_digest.py")
 GRAPHS = Path(__file__).parents[1] / "unit" / "engine" / "graphs_process.py"
-SOURCE = Path(__file__).parents[2] / "src"
 
 
 def test_a_start_with_kept_graphs_computes_the_same_bits_whatever_script_it_is_started_by(
@@ -24,7 +22,7 @@ def test_a_start_with_kept_graphs_computes_the_same_bits_whatever_script_it_is_s
     other = tmp_path / "other.py"
     lines = ("import sys", f"sys.path.insert(0, {str(SCRIPT.parent)!r})", "from engine_digest import main")
     other.write_text("\n".join([*lines, "main(sys.argv[1])", ""]))
-    environment = {**os.environ, "GLOG_v": "3", "PYTHONPATH": str(SOURCE)}
+    environment = {**os.environ, "GLOG_v": "3", "PYTHONPATH": str(ROOT / "src")}
     folder = tmp_path / "graphs"
     found, taken = [], []
     for script, arguments in ((SCRIPT, []), (SCRIPT, [str(folder)]), (other, [str(folder)])):
@@ -43,22 +41,10 @@ def test_a_start_with_kept_graphs_computes_the_same_bits_whatever_script_it_is_s
 
 
 def test_each_of_two_workers_keeps_its_own(tmp_path: Path) -> None:
-    environment = {**os.environ, "GLOG_v": "3", "PYTHONPATH": str(SOURCE)}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for taken in (False, True):
         logs = tmp_path / f"logs_{taken}"
-        msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2"]
-        msrun += ["--local_worker_num=2", "--join=True", f"--master_port={free_port()}", f"--log_dir={logs}"]
-        done = subprocess.run(
-            [*msrun, str(GRAPHS), str(tmp_path / "graphs"), "1", "times_3", "plus-4"],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0 or torn_down(done.stdout + done.stderr), done.stderr
+        graphs = ("1", "times_3", "plus-4")
+        run_script(GRAPHS, tmp_path / "graphs", *graphs, workers=2, folder=tmp_path, logs=logs)
         for rank in range(2):
             said = (logs / f"worker_{rank}.log").read_text()
             found = json.loads(next(line for line in said.splitlines() if line.startswith('{"times_3"')))

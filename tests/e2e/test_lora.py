@@ -55,7 +55,9 @@ def test_killed_in_an_update_it_ends_with_the_same_bits(adapted: Command, tmp_pa
     assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
 
 
+@pytest.mark.slow
 def test_two_workers_with_a_spread_optimizer_learn_the_same_bits(adapted: Command, tmp_path: Path) -> None:
+    """By name: adapters and two workers, each without the other, are in the suite."""
     changes = {"rl_config.num_rollouts": 1, "actor_config.enable_parallel_optimizer": "true"}
     two = Command(tmp_path / "two", workers=2, settings=LORA | changes)
     two.finish()

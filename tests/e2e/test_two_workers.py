@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from command import (
     figures_of,
     torn_down,
 )
+from msrun import msrun
 
-from rollforward.engines.mindspore.package import free_port
 from rollforward.inspection.history import timeline
 from rollforward.processes import heartbeat
 from rollforward.processes.environment import is_alive
@@ -37,9 +36,8 @@ def of_two_workers(folder: Path) -> Command:
 def under_msrun(folder: Path) -> Command:
     """The same, started as the examples say."""
     command = of_two_workers(folder)
-    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num=2", "--local_worker_num=2"]
-    msrun += ["--join=True", f"--master_port={free_port()}", f"--log_dir={folder}_logs"]
-    command.workers, command.program = 1, [*msrun, str(ROOT / "examples/grpo/main.py")]
+    started = msrun(2, folder.with_name(f"{folder.name}_logs"))
+    command.workers, command.program = 1, [*started, str(ROOT / "examples/grpo/main.py")]
     return command
 
 

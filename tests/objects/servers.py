@@ -51,7 +51,7 @@ def free_ports(count: int) -> list[int]:
 
 def answers(url: str) -> bool:
     try:
-        urllib.request.urlopen(url, timeout=5).close()
+        urllib.request.urlopen(url, timeout=60).close()
     except urllib.error.HTTPError:
         return True
     except OSError:
@@ -85,7 +85,7 @@ def moto(log: Path) -> Iterator[str]:
     program = str(Path(sys.executable).with_name("moto_server"))
     with running([program, "-H", "127.0.0.1", "-p", str(port)], log, lambda: answers(url)):
         request = urllib.request.Request(f"{url}/{BUCKET}", method="PUT")
-        urllib.request.urlopen(request, timeout=10).close()
+        urllib.request.urlopen(request, timeout=60).close()
         yield url
 
 

@@ -137,7 +137,7 @@ def test_an_upload_that_is_given_up_leaves_nothing_in_the_service(moto_url, addr
 
     with pytest.raises(RuntimeError):
         open_storage(address).write("f", broken())
-    with urllib.request.urlopen(f"{moto_url}/{BUCKET}?uploads", timeout=10) as answer:
+    with urllib.request.urlopen(f"{moto_url}/{BUCKET}?uploads", timeout=60) as answer:
         assert b"<Upload>" not in answer.read()
 
 

@@ -87,7 +87,7 @@ class Workers:
             met = self._meetings.setdefault(where, [])
             met.append((worker, value))
             self._changed.notify_all()
-            assert self._changed.wait_for(lambda: len(met) == count, 60), f"worker {worker} waits at {where}"
+            assert self._changed.wait_for(lambda: len(met) == count, 300), f"worker {worker} waits at {where}"
             return dict(met)
 
 

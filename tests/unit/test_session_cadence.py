@@ -165,7 +165,7 @@ class SlowDisk(ToyPackage):
                 self.at_once += 1
                 self.most = max(self.most, self.at_once)
                 target = min(self.done + 3, self.total)
-                assert not self.done or self.changed.wait_for(lambda: self.done >= target, 60)
+                assert not self.done or self.changed.wait_for(lambda: self.done >= target, 300)
             write(attempt)
             with self.changed:
                 self.at_once -= 1
