@@ -229,6 +229,7 @@ def costs(
             restart=max(one["total"] - one["redo"] - step, 0.0),
             redo=one["redo"] / max(again[way], 1),
             save=theirs if way == "reload" else max(ours, 0.0),
+            chunks=killed.task.chunks,
             journal=way not in WITHOUT_JOURNAL,
             shadow=way != "reload",
         )

@@ -36,6 +36,8 @@ class Costs:
     """For each step that is done again."""
     save: float
     """By which a checkpoint holds up training."""
+    chunks: int
+    """In which its rollouts are generated and journaled, one after the other."""
     journal: bool
     shadow: bool
     """Whether saves go on while the next step generates."""
@@ -45,7 +47,7 @@ class Costs:
         if not self.journal:
             return self.step / 2
         generation = self.step - self.update
-        return (generation**2 + self.update**2) / (2 * self.step)
+        return (generation**2 / self.chunks + self.update**2) / (2 * self.step)
 
     def goodput(self, interval: int) -> float:
         """In 0 ... 1."""

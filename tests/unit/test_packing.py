@@ -86,7 +86,8 @@ def test_every_sample_is_in_one_row_that_holds_it(
     for each in found:
         assert each.width in ladder.widths
         assert 0 < len(each.rows) <= each.height <= ladder.rows(each.width)
-        assert each.height < 2 * len(each.rows), "more than half of the rows are filled"
+        smaller = -(-each.height // 2) * each.width
+        assert each.height < 2 * len(each.rows) or smaller < LEAST, "more than half of the rows are filled"
         for row in each.rows:
             assert not alone or len([sample for group in row for sample in group]) == 1
             columns = tokens = 0
@@ -130,6 +131,16 @@ def test_equal_samples_stand_in_their_own_order(chunk: list[tuple[int, list[int]
     for kind in set(zip(completions, groups, strict=True)):
         equal = [sample for sample in order if (completions[sample], groups[sample]) == kind]
         assert equal == sorted(equal)
+
+
+def test_short_samples_need_few_shapes() -> None:
+    """As in the demo: each shape takes seconds to compile, a step a fraction of one."""
+    ladder = Ladder.of(prompt_length=6, max_tokens=11, samples=128, even=300)
+    (width,) = ladder.widths
+    most = ladder.rows(width)
+    heights = {ladder.height(rows, width) for rows in range(1, most + 1)}
+    assert len(heights) <= 4 < np.log2(most)
+    assert min(heights) * width >= LEAST
 
 
 def test_padding_is_hardly_computed_and_a_prompt_seldom_twice() -> None:

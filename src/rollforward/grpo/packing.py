@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST = 128
-"""The narrowest row, in columns, where there are several widths."""
+"""Columns of the narrowest row where there are several widths, and of the smallest shape of several rows."""
 TOGETHER = 1024
 """More columns than these are computed together only where a sample has more: it would but cost memory."""
 SHARING = 6
@@ -69,6 +69,10 @@ class Ladder:
     def rows(self, width: int) -> int:
         """The most rows of a micro-batch."""
         return max(1, self.columns // width)
+
+    def height(self, rows: int, width: int) -> int:
+        """That of the shape for so many rows: the most that there can be, a half of it, a quarter ..."""
+        return rung(rows, self.rows(width), -(-LEAST // width))
 
     def cost(self, width: int) -> int:
         """Of a row; only ratios mean something."""
@@ -128,8 +132,8 @@ def micro_batches(
         equal = [row.groups for row in of_width]
         most = ladder.rows(width)
         for start in range(0, len(equal), most):
-            part = equal[start : start + most]
-            found.append(MicroBatch(rows=tuple(part), height=rung(len(part), most, 1), width=width))
+            part = tuple(equal[start : start + most])
+            found.append(MicroBatch(rows=part, height=ladder.height(len(part), width), width=width))
     return tuple(found)
 
 
