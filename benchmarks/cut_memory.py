@@ -95,15 +95,12 @@ def write_base(folder: Path, layers: int) -> None:
 def under_msrun(args: argparse.Namespace, cut: int, base: str, *, recompute: bool) -> dict[str, Any]:
     """`measure` by so many workers; the worst of them."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-P", "-m", "mindspore.parallel.cluster.run", "--join=True"]
-        command += [f"--worker_num={cut}", f"--local_worker_num={cut}", f"--log_dir={folder}"]
-        command += [
-            f"--master_port={free_port()}",
-            __file__,
-            f"--layers={args.layers}",
-            f"--rows={args.rows}",
-        ]
-        command += [f"--repeats={args.repeats}", "--measure", base, f"{folder}/found.json"]
+        command = [sys.executable]
+        if cut > 1:
+            command += ["-P", "-m", "mindspore.parallel.cluster.run", "--join=True", f"--log_dir={folder}"]
+            command += [f"--worker_num={cut}", f"--local_worker_num={cut}", f"--master_port={free_port()}"]
+        command += [__file__, f"--layers={args.layers}", f"--rows={args.rows}", f"--repeats={args.repeats}"]
+        command += ["--measure", base, f"{folder}/found.json"]
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         subprocess.run(
             [*command, "--recompute"] if recompute else command,
