@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "proving": {"storage", "store", "interop", "inspection", "processes"},
     "engines": {
         "models",
+        "interop.strategy_format",
         "grpo.addition",
         "grpo.packing",
         "grpo.spreading",

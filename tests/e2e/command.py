@@ -31,6 +31,8 @@ SETTINGS = {
     "generate_config.max_prompt_length": 6,
     "generate_config.sampling_config.max_tokens": 8,
 }
+CUT = SETTINGS | {"actor_config.parallel_config.model_parallel": 2}
+UNCUT = SETTINGS | {"actor_config.parallel_config.model_parallel": 1}
 WORKER_DIES = Path(__file__).with_name("worker_dies.py")
 PROGRAM = [sys.executable, "-m", "rollforward.cli.main"]
 SPREAD = "actor_config.enable_parallel_optimizer"
@@ -56,6 +58,7 @@ class Command:
     standby: bool = False
     program: list[str] = field(default_factory=lambda: [*PROGRAM, "train"])
     settings: dict[str, object] = field(default_factory=lambda: dict(SETTINGS))
+    model: Path = ARITHMETIC / "model"
 
     @property
     def run(self) -> Path:
@@ -73,7 +76,7 @@ class Command:
             found += ["--resume_training", "--actor_checkpoint_path", str(self.run / "train")]
             found += ["--ref_checkpoint_path", str(self.run / "ref")]
         else:
-            found += ["--actor_checkpoint_path", str(ARITHMETIC / "model")]
+            found += ["--actor_checkpoint_path", str(self.model)]
         found += ["--max_restarts", str(self.max_restarts)] if self.max_restarts else []
         found += ["--min_workers", str(self.min_workers)] if self.min_workers else []
         found += ["--standby"] if self.standby else []
@@ -147,13 +150,23 @@ class Command:
             time.sleep(0.005)
         raise AssertionError((self.folder / "train.txt").read_text())
 
+    def copied(self, folder: Path, **changes: Any) -> "Command":
+        """The same run in another folder."""
+        shutil.copytree(self.run, folder / "save_ckpt")
+        return replace(self, folder=folder, **changes)
+
     def newest(self) -> dict[str, Any]:
         """The newest checkpoint, as `rollforward inspect --deep --json` has it."""
-        command = [*PROGRAM, "inspect", str(self.run), "--deep", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        checkpoint: dict[str, Any] = json.loads(done.stdout)["checkpoints"][-1]
+        checkpoint = self.checkpoints()[-1]
         assert checkpoint["valid"], checkpoint["reason"]
         return checkpoint
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """All of them, oldest first."""
+        command = [*PROGRAM, "inspect", str(self.run), "--deep", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found: list[dict[str, Any]] = json.loads(done.stdout)["checkpoints"]
+        return found
 
     def figures(self) -> list[dict[str, float]]:
         """Metrics without what the clock and the disk say."""

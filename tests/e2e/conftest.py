@@ -6,13 +6,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import Command
+from command import CUT, Command
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Command:
     """A run that was never killed, of one process. Nobody changes anything in its folder."""
     command = Command(shared(tmp_path_factory) / "whole")
+    made_once(command)
+    return command
+
+
+@pytest.fixture(scope="session")
+def whole_cut(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """A run whose model is cut over two workers, never killed. Nobody changes anything in its folder."""
+    command = Command(shared(tmp_path_factory) / "whole_cut", workers=2, settings=CUT)
     made_once(command)
     return command
 

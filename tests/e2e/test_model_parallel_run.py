@@ -1,14 +1,12 @@
 """A run whose model is cut over two workers: killed in an update, resumed cut alike, and in one piece."""
 
 import json
-import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import PROGRAM, SETTINGS, Command
+from command import CUT, PROGRAM, UNCUT, Command
 from safetensors import safe_open
 
 from rollforward.models.config import ModelConfig
@@ -21,39 +19,23 @@ from rollforward.store.contents import contents
 
 pytestmark = pytest.mark.engine
 
-CUT = SETTINGS | {"actor_config.parallel_config.model_parallel": 2}
-UNCUT = SETTINGS | {"actor_config.parallel_config.model_parallel": 1}
-
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    command = Command(tmp_path_factory.mktemp("undisturbed"), workers=2, settings=CUT)
-    command.finish()
-    return command
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory, undisturbed: Command) -> Command:
+def killed(tmp_path_factory: pytest.TempPathFactory, whole_cut: Command) -> Command:
     """Killed in the update of the last step: the first checkpoint is there, the second may be."""
     command = Command(tmp_path_factory.mktemp("killed"), workers=2, settings=CUT)
-    command.take_graphs(undisturbed)
+    command.take_graphs(whole_cut)
     command.with_a_worker_that_dies(1, "update", "0_5")
     return command
 
 
-def copy_of(command: Command, folder: Path, **changes: object) -> Command:
-    """The same run in another folder."""
-    shutil.copytree(command.run, folder / "save_ckpt")
-    return replace(command, folder=folder, **changes)
-
-
 def test_a_run_killed_in_an_update_ends_with_the_same_bits(
-    undisturbed: Command, killed: Command, tmp_path: Path
+    whole_cut: Command, killed: Command, tmp_path: Path
 ) -> None:
-    resumed = copy_of(killed, tmp_path)
+    resumed = killed.copied(tmp_path)
     resumed.finish(resume=True)
-    assert resumed.newest()["digests"] == undisturbed.newest()["digests"]
-    assert resumed.figures() == undisturbed.figures()
+    assert resumed.newest()["digests"] == whole_cut.newest()["digests"]
+    assert resumed.figures() == whole_cut.figures()
     for report in recovery_report.read(LocalStorage(resumed.run)):
         assert (report.lost, report.rejected, report.chunks_generated_again) == ((), {}, 0)
         assert report.updates_repeated == report.updates_replayed >= 1
@@ -62,7 +44,7 @@ def test_a_run_killed_in_an_update_ends_with_the_same_bits(
 def test_it_resumes_in_one_piece_too_and_makes_nothing_finished_again(
     whole: Command, killed: Command, tmp_path: Path
 ) -> None:
-    resumed = copy_of(killed, tmp_path, workers=1, settings=UNCUT)
+    resumed = killed.copied(tmp_path, workers=1, settings=UNCUT)
     resumed.take_graphs(whole)
     said = resumed.finish(resume=True)
     assert "model_parallel changed from 2 to 1" in said
@@ -73,9 +55,9 @@ def test_it_resumes_in_one_piece_too_and_makes_nothing_finished_again(
 
 
 def test_each_workers_files_hold_its_part_and_an_export_puts_them_together(
-    undisturbed: Command, tmp_path: Path
+    whole_cut: Command, tmp_path: Path
 ) -> None:
-    storage = LocalStorage(undisturbed.run)
+    storage = LocalStorage(whole_cut.run)
     tensors = contents(storage, find(storage).manifest).tensors
     query = tensors["policy_model", "model.layers.0.self_attn.q_proj.weight"]
     parts = {part.piece.offset: part for part in query.parts}
@@ -86,11 +68,11 @@ def test_each_workers_files_hold_its_part_and_an_export_puts_them_together(
     for rank, offset in enumerate([(0, 0), (64, 0)]):
         assert parts[offset].file.record.path.startswith(f"train/rank_{rank}/policy_model_rank_{rank}-")
     out = tmp_path / "exported"
-    export = [*PROGRAM, "export", str(undisturbed.run), "--format", "huggingface", "--to", str(out)]
+    export = [*PROGRAM, "export", str(whole_cut.run), "--format", "huggingface", "--to", str(out)]
     subprocess.run(export, check=True, capture_output=True)
     whole = whole_policy(out)
     for offset, part in parts.items():
-        with safe_open(undisturbed.run / part.file.record.path, "np") as file:
+        with safe_open(whole_cut.run / part.file.record.path, "np") as file:
             found = file.get_tensor("model.layers.0.self_attn.q_proj.weight")
         expected = whole["model.layers.0.self_attn.q_proj.weight"][offset[0] : offset[0] + 64]
         assert found.tobytes() == expected.tobytes()

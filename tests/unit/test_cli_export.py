@@ -85,6 +85,23 @@ def test_what_goes_to_mindrlhf_comes_back_the_same(run: Path, tmp_path: Path) ->
     assert (counters["epoch_num"], counters["step_num"]) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "mindrlhf", "--model_parallel", "3"], "model_parallel can be 1, 2 for this model"),
+        (["--model_parallel", "2"], "--model_parallel cuts what --format mindrlhf writes"),
+    ],
+    ids=["a number that does not divide it", "for transformers"],
+)
+def test_a_model_that_cannot_be_cut_so_is_not_cut(
+    run: Path, tmp_path: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(run), "--to", str(out), *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists() or not any(out.iterdir())
+
+
 def test_a_model_that_mindformers_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(tmp_path)
     monkeypatch.chdir(tmp_path)

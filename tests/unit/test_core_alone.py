@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from toy_session import Place
 
+from rollforward.engines.mindspore.package import free_port
+
 CORE = {"numpy", "ml_dtypes", "xxhash", "rich"}
 ONLY_FOR_TRAINING = ("mindspore", "tokenizers", "jinja2", "yaml", "math_verify", "tensorboardX", "torch")
 PROGRAM = f"""\
@@ -34,6 +36,8 @@ def alone(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-c", PROGRAM, *arguments]
     # A framework that another test has loaded leaves variables of its own.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HCCL_", "MS_"))}
+    # Another run on this machine may have the usual one.
+    environment["MS_SCHED_PORT"] = str(free_port())
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )

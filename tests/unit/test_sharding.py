@@ -3,15 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
+from small_model import QWEN2
 
-from rollforward.boxes import cover_fault, whole
+from rollforward.boxes import cover_fault, whole, within
 from rollforward.errors import ModelError
 from rollforward.models.config import ModelConfig
 from rollforward.models.lora import MODULES, adapted_weights, adapter_names, adapter_shapes
 from rollforward.models.shapes import parameter_shapes
 from rollforward.models.sharding import Shard, check, counts, learns_in_parts, part_of
+from rollforward.models.weights import load_weights
 from rollforward.store import layouts
 from rollforward.store.covering import PRIME
 from rollforward.store.parts import pieces_written
@@ -112,3 +117,31 @@ def test_what_replicas_hold_alike_is_written_by_one_of_them(replicas: int) -> No
     assert set(written.values()) == {2}, "each of the two parts once"
     assert total % PRIME == 0
     assert max(sizes) <= min(sizes) + 2 * 4 * 24 * 32, sizes
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_worker_reads_its_part_of_a_folder_and_of_what_is_cut_by_rows_no_other_rows(
+    tmp_path: Path, dtype: type[np.floating[Any]]
+) -> None:
+    config = ModelConfig.parse(QWEN2)
+    source = np.random.default_rng(1)
+    given = {
+        name: source.normal(size=shape).astype(dtype) for name, shape in parameter_shapes(config).items()
+    }
+    given["model.layers.1.mlp.up_proj.weight"][-1, -1] = np.nan
+    safetensors.numpy.save_file(given, tmp_path / "model.safetensors")
+
+    def read(shard: Shard) -> dict[str, np.ndarray]:
+        layout = {
+            name: TensorSpec.piece(name, np.float32, each.shape, shard.box(name, each.shape))
+            for name, each in given.items()
+        }
+        parts = {name: np.empty(spec.shape, np.float32) for name, spec in layout.items()}
+        load_weights(tmp_path, config, parts, layout)
+        return parts
+
+    for name, part in read(Shard(0, 2)).items():
+        box = Shard(0, 2).box(name, given[name].shape)
+        np.testing.assert_array_equal(part, given[name][within(box, whole(given[name].shape))])
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        read(Shard(1, 2))

@@ -6,13 +6,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from rollforward.cli.arguments import Parser, run_at
+from rollforward.cli.arguments import Parser, count, run_at
 from rollforward.cli.choosing import chosen
 from rollforward.cli.output import print_json, print_line
 from rollforward.errors import InputError
 from rollforward.inspection.folder import checkpoint_at, new_folder, open_run, telling_where
 from rollforward.interop.adapters import export_merged
-from rollforward.interop.exporting import EXPORTS, Export
+from rollforward.interop.exporting import EXPORTS, Export, export_mindrlhf
 
 NAME = "export"
 SUMMARY = "write a checkpoint for Hugging Face, MindRLHF or TRL"
@@ -25,8 +25,9 @@ the run is not changed.
 huggingface: the policy with config.json and the tokenizer's files, to be opened by transformers, or
 by --actor_checkpoint_path of a new run. Of a run of adapters (actor_config.lora) it is the adapters, as
 PEFT opens them; with --merge it is base and adapters as one model. mindrlhf: policy, optimizer and
-reference with meta.json, as MindRLHF resumes from on one rank, under MindFormers' names. trl: a run of
-rollforward.trl as TRL's own checkpoint-N; it needs the extra trl.
+reference with meta.json, as MindRLHF resumes from on one rank, under MindFormers' names; with
+--model_parallel on as many, each with its slice, and strategy files. trl: a run of rollforward.trl as TRL's
+own checkpoint-N; it needs the extra trl.
 
 One line is printed for each file. Without a position it is the newest valid checkpoint. config.json
 names the element type of the file that is written. What fails leaves the new folder empty; what is
@@ -41,6 +42,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_option("--format", choices=sorted([*EXPORTS, _TRL]), default="huggingface", help="for whom")
     parser.add_option("--merge", action="store_true", help="adapters: the whole model, with its base")
     parser.add_option("--base", metavar="FOLDER", help="with --merge: where the base is, if it was moved")
+    parser.add_option(
+        "--model_parallel", metavar="N", type=count, help="with mindrlhf: over how many ranks to cut"
+    )
     parser.add_option("--json", action="store_true", help="print what was written as JSON")
 
 
@@ -50,7 +54,7 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
     storage, out = open_run(folder), Path(options.to)
     manifest = chosen(folder, checkpoint_at(storage, position))
     target = new_folder(out)
-    export = _merging(options) if options.merge or options.base else EXPORTS.get(options.format) or _trl()
+    export = _wanted(options)
     with telling_where(storage), _emptied_when_it_fails(out):
         written = [str(out / path) for path in export(storage, manifest, target)]
     if options.json:
@@ -66,6 +70,20 @@ def run(options: argparse.Namespace, _arguments: Sequence[str]) -> int:
         for path in written:
             print_line(path)
     return 0
+
+
+def _wanted(options: argparse.Namespace) -> Export:
+    """InputError for options that do not go together."""
+    if options.model_parallel is not None and options.format != "mindrlhf":
+        raise InputError(
+            "--model_parallel cuts what --format mindrlhf writes",
+            hint="add that, or leave --model_parallel out",
+        )
+    if options.merge or options.base:
+        return _merging(options)
+    if options.model_parallel is not None:
+        return partial(export_mindrlhf, ranks=options.model_parallel)
+    return EXPORTS.get(options.format) or _trl()
 
 
 def _merging(options: argparse.Namespace) -> Export:

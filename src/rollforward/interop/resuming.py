@@ -33,7 +33,7 @@ from rollforward.interop.joining import is_split, joined_layout
 from rollforward.interop.mapping import MappedTensors, assign
 from rollforward.interop.names import is_moment
 from rollforward.interop.role_folders import CheckpointFolders
-from rollforward.interop.strategies import Strategy, find_strategy
+from rollforward.interop.strategies import FOLDERS, Strategy, find_strategy
 from rollforward.models.config import CONFIG_FILE, parse_model_config
 from rollforward.position import Position
 from rollforward.storage import LocalStorage
@@ -46,12 +46,6 @@ _T = TypeVar("_T")
 _LISTED = 20
 _MOST_CONFIG = 1 << 24
 """Largest config.json, in bytes."""
-_STRATEGY_FOLDERS = {
-    "policy_model": "train_policy_strategy",
-    "optimizer": "train_policy_strategy",
-    "ref": "infer_ref_strategy",
-}
-"""MindRLHF's, in its strategy folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +193,7 @@ def _split_roles(
     places = [run / "strategy", run.parent / "strategy", own]
     strategies = {}
     for role in folders:
-        found = find_strategy(place / inner for place in places for inner in (_STRATEGY_FOLDERS[role], "."))
+        found = find_strategy(place / inner for place in places for inner in (FOLDERS[role], "."))
         if found is not None:
             strategies[role] = found
     if not strategies:

@@ -18,7 +18,7 @@ Each is a `ParallelStrategyMap` message of MindSpore's node_strategy.proto. The 
                                                   same piece split among them, along the first axis
 
 Not supported, and refused when a tensor depends on them: unequal pieces and fields. JSON files are
-ignored.
+ignored. Ours are written by `strategy_format`.
 """
 
 import math
@@ -30,6 +30,13 @@ from pathlib import Path
 from rollforward.errors import CheckpointMismatch, StorageError
 from rollforward.interop.protobuf import Field, Wire
 from rollforward.storage import LocalStorage
+
+FOLDERS = {
+    "policy_model": "train_policy_strategy",
+    "optimizer": "train_policy_strategy",
+    "ref": "infer_ref_strategy",
+}
+"""role -> MindRLHF's folder of its strategy files."""
 
 _MOST_DIMS = 32
 _MOST_RANKS = 1 << 32

@@ -36,8 +36,8 @@ from rollforward.models.sharding import part_of
 _FLOAT = 4
 _SLICES = 4 * (32 << 20)
 """Of logits that are alive at a time, in bytes: an engine computes them slice by slice."""
-FRAMEWORK = 400 << 20
-"""Bytes of a process that has imported its framework and compiled its graphs, on the CPU."""
+FRAMEWORK = 600 << 20
+"""Bytes of a worker that has imported its framework and compiled a small model's graphs, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

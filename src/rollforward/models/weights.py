@@ -12,7 +12,7 @@ pickled weights (`pytorch_model.bin`), which could run code, and quantised ones.
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rollforward.boxes import whole, within
+from rollforward.boxes import Box, within
 from rollforward.errors import ModelError
 from rollforward.inputs import (
     LFS_HINT,
@@ -73,10 +73,8 @@ def load_weights(
     specs = layout or {name: TensorSpec.whole(array.dtype, array.shape) for name, array in parameters.items()}
     _check_fit(Path(folder), config, found, specs)
     for name, entry in found.items():
-        np.copyto(parameters[name], _part(_values(name, entry), specs[name]))
-    if head is not None and not np.array_equal(
-        _part(_values(HEAD, head), specs[EMBEDDING]), parameters[EMBEDDING]
-    ):
+        np.copyto(parameters[name], _part(name, entry, specs[name]))
+    if head is not None and not np.array_equal(_part(HEAD, head, specs[EMBEDDING]), parameters[EMBEDDING]):
         raise ModelError(
             f"{head.file}: {HEAD} differs from {EMBEDDING}, but config.json ties them",
             hint="set tie_word_embeddings to false if the model has a head of its own",
@@ -246,9 +244,15 @@ def _shortened(items: list[str]) -> str:
     return ", ".join(items[:_LISTED]) + more
 
 
-def _part(values: NDArray[np.float32], spec: TensorSpec) -> NDArray[np.float32]:
-    """What of a tensor a spec describes."""
-    return values[within(spec.box, whole(spec.global_shape))]
+def _part(name: str, entry: _Entry, spec: TensorSpec) -> NDArray[np.float32]:
+    """What of a tensor a spec describes; only its rows are read."""
+    if spec.is_whole:
+        return _values(name, entry)
+    first, below = spec.offset[0], entry.shape[1:]
+    row = math.prod(below) * _DTYPES[entry.dtype].itemsize
+    rows = replace(entry, shape=(spec.shape[0], *below), offset=entry.offset + first * row)
+    held = Box((first, *(0 for _ in below)), rows.shape)
+    return _values(name, rows)[within(spec.box, held)]
 
 
 def _values(name: str, entry: _Entry) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import pytest
 from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
 
 from rollforward.boxes import whole, within
-from rollforward.engines.mindspore.strategy_format import strategy_file
+from rollforward.interop.strategy_format import strategy_file
 from rollforward.models.sharding import Shard
 from rollforward.tensors import TensorSpec
 
@@ -76,6 +76,12 @@ def test_mindspore_splits_a_replicated_checkpoint_over_a_tensor_parallel_layout(
 def test_the_same_layout_is_the_same_bytes() -> None:
     backwards = dict(reversed(WHOLE.items()))
     assert strategy_file(WHOLE, world_size=4) == strategy_file(backwards, world_size=4)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_mindspore_would_write_the_same_bytes(parts: int) -> None:
+    content = strategy_file(layout_of(Shard(0, parts)), world_size=4)
+    assert ParallelStrategyMap.FromString(content).SerializeToString(deterministic=True) == content
 
 
 def test_a_name_that_mindspore_would_misread_is_refused() -> None:

@@ -30,6 +30,7 @@ from rollforward.errors import EngineError
 from rollforward.grpo.addition import programs
 from rollforward.grpo.ports import Engine, Group, Meeting
 from rollforward.grpo.types import EngineSettings, LoraSettings
+from rollforward.interop.strategy_format import strategy_file
 from rollforward.models import sharding
 from rollforward.models.config import ModelConfig
 from rollforward.models.lora import adapter_shapes
@@ -215,8 +216,6 @@ class MindSpore:
 
     def strategy_file(self, layout: Mapping[str, TensorSpec], world_size: int) -> bytes | None:
         """In MindSpore's own format."""
-        from rollforward.engines.mindspore.strategy_format import strategy_file
-
         return strategy_file(layout, world_size)
 
     def serve_scheduler(self, device_target: str) -> None:
