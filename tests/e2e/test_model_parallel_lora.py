@@ -39,7 +39,9 @@ def exported(run: Path, to: Path, *more: str) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_killed_in_an_update_it_ends_with_the_same_bits(undisturbed: Command, tmp_path: Path) -> None:
+    """By name: a cut model, and adapters, each without the other, are killed in the suite."""
     killed = replace(undisturbed, folder=tmp_path)
     killed.take_graphs(undisturbed)
     killed.with_a_worker_that_dies(1, "update", "0_5")
