@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from rollforward.inspection.verifying import Checkpoints
 from rollforward.position import Position
 from rollforward.storage.objects import RANGE_BYTES, ObjectStorage
 from rollforward.store import CheckpointStore, Retention, find, list_checkpoints, restore_into
+from rollforward.store.journal.reading import JournalView, check_segments, read_journals
+from rollforward.store.journal.records import Identity
+from rollforward.store.journal.writing import Journal
 from rollforward.store.pruning import Pruning
 from rollforward.store.restoring import verify as deep
 
 CHECKPOINTS = 4
 ROLES = 3
+START = Position(0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +122,64 @@ def test_a_large_tensor_is_read_and_verified_in_large_ranges() -> None:
     assert (
         ranges <= asked(bucket, lambda storage: deep(storage, find(storage).manifest))["get"] < ranges + few
     )
+
+
+STEPS = 50
+CHUNKS = 4
+
+
+def start_of(incarnation: int) -> Identity:
+    return Identity(
+        rank=0,
+        world_size=1,
+        run_id="run",
+        fingerprint="f",
+        incarnation=incarnation,
+        versions={},
+        device="CPU",
+    )
+
+
+def journaled(records: int) -> SimulatedBucket:
+    """A journal of some steps, as it is shipped: an object for each so many records."""
+    bucket = SimulatedBucket()
+    spool = SimulatedBucket()
+    with closing(Journal(storage_of(spool), start_of(1), start=START, inherited=JournalView())) as journal:
+        for step in range(STEPS):
+            for chunk in range(CHUNKS):
+                journal.append(Position(0, step), chunk, {"tokens": np.full(5000, step, np.int32)})
+            journal.record(Position(0, step), 0, {"loss": np.full((), step, np.float32)})
+    (path,) = {key.partition("+")[0] for key in spool.objects}
+    shipped = storage_of(bucket).appender(path)
+    pieces = [spool.objects[key] for key in sorted(spool.objects)]
+    for begin in range(0, len(pieces), records):
+        shipped.append(pieces[begin : begin + records])
+    return bucket
+
+
+def check(storage: ObjectStorage) -> None:
+    assert check_segments(storage, 0).problems == ()
+
+
+def replay(storage: ObjectStorage) -> None:
+    """As a start does it: what there is, and then each record, the outcome of a step first."""
+    view = read_journals([storage], since=START)
+    journal = Journal(storage, start_of(2), start=START, inherited=view.inherited(Position(0, STEPS)))
+    for step in range(STEPS):
+        outcome = journal.find_outcome(Position(0, step), 0)
+        chunks = [journal.find_rollouts(Position(0, step), chunk) for chunk in range(CHUNKS)]
+        assert None not in [outcome, *chunks]
+    journal.close()
+
+
+@pytest.mark.parametrize(("look", "times"), [(check, 1), (replay, 2)])
+def test_a_journal_is_read_in_few_requests(look: Callable[[ObjectStorage], object], times: int) -> None:
+    """One at least for each object; where many records are in one, few for all of them."""
+    each, together = journaled(1), journaled(STEPS * CHUNKS)
+    objects, few = len(each.objects), 60
+    assert objects > STEPS * CHUNKS
+    assert asked(each, look)["get"] < times * objects + few
+    assert asked(together, look)["get"] < few
 
 
 def test_a_checkpoint_that_is_saved_during_a_look_is_not_taken_for_damaged() -> None:

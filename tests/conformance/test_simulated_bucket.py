@@ -1,9 +1,12 @@
 """The simulated bucket passes the suite of all storages; and files that grow there, whatever goes wrong."""
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import product
+from typing import Any
 
 import pytest
-from simulated_bucket import FATES, SimulatedBucket, instead_of_obstore
+from simulated_bucket import FATES, Fate, SimulatedBucket, instead_of_obstore
 from simulated_disk import Killed
 from storage_case import StorageCase, all_bytes
 
@@ -126,6 +129,44 @@ def test_who_rewrites_again_after_an_error_goes_on_where_that_ended() -> None:
         assert content(bucket) == b"again and on"
         bucket.land()
         assert content(bucket) == b"again and on"
+
+
+PATIENT: Any = {
+    "max_retries": 2,
+    "retry_timeout": timedelta(seconds=300),
+    "backoff": {"init_backoff": timedelta(0), "max_backoff": timedelta(0), "base": 2},
+}
+
+
+@pytest.mark.parametrize("fates", list(product(["fails", "lost", "late"], ["fails", "lost", "late", "done"])))
+def test_a_conditional_put_that_breaks_off_is_repeated_and_done_once(fates: tuple[Fate, Fate]) -> None:
+    bucket = SimulatedBucket()
+    storage = ObjectStorage(bucket, "s3://bucket/run", PATIENT)  # type: ignore[arg-type]
+    first = storage.put_if("f", b"1", None)
+
+    def troubled(request: Callable[[], object]) -> object:
+        left = list(fates)
+        bucket.fate = lambda what, _: left.pop(0) if what == "put" and left else "done"
+        return request()
+
+    second = troubled(lambda: storage.put_if("f", b"2", first))
+    assert storage.read_tagged("f") == (b"2", second)
+    bucket.land()  # what was late is refused
+    assert storage.read_tagged("f") == (b"2", second)
+    growing = storage.appender(JOURNAL)
+    troubled(lambda: growing.append([b"one"]))
+    troubled(lambda: growing.append([b"two"]))
+    bucket.land()
+    assert all_bytes(storage, JOURNAL) == b"onetwo"
+
+
+def test_a_conditional_put_that_breaks_off_for_ever_is_given_up() -> None:
+    bucket = SimulatedBucket()
+    storage = ObjectStorage(bucket, "s3://bucket/run", PATIENT)  # type: ignore[arg-type]
+    bucket.fate = lambda _what, _key: "fails"
+    with pytest.raises(StorageError, match="error sending request"):
+        storage.put_if("f", b"1", None)
+    assert [what for what, _ in bucket.asked] == ["put"] * 3
 
 
 def test_listings_that_lag_show_what_was_there_before() -> None:

@@ -26,7 +26,7 @@ from rollforward.storage import LocalStorage, Storage
 from rollforward.storage.objects import ObjectStorage
 from rollforward.store import CheckpointStore, Manifest, find, list_checkpoints, read_tensors
 from rollforward.store.layout import LOCK
-from rollforward.store.lease import Lease
+from rollforward.store.lease import Follower, Lease
 from rollforward.store.restoring import verify
 from rollforward.store.shipping import Fences, Shipping
 
@@ -162,13 +162,17 @@ def _train(run: BucketRun, parts: Parts, *, steps: int, lag: int = 0) -> None:
         run.fenced += "taken over" in str(error)
 
 
+def _seconds(bucket: SimulatedBucket) -> float:
+    return len(bucket.asked) * SECONDS_A_REQUEST
+
+
 @contextmanager
 def _leased(bucket: SimulatedBucket, far: ObjectStorage) -> Iterator[Lease]:
     lease = Lease.acquire(
         far,
         place=f"machine {len(bucket.asked)}",
         seconds=LEASE_SECONDS,
-        clock=lambda: len(bucket.asked) * SECONDS_A_REQUEST,
+        clock=lambda: _seconds(bucket),
         wait=lambda _: None,
     )
     try:
@@ -234,9 +238,10 @@ def _save_steps(run: BucketRun, parts: Parts, lease: Lease, previous: Manifest |
 
 @contextmanager
 def _shipping(parts: Parts, bucket: SimulatedBucket, lease: Lease, rank: int) -> Iterator[Shipping]:
-    fences = Fences(ship=lease.holds, commit=lease.check) if rank == 0 else Fences()
-    spool = LocalStorage(f"/spool/rank_{rank}", SimulatedDisk())
-    shipping = parts.shipping(parts.storage(bucket), spool, incarnation=lease.incarnation, fences=fences)
+    far, spool = parts.storage(bucket), LocalStorage(f"/spool/rank_{rank}", SimulatedDisk())
+    follower = Follower(far, lease.incarnation, clock=lambda: _seconds(bucket))
+    fences = Fences(ship=lease.holds, commit=lease.check) if rank == 0 else Fences(ship=follower.holds)
+    shipping = parts.shipping(far, spool, incarnation=lease.incarnation, fences=fences)
     try:
         yield shipping
     finally:

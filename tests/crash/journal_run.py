@@ -19,7 +19,8 @@ from rollforward.grpo.types import RolloutChunk
 from rollforward.position import Position
 from rollforward.replay.codec import pack, unpack_outcome
 from rollforward.storage import LocalStorage, Storage
-from rollforward.store.journal.reading import Key, read_journal, read_record
+from rollforward.store.journal.reading import Key, read_journal
+from rollforward.store.journal.segments import read_record
 
 ROOT = "/data/run"
 

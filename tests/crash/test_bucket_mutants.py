@@ -15,7 +15,7 @@ from rollforward.storage.objects import ObjectStorage
 from rollforward.store import CheckpointStore
 from rollforward.store.cleaning import Kept
 from rollforward.store.layout import COMMITS
-from rollforward.store.shipping import Shipping
+from rollforward.store.shipping import Fences, Shipping
 
 SEEDS = range(1, 400)
 
@@ -49,6 +49,13 @@ class Unconditional(Shipping):
         return self.far.write(path, [content])
 
 
+class Unfenced(Shipping):
+    """Asks before it commits alone, so what is under test is not kept from harm by something else."""
+
+    def __init__(self, *arguments: Any, fences: Fences, **options: Any) -> None:
+        super().__init__(*arguments, fences=Fences(commit=fences.commit), **options)
+
+
 class IgnoresErrors(ObjectStorage):
     """Takes what was not answered for done."""
 
@@ -61,7 +68,7 @@ class IgnoresErrors(ObjectStorage):
 
 MUTANTS = {
     "names used twice": Parts(store=SameNames),
-    "a successor's files removed": Parts(store=RemovesWhatIsLater),
+    "a successor's files removed": Parts(store=RemovesWhatIsLater, shipping=Unfenced),
     "manifests put without a condition": Parts(shipping=Unconditional),
     "errors ignored": Parts(storage=lambda bucket: IgnoresErrors(bucket, "s3://bucket/run")),  # type: ignore[arg-type]
 }

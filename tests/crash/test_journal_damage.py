@@ -12,7 +12,8 @@ from simulated_disk import SimulatedDisk
 from rollforward.errors import CheckpointInvalid
 from rollforward.replay.codec import unpack, unpack_outcome
 from rollforward.store.journal.frames import FRONT_BYTES, NO_SALT, encode_frame
-from rollforward.store.journal.reading import read_journal, read_record
+from rollforward.store.journal.reading import read_journal
+from rollforward.store.journal.segments import read_record
 from rollforward.store.journal.upkeep import repair
 
 FOLDER = f"{ROOT}/journal/rank_0"

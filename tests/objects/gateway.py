@@ -4,6 +4,8 @@ Requests go on as they were signed, since the host that they name stays the prox
 """
 
 import http.client
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,10 @@ class Answer:
         return f"<Error><Code>{self.code}</Code><Message>{self.message}</Message></Error>".encode()
 
 
+class Reset(ConnectionResetError):
+    """The connection is torn down, as by a machine between that has lost it: the client does not know why."""
+
+
 Obstruct = Callable[[str, str], Answer | None]
 """Of a request's method and path: an answer in place of the server's, or None. It may wait."""
 
@@ -47,15 +53,23 @@ def refusing_writes(answer: Answer) -> Obstruct:
     return lambda method, _path: answer if method == "PUT" else None
 
 
+class _Server(ThreadingHTTPServer):
+    def shutdown_request(self, request: Any) -> None:
+        """Without a farewell, which what is torn down does not have."""
+        self.close_request(request)
+
+
 class Gateway:
-    """The proxy. `obstruct` is asked before each request goes on; `headers` may change what it says."""
+    """The proxy. `obstruct` is asked before each request goes on, and `withhold` before its answer goes back;
+    `headers` may change what a request says."""
 
     def __init__(self, server: str) -> None:
         self.obstruct: Obstruct = nothing
+        self.withhold: Obstruct = nothing
         self.headers: Callable[[dict[str, str]], dict[str, str]] = lambda headers: headers
         self.asked: list[tuple[str, str]] = []
         """Method and path of every request so far."""
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(urlsplit(server).netloc))
+        self._http = _Server(("127.0.0.1", 0), self._handler(urlsplit(server).netloc))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def _handler(self, server: str) -> type[BaseHTTPRequestHandler]:
@@ -69,26 +83,38 @@ class Gateway:
             def handle_one_request(self) -> None:
                 try:
                     super().handle_one_request()
-                except OSError:
+                except OSError as error:
                     self.close_connection = True  # a killed trainer does not wait for its answer
+                    if isinstance(error, Reset):
+                        # Closed with this, it is torn down.
+                        self.connection.setsockopt(
+                            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                        )
 
             def forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
                 gateway.asked.append((self.command, self.path))
-                answer = gateway.obstruct(self.command, self.path)
-                if answer is not None:
-                    self.answer(answer.status, [("Content-Type", "application/xml")], answer.body)
+                if self.instead(gateway.obstruct):
                     return
                 there = http.client.HTTPConnection(server)
                 try:
                     headers = gateway.headers(dict(self.headers.items()))
                     there.request(self.command, self.path, body, headers)
                     got = there.getresponse()
-                    self.answer(got.status, got.getheaders(), got.read())
+                    content = got.read()
                 except (OSError, http.client.HTTPException):
                     self.close_connection = True  # the server is away, and so is this
+                    return
                 finally:
                     there.close()
+                if not self.instead(gateway.withhold):
+                    self.answer(got.status, got.getheaders(), content)
+
+            def instead(self, decide: Obstruct) -> bool:
+                answer = decide(self.command, self.path)
+                if answer is not None:
+                    self.answer(answer.status, [("Content-Type", "application/xml")], answer.body)
+                return answer is not None
 
             def answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
                 self.send_response_only(status)

@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gateway import Answer, Gateway, Obstruct, away, nothing, refusing_writes
-from servers import SECRET, USER, SeaweedFS
+from gateway import Answer, Gateway, Obstruct, Reset, away, nothing, refusing_writes
+from servers import BUCKET, SECRET, USER, SeaweedFS, bucket
+from storage_case import all_bytes
 from toy_session import Place
 from training import Training
 
 import rollforward
 from rollforward.cli.main import main
 from rollforward.errors import StorageError
+from rollforward.replay import saving
 from rollforward.storage import address as addresses
 from rollforward.storage.address import default_work_dir
+from rollforward.storage.objects import ObjectStorage
 
 STEPS = 10
 FULL = Answer(403, "QuotaExceeded", "The quota of the bucket is used up.")
@@ -89,6 +92,12 @@ def loop(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again for two minutes is tried once."""
     monkeypatch.setattr(addresses, "_RETRIES", {**addresses._RETRIES, "max_retries": 0})
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that is due while the last one is on its way is left for a later step, and not waited for."""
+    monkeypatch.setattr(saving, "PATIENCE", 0.1)
 
 
 def obstruct(gateway: Gateway, how: Obstruct) -> Callable[[], None]:
@@ -226,6 +235,7 @@ def an_hour_late(headers: dict[str, str]) -> dict[str, str]:
 
 
 class TestAway:
+    @pytest.mark.usefixtures("hasty")
     def test_steps_do_not_wait_for_a_service_that_is_away_for_a_while(
         self, loop: Loop, gateway: Gateway, whole: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -299,6 +309,83 @@ class TestSlow:
         loop.lost_nothing(loop.train(), whole)
         assert len(put_off) > STEPS
         assert "was not saved" not in loop.log
+
+
+class TestBreaks:
+    """Connections that break in mid-request: the client cannot know whether it was carried out."""
+
+    @pytest.fixture(params=["before it is carried out", "after it was carried out"])
+    def breaks(self, request: pytest.FixtureRequest, gateway: Gateway) -> Callable[[int], None]:
+        """From then on, that many requests which change something break there."""
+        where = "obstruct" if request.param.startswith("before") else "withhold"
+
+        def times(number: int) -> None:
+            left = [number]
+
+            def tear(method: str, _path: str) -> None:
+                if method in ("PUT", "POST") and left[0]:
+                    left[0] -= 1
+                    raise Reset
+
+            setattr(gateway, where, tear)
+
+        return times
+
+    def test_a_conditional_write_that_breaks_off_is_repeated_and_done_once(
+        self, address: str, breaks: Callable[[int], None], gateway: Gateway
+    ) -> None:
+        storage = addresses.open_storage(address)
+        breaks(2)
+        first = storage.put_if("run.lock", b"one", None)
+        assert storage.read_tagged("run.lock") == (b"one", first)
+        breaks(2)
+        second = storage.put_if("run.lock", b"two", first)
+        assert storage.read_tagged("run.lock") == (b"two", second)
+        assert [method for method, path in gateway.asked if path.endswith("run.lock")].count("PUT") == 6
+
+    @pytest.mark.parametrize("where", ["obstruct", "withhold"])
+    def test_a_conditional_write_that_breaks_off_does_not_replace_what_another_wrote_meanwhile(
+        self, address: str, gateway: Gateway, seaweed: SeaweedFS, where: str
+    ) -> None:
+        other = ObjectStorage(bucket(seaweed.url, address.removeprefix(f"s3://{BUCKET}/")), address)
+        storage = addresses.open_storage(address)
+        tag = storage.put_if("run.lock", b"mine", None)
+
+        def overtaken(method: str, _path: str) -> None:
+            if method == "PUT":
+                setattr(gateway, where, nothing)
+                there = other.read_tagged("run.lock")
+                assert there is not None
+                assert other.put_if("run.lock", b"another's", there[1])
+                raise Reset
+
+        setattr(gateway, where, overtaken)
+        assert storage.put_if("run.lock", b"mine again", tag) is None
+        assert getattr(gateway, where) is nothing
+        assert storage.read_tagged("run.lock")[0] == b"another's"
+
+    def test_appends_and_removals_that_break_off_are_repeated(
+        self, address: str, breaks: Callable[[int], None]
+    ) -> None:
+        storage = addresses.open_storage(address)
+        breaks(1)
+        growing = storage.appender("journal/a")
+        growing.append([b"one"])
+        breaks(1)
+        growing.append([b"two"])
+        assert all_bytes(storage, "journal/a") == b"onetwo"
+        breaks(1)
+        storage.remove("journal/a")
+        assert storage.scan("journal") == []
+
+    def test_a_run_whose_connections_break_again_and_again_does_not_notice(
+        self, loop: Loop, whole: bytes, breaks: Callable[[int], None]
+    ) -> None:
+        loop.before = {step: lambda: breaks(3) for step in range(1, STEPS)}
+        ended_with = loop.train(journal_durability="remote")
+        assert "was not saved" not in loop.log
+        assert "lacks" not in loop.log
+        loop.lost_nothing(ended_with, whole)
 
 
 class TestTrainer:

@@ -15,7 +15,8 @@ from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.replay.rollout_log import LogSettings
 from rollforward.storage import LocalStorage
-from rollforward.store.journal.reading import JournalView, list_segments, read_journal, read_record
+from rollforward.store.journal.reading import JournalView, list_segments, read_journal
+from rollforward.store.journal.segments import read_record
 from rollforward.store.journal.writing import Journal
 from rollforward.store.layout import SegmentName
 

@@ -16,7 +16,8 @@ from rollforward.position import Position
 from rollforward.replay.codec import unpack, unpack_outcome
 from rollforward.storage import LocalStorage
 from rollforward.store.journal import records
-from rollforward.store.journal.reading import JournalView, read_journal, read_journals, read_record
+from rollforward.store.journal.reading import JournalView, read_journal, read_journals
+from rollforward.store.journal.segments import read_record
 from rollforward.store.journal.writing import Journal
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "journal"

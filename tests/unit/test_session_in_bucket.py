@@ -22,9 +22,10 @@ from rollforward.replay.metrics import read_from
 from rollforward.storage import LocalStorage
 from rollforward.storage.address import use_options
 from rollforward.store import find, list_checkpoints
+from rollforward.store.layout import LOCK
 from rollforward.store.lease import Lease
 from rollforward.store.lock import read_owner
-from rollforward.store.place import RunPlace
+from rollforward.store.place import RunPlace, close_storage, settle_storage
 from rollforward.store.restoring import content_digests
 from rollforward.store.shipping import Shipping
 
@@ -313,6 +314,42 @@ class TestOneWriter:
         lose_the_machine(place)
         place.train("x", resume=True, **THERE)
         assert digests(service) == whole
+
+    def test_another_rank_of_a_start_that_was_replaced_does_nothing_more(
+        self, service: Service, tmp_path: Path
+    ) -> None:
+        """The first rank's machine is lost; the other one's was only away for long."""
+
+        def files() -> dict[str, bytes]:
+            there = service.at(RUN)
+            return {path: read(there, path) for path in every_file(there, "") if path != LOCK}
+
+        lost = RunPlace.at(RUN, work_dir=tmp_path / "lost")
+        lease = lost.hold(say=lambda _: None, seconds=0.01).lease  # type: ignore[attr-defined]
+        zombie = lost.begin(rank=1, incarnation=1, hold=None)
+        journal = zombie.appender("journal/rank_1/1-0_0.journal")
+        journal.append([b"in time"])
+        settle_storage(zombie)
+        zombie.write("train/rank_1/meta.json", [b"of the first start"])
+        with lease._lock:
+            lease._released.set()  # it is not renewed any more
+
+        elsewhere = RunPlace.at(RUN, work_dir=tmp_path / "elsewhere")
+        with elsewhere.held() as hold:
+            successor = elsewhere.begin(rank=1, incarnation=hold.incarnation, hold=None)
+            successor.write("train/rank_1/meta.json", [b"of the second start"])
+            before = files()
+            journal.append([b", and too late"])
+            for act in (
+                lambda: settle_storage(zombie),
+                lambda: zombie.write("train/rank_1/meta.json", [b"of the first start"]),
+                lambda: zombie.remove("train/rank_1/meta.json"),
+                lambda: zombie.rewrite("journal/rank_1/1-0_0.journal", [b"anew"]),
+            ):
+                with pytest.raises(RunLocked, match="taken over by"):
+                    act()
+            assert files() == before
+            close_storage(successor)
 
     def test_starts_have_names_of_their_own_for_their_files(
         self, place: Place, service: Service, monkeypatch: pytest.MonkeyPatch

@@ -17,16 +17,9 @@ from rollforward.replay.recorded_steps import CHUNKS
 from rollforward.storage import Storage
 from rollforward.store import strictjson
 from rollforward.store.journal.history import history
-from rollforward.store.journal.reading import (
-    JournalView,
-    Key,
-    Place,
-    journal_ranks,
-    read_journal,
-    read_record,
-    read_starts,
-)
+from rollforward.store.journal.reading import JournalView, Key, journal_ranks, read_journal, read_starts
 from rollforward.store.journal.records import Identity, Record
+from rollforward.store.journal.segments import Place, Records
 from rollforward.store.journal.timeline import choose_history
 
 
@@ -135,13 +128,13 @@ def step_in(storage: Storage, index: Mapping[int, JournalView], position: Positi
 def _records(
     places: Mapping[Key, Place], position: Position, problems: list[str]
 ) -> Iterator[tuple[Key, Place, Record]]:
-    for key, place in sorted(
-        ((key, place) for key, place in places.items() if key[0] == position), key=lambda item: item[0]
-    ):
-        try:
-            yield key, place, read_record(place)
-        except CheckpointInvalid as error:
-            problems.append(error.message)
+    of_step = ((key, place) for key, place in places.items() if key[0] == position)
+    with Records() as records:
+        for key, place in sorted(of_step, key=lambda item: item[0]):
+            try:
+                yield key, place, records.read(place)
+            except CheckpointInvalid as error:
+                problems.append(error.message)
 
 
 def _each_once(chunks: Sequence[JournaledChunk]) -> list[JournaledChunk]:

@@ -16,7 +16,8 @@ from typing import Any
 from rollforward.errors import CheckpointInvalid
 from rollforward.position import Position
 from rollforward.replay.inheriting import Reach, Tally
-from rollforward.store.journal.reading import JournalView, read_record
+from rollforward.store.journal.reading import JournalView
+from rollforward.store.journal.segments import Records
 
 AFTER = "after"
 CHUNKS = "chunks"
@@ -41,10 +42,18 @@ class RecordedSteps:
 
     def told(self, view: JournalView) -> dict[str, Any]:
         """[step, chunks present, chunks that its outcome requires], and how far the rank had come."""
+        with Records() as records:
+            steps = self._whole_steps(view, records)
+        done = [self.behind(position) for position, _ in view.outcomes]
+        done += [position for position, _ in view.rollouts]
+        return {"steps": steps, "furthest": str(max([self.start, *done]))}
+
+    def _whole_steps(self, view: JournalView, records: Records) -> list[list[Any]]:
+        """Of the rank, up to the first that is not whole, which comes last."""
         steps: list[list[Any]] = []
         last = self.after
         for position in sorted({key[0] for key in (*view.rollouts, *view.outcomes)}):
-            after, asked = _look(view, position)
+            after, asked = _look(view, position, records)
             if after != said(last) or (not steps and position != self.start):
                 break
             there = next(n for n in itertools.count() if (position, n) not in view.rollouts)
@@ -52,9 +61,7 @@ class RecordedSteps:
             if asked is None or there < asked:
                 break
             last = position
-        done = [self.behind(position) for position, _ in view.outcomes]
-        done += [position for position, _ in view.rollouts]
-        return {"steps": steps, "furthest": str(max([self.start, *done]))}
+        return steps
 
     def reach(self, told: Mapping[int, Any], *, compatible: bool) -> Reach:
         """A step is whole when one rank has its outcome and every rank has all its chunks.
@@ -98,14 +105,14 @@ class RecordedSteps:
         )
 
 
-def _look(view: JournalView, position: Position) -> tuple[str | None, int | None]:
+def _look(view: JournalView, position: Position, records: Records) -> tuple[str | None, int | None]:
     """The step before this one, and how many chunks its outcome says it has; None where unknown."""
     outcome = view.outcomes.get((position, 0))
     first = next((place for key, place in sorted(view.rollouts.items()) if key[0] == position), None)
     for place in (outcome, first):
         try:
             if place is not None:
-                record = read_record(place)
+                record = records.read(place)
                 return record.metadata.get(AFTER), record.number(CHUNKS) if place is outcome else None
         except (CheckpointInvalid, ValueError):
             continue

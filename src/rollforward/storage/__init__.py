@@ -2,8 +2,8 @@
 
 `base` defines what a storage promises, `local` implements it on a POSIX file system (`appending`
 for files that grow, `failures` for the error messages), `objects` in a bucket (`answers` for the error
-messages; `listing` to look at many files there at once); `address` makes one from text. `filelock` keeps two
-trainers out of one folder. Nothing here knows what a checkpoint is.
+messages; `listing` to look at many files there at once, `inorder` to read one in small pieces); `address`
+makes one from text. `filelock` keeps two trainers out of one folder. Nothing here knows what a checkpoint is.
 """
 
 from rollforward.storage.base import (

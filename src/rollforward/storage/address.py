@@ -140,4 +140,4 @@ def _bucket(bucket: str, prefix: str, given: dict[str, str]) -> Storage:
         ) from None
     address = f"s3://{bucket}/{prefix}"
     ObjectStorage(first, address).scan("")
-    return ObjectStorage(store, address)
+    return ObjectStorage(store, address, _RETRIES)

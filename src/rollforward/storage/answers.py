@@ -41,6 +41,15 @@ _HINTS = {
 _ELSE = "try again; if it stays, see what the service's own log says"
 
 
+_BROKE_OFF = "error sending request"
+"""Whether the service has carried it out is unknown."""
+
+
+def broke_off(error: Exception) -> bool:
+    """Whether the connection broke, or could not be made, before an answer had come."""
+    return _BROKE_OFF in str(error)
+
+
 def service_error(operation: str, address: str, error: FileNotFoundError | BaseError) -> StorageError:
     """A StorageError that says which operation failed, on what, what was answered, and what to try."""
     text = str(error)
@@ -58,7 +67,7 @@ def service_error(operation: str, address: str, error: FileNotFoundError | BaseE
         )
     if isinstance(error, UnauthenticatedError | PermissionDeniedError):
         hint = _HINTS.get(code, _CREDENTIALS)
-    elif "error sending request" in text or "Connect" in text:
+    elif broke_off(error) or "Connect" in text:
         hint = "the service cannot be reached: check AWS_ENDPOINT_URL and the network"
     else:
         hint = _HINTS.get(code, _ELSE)

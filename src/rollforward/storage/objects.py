@@ -12,7 +12,8 @@ removed by removing its beginnings: what a removal that died leaves of it is not
 as a temporary file, like what an interrupted write leaves on a disk, and removed with those.
 
 Each append is a conditional put, so two writers cannot both write at the same place: the second one is
-refused. A put whose answer was lost is recognised by its content.
+refused. The client does not repeat such a put when the connection breaks, since it may have been carried out;
+it is repeated here: then the second is refused, and what is there is recognised by its content.
 
 What is uploaded is copied first, one part at a time: the client keeps parts without copying them, and
 callers reuse their buffers.
@@ -22,25 +23,27 @@ that), and links, which buckets do not have.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 
 from rollforward.errors import StorageError
-from rollforward.storage.answers import service_error
+from rollforward.storage.answers import broke_off, service_error
 from rollforward.storage.base import Appender, Buffer, Entry, ReadHandle, check_path
 from rollforward.storage.failures import settled_error
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta, PutMode
-    from obstore.store import ObjectStore
+    from obstore.store import ObjectStore, RetryConfig
 
 PART_BYTES = 16 << 20
 """Of an upload in several parts. A service takes 10,000 of them, so a file may have 160 GB."""
@@ -52,6 +55,8 @@ FRONT_BYTES = 64 << 10
 """Read when a file is opened."""
 READS = 8
 """Requests under way at a time, for one `read_into`."""
+
+T = TypeVar("T")
 
 _PART = re.compile(r"(.+)\+(\d{4,9})-(\d{16})")
 _LEFT = ".{}.00000000.tmp"
@@ -70,11 +75,15 @@ class _Object:
 
 
 class ObjectStorage:
-    """`Storage` below a prefix of a bucket. `address` is how users name it, and stands in every error."""
+    """`Storage` below a prefix of a bucket. `address` is how users name it, and stands in every error.
 
-    def __init__(self, store: "ObjectStore", address: str) -> None:
+    `retries` is what the store was made with: for what the client does not repeat by itself.
+    """
+
+    def __init__(self, store: "ObjectStore", address: str, retries: "RetryConfig | None" = None) -> None:
         self.root = address
         self._store = store
+        self._retries = retries
 
     def __repr__(self) -> str:
         return f"ObjectStorage({self.root!r})"
@@ -134,9 +143,7 @@ class ObjectStorage:
         generation = _following(before)
         content = b"".join(_parts(buffers))
         self.create(_part_key(key, generation, 0), content)
-        with self.asking("removing", key), suppress(FileNotFoundError):
-            obstore.delete(self._store, key)
-        self._remove([part.key for _, part in before])
+        self._remove([key, *(part.key for _, part in before)])
         # An object cannot grow, an empty one neither: what is appended to it begins a generation of its own.
         return _Appender(self, key, generation if content else generation + 1, len(content))
 
@@ -189,7 +196,12 @@ class ObjectStorage:
         """Nothing to do: a request that was answered is durable."""
 
     def read_tagged(self, path: str) -> tuple[bytes, str] | None:
-        key = self._key(path)
+        return self._read_tagged(self._key(path))
+
+    def put_if(self, path: str, content: bytes, tag: str | None) -> str | None:
+        return self._put_if(self._key(path), content, tag)
+
+    def _read_tagged(self, key: str) -> tuple[bytes, str] | None:
         with self.asking("reading", key):
             try:
                 got = obstore.get(self._store, key)
@@ -198,16 +210,15 @@ class ObjectStorage:
                 self._check_bucket(error)
                 return None
 
-    def put_if(self, path: str, content: bytes, tag: str | None) -> str | None:
-        key = self._key(path)
+    def _put_if(self, key: str, content: bytes, tag: str | None) -> str | None:
+        mode: PutMode = "create" if tag is None else {"e_tag": tag}
         with self.asking("writing", key):
             try:
-                mode: PutMode = "create" if tag is None else {"e_tag": tag}
-                done = obstore.put(self._store, key, content, mode=mode, use_multipart=False)
-                return done["e_tag"] or ""
+                put = partial(obstore.put, self._store, key, content, mode=mode, use_multipart=False)
+                return self._repeated(put)["e_tag"] or ""
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
                 self._check_bucket(error)
-        there = self.read_tagged(path)
+        there = self._read_tagged(key)
         return there[1] if there is not None and there[0] == content else None
 
     def _check_bucket(self, error: Exception) -> None:
@@ -258,14 +269,7 @@ class ObjectStorage:
 
     def create(self, key: str, content: bytes) -> None:
         """An object that was not there before; one of the same content is taken for ours."""
-        with self.asking("writing", key):
-            try:
-                obstore.put(self._store, key, content, mode="create")
-            except AlreadyExistsError:
-                there = bytes(obstore.get(self._store, key).bytes())
-            else:
-                return
-        if there != content:
+        if self._put_if(key, content, None) is None:
             raise settled_error(
                 f"appending to {self.root}/{key}: another writer was here first",
                 hint="another trainer writes to this run: stop one of them",
@@ -274,7 +278,20 @@ class ObjectStorage:
     def _remove(self, keys: Iterable[str]) -> None:
         for key in keys:
             with self.asking("removing", key), suppress(FileNotFoundError):
-                obstore.delete(self._store, key)
+                self._repeated(partial(obstore.delete, self._store, key))
+
+    def _repeated(self, request: Callable[[], T]) -> T:
+        """Its answer. Repeated, as the client does it, when the connection breaks: twice does not differ from
+        once, or is refused."""
+        pauses = _pauses(self._retries)
+        while True:
+            try:
+                return request()
+            except GenericError as error:
+                pause = next(pauses, None)
+                if pause is None or not broke_off(error):
+                    raise
+                time.sleep(pause)
 
     def read(self, source: _Object, into: memoryview, offset: int) -> None:
         """Fill the buffer from the object's `offset`."""
@@ -400,6 +417,19 @@ class _Appender:
                 f"appending to {self._storage.root}/{self._key}: an earlier append failed or it was closed",
                 hint="see the first error; resuming begins a new file",
             )
+
+
+def _pauses(retries: "RetryConfig | None") -> Iterator[float]:
+    """Seconds to wait before each further try; it ends when there has been enough of that."""
+    if retries is None:
+        return
+    backoff, limit = retries["backoff"], time.monotonic() + retries["retry_timeout"].total_seconds()
+    longest, pause = (backoff[name].total_seconds() for name in ("max_backoff", "init_backoff"))
+    for _ in range(retries["max_retries"]):
+        if time.monotonic() >= limit:
+            return
+        yield pause
+        pause = min(pause * backoff["base"], longest)
 
 
 def _files(objects: Iterable["ObjectMeta"]) -> dict[str, Entry]:

@@ -19,6 +19,9 @@ asks the service only if the last renewal is too old by this machine's clock. An
 replaced meanwhile, finds that out in either, and can do no more. A service that is away costs nobody the
 lease: what counts is whether somebody else has written.
 
+The owner is the first rank. The others have read the lease, a third of `seconds` ago at most, when they ship,
+write or remove anything (`Follower`): so a start that was replaced can do no more on any rank.
+
 Where a service does not honour conditions (`honours_conditions`, tried at the start), the lease is looked at
 and then written. That keeps out everybody but a trainer that starts at the same moment.
 
@@ -231,17 +234,40 @@ class Lease:
                 return
             found = _read(self._storage)
             self._lost = str(found.owner if found and found.owner else "someone unknown")
-        raise RunLocked(
-            f"the run was taken over by {self._lost}: this process (incarnation {self.incarnation}) must not "
-            "write there any more",
-            hint="end this process; the other one continues",
-        )
+        raise _replaced(self._lost, self.incarnation)
 
     def __enter__(self) -> "Lease":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class Follower:
+    """A start's lease as its other ranks see it: they do not renew it, but look whose it is."""
+
+    def __init__(self, storage: Storage, incarnation: int, *, clock: Callable[[], float] = _clock) -> None:
+        self._service: Conditional = storage if isinstance(storage, Conditional) else _Looking(storage)
+        self._incarnation = incarnation
+        self._clock = clock
+        self._until: float | None = None
+        self._lock = threading.Lock()
+
+    def holds(self) -> None:
+        """RunLocked when another start has it; StorageError when the service is away.
+
+        Looks no more often than the owner renews it: a trainer that was frozen looks first.
+        """
+        with self._lock:
+            began = self._clock()
+            if self._until is not None and began < self._until:
+                return
+            found = _read(self._service)
+            owner = found.owner if found is not None else None
+            if found is None or owner is None or owner.incarnation != self._incarnation:
+                self._until = None
+                raise _replaced(str(owner or "someone unknown"), self._incarnation)
+            self._until = began + found.terms.seconds / 3
 
 
 def honours_conditions(storage: Storage, service: Conditional) -> bool:
@@ -290,6 +316,14 @@ def _watch(storage: Storage, service: Conditional, found: _Found, wait: Callable
                 return there
             raise _refused(storage, service)
     return found
+
+
+def _replaced(by: str, incarnation: int) -> RunLocked:
+    return RunLocked(
+        f"the run was taken over by {by}: this process (incarnation {incarnation}) must not write there any "
+        "more",
+        hint="end this process; the other one continues",
+    )
 
 
 def _refused(storage: Storage, service: Conditional) -> RunLocked:

@@ -30,7 +30,7 @@ from rollforward.storage.filelock import FileLock
 from rollforward.storage.local import same_folder
 from rollforward.store import strictjson
 from rollforward.store.layout import LOCK
-from rollforward.store.lease import SECONDS, Lease
+from rollforward.store.lease import SECONDS, Follower, Lease
 from rollforward.store.lock import Owner, RunLock, read_owner, this_host
 from rollforward.store.shipping import Fences, Shipping, bring_up
 
@@ -140,17 +140,18 @@ class RunPlace:
     ) -> Storage:
         """The storage that a rank of this start writes to; `close_storage` it at the end.
 
-        `hold` is the first rank's. `durable_there`: a record of the journal is durable only when the run's
-        storage has it. `warn` gets lines about shipping that falls behind.
+        `hold` is the first rank's; the others follow its lease. `durable_there`: a record of the journal is
+        durable only when the run's storage has it. `warn` gets lines about shipping that falls behind.
         """
         if not self.remote:
             return self.storage
+        follower = Fences(ship=Follower(self.storage, incarnation).holds)
         shipping = Shipping(
             self.storage,
             LocalStorage(self.folder / _SPOOL / f"rank_{rank}"),
             incarnation=incarnation,
             remote=durable_there,
-            fences=hold.fences if isinstance(hold, LeasedHold) else Fences(),
+            fences=hold.fences if isinstance(hold, LeasedHold) else follower,
             warn=warn,
         )
         if isinstance(hold, LeasedHold):

@@ -32,13 +32,8 @@ from rollforward.store.cleaning import (
     temporaries,
     unneeded_files,
 )
-from rollforward.store.journal.reading import (
-    Segment,
-    journal_ranks,
-    list_segments,
-    read_header_of,
-    read_starts,
-)
+from rollforward.store.journal.reading import journal_ranks, list_segments, read_header_of, read_starts
+from rollforward.store.journal.segments import Segment
 from rollforward.store.journal.timeline import Lineage, choose_history, removable
 from rollforward.store.journal.upkeep import remove_segments
 from rollforward.store.judging import why_not_intact

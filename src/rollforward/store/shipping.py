@@ -16,11 +16,11 @@ has it by then as well: nothing is lost with the machine. Otherwise what is `beh
 storage that does not answer costs nothing but that: shipping is tried again until it does, and begins the
 file anew there, since it is unknown what got through. With `remote`, whoever waits for it gets the error.
 
-**Who may write.** A fence is asked before anything is shipped, published or removed; a manifest is put on the
-condition that the one that is there is still the one that was seen. What a replaced trainer had sent before
-it was replaced may still arrive: records that extend what it had recorded, or a manifest that does not
-replace another. Both are true states of that start, so they do no harm: later starts have higher
-incarnations, and count before it.
+**Who may write.** A fence is asked before anything is written, shipped, published or removed, on every rank;
+and a manifest is put on the condition that the one that is there is still the one that was seen. What a
+replaced trainer had sent before it was replaced may still arrive: records that extend what it had recorded,
+or a manifest that does not replace another. Both are true states of that start, so they do no harm: later
+starts have higher incarnations, and count before it.
 
 **After a crash.** A start on the same machine ships what its predecessor left in the spool (`bring_up`),
 before any rank reads a journal, unless a start elsewhere has gone on from what was there: then it is another
@@ -70,7 +70,8 @@ Fence = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Fences:
-    """How a trainer finds out that it was replaced: `store.lease.Lease.holds` and `check`."""
+    """How a trainer finds out that it was replaced: of `store.lease`, `Lease.holds` and `check`, or
+    `Follower.holds`."""
 
     ship: Fence = lambda: None
     commit: Fence = lambda: None
@@ -126,6 +127,8 @@ class Shipping:
             self.settle()
         if folder == COMMITS:
             return self._commit(path, b"".join(buffers))
+        # Tensor files have names of their own; what is derived from the newest checkpoint has not.
+        self.fences.ship()
         return self.far.write(path, buffers)
 
     def open(self, path: str) -> ReadHandle:

@@ -12,7 +12,7 @@ from rollforward.errors import RunLocked, StorageError
 from rollforward.storage import LocalStorage
 from rollforward.storage.objects import ObjectStorage
 from rollforward.store.layout import LOCK
-from rollforward.store.lease import Lease, honours_conditions
+from rollforward.store.lease import Follower, Lease, honours_conditions
 from rollforward.store.lock import read_owner
 
 
@@ -161,6 +161,45 @@ def test_what_was_not_shipped_is_told_to_a_successor_elsewhere_alone(bucket: Uns
     again.behind = lambda: {"records": 1.0}
     again.check()
     assert take(bucket, "c").left_behind == {}
+
+
+class TestTheOtherRanks:
+    """They do not hold the lease, and look whose it is."""
+
+    def test_they_go_on_while_it_is_renewed_and_when_it_is_given_back(self, bucket: Unsure) -> None:
+        clock = Clock()
+        lease = take(bucket, "one", clock)
+        follower = Follower(bucket, lease.incarnation, clock=clock)
+        for _ in range(5):
+            follower.holds()
+            clock.wait(1001)
+            lease.check()
+        lease.release()
+        follower.holds()
+
+    def test_one_that_wakes_up_after_a_take_over_can_do_no_more(self, bucket: Unsure) -> None:
+        clock = Clock()
+        frozen = take(bucket, "one", clock)
+        follower = Follower(bucket, frozen.incarnation, clock=clock)
+        follower.holds()
+        taken = take(bucket, "other", clock)
+        for _ in range(2):
+            with pytest.raises(RunLocked, match="taken over by") as caught:
+                follower.holds()
+            assert "incarnation 1" in str(caught.value)
+        Follower(bucket, taken.incarnation, clock=clock).holds()
+
+    def test_they_look_no_more_often_than_it_is_renewed(self, bucket: Unsure) -> None:
+        clock = Clock()
+        lease = take(bucket, "one", clock)
+        follower = Follower(bucket, lease.incarnation, clock=clock)
+        follower.holds()
+        bucket.remove(LOCK)
+        clock.wait(999)
+        follower.holds()
+        clock.wait(2)
+        with pytest.raises(RunLocked):
+            follower.holds()
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"[]", b'{"lease": 5}', b"\xff" * 600])

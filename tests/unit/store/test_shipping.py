@@ -219,6 +219,7 @@ def test_a_replaced_trainer_ships_publishes_and_removes_nothing(ship: Any, bucke
         appender.append([b"later"])
     for act in (
         lambda: shipping.write("commits/0_3.json", [b"x"]),
+        lambda: shipping.write("train/rank_0/f", [b"x"]),
         lambda: shipping.remove("train/rank_0/f"),
         lambda: shipping.rewrite("metrics.jsonl", [b""]),
     ):

@@ -23,7 +23,8 @@ from rollforward.position import Position
 from rollforward.replay import metrics
 from rollforward.replay.metrics import PLACE, Record, place_of
 from rollforward.storage import Storage
-from rollforward.store.journal.reading import journal_ranks, read_journal, read_record
+from rollforward.store.journal.reading import journal_ranks, read_journal
+from rollforward.store.journal.segments import Records
 
 STRETCHES = 600
 """A curve of more than three times as many steps is thinned to about two points for each stretch."""
@@ -131,21 +132,21 @@ def _outcomes(storage: Storage) -> Iterator[Record]:
     """The numbers that the first rank's journal has of each step, as records."""
     for rank in journal_ranks(storage)[:1]:
         view = read_journal([storage], rank=rank, since=Position(0, 0))
-        for number, ((position, _), place) in enumerate(
-            sorted(view.outcomes.items(), key=lambda item: item[0])
-        ):
-            try:
-                record = read_record(place)
-            except CheckpointInvalid:
-                continue
-            numbers = {name: float(value) for name, value in record.arrays.items() if value.size == 1}
-            yield numbers | {
-                "epoch": position.epoch,
-                "step": position.step,
-                "global_step": position.step if position.epoch == 0 else number,
-                "incarnation": place.segment.name.incarnation,
-                "time": seconds_of(record.time) or 0.0,
-            }
+        found = enumerate(sorted(view.outcomes.items(), key=lambda item: item[0]))
+        with Records() as records:
+            for number, ((position, _), place) in found:
+                try:
+                    record = records.read(place)
+                except CheckpointInvalid:
+                    continue
+                numbers = {name: float(value) for name, value in record.arrays.items() if value.size == 1}
+                yield numbers | {
+                    "epoch": position.epoch,
+                    "step": position.step,
+                    "global_step": position.step if position.epoch == 0 else number,
+                    "incarnation": place.segment.name.incarnation,
+                    "time": seconds_of(record.time) or 0.0,
+                }
 
 
 def charts(figures: Figures, most: int = STRETCHES) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.storage import Storage
 from rollforward.store.journal.frames import NO_SALT, Ending, Frame, examine, read_frame, read_frames
-from rollforward.store.journal.reading import JournalView, Key, Place, Segment, journal_ranks, list_segments
+from rollforward.store.journal.reading import JournalView, Key, journal_ranks, list_segments
 from rollforward.store.journal.records import Record, SegmentHeader, decode_header, decode_record
+from rollforward.store.journal.segments import Place, Records, Segment
 from rollforward.store.layout import SegmentName
 
 
@@ -114,7 +115,7 @@ def history(storage: Storage, rank: int) -> list[StartOfRun]:
 def _read(segment: Segment, start: StartOfRun) -> None:
     frame: Frame | None = None
     salt = NO_SALT
-    with segment.storage.open(segment.name.path) as handle:
+    with segment.open() as handle:
         for frame in read_frames(handle):
             try:
                 if frame.offset == 0:
@@ -136,14 +137,19 @@ def index_steps(starts: Sequence[StartOfRun], positions: Collection[Position]) -
     outcomes: dict[Key, Place] = {}
     headers: dict[SegmentName, SegmentHeader] = {}
     problems = []
-    for start in starts:
-        for position, begin in start.steps():
-            if position not in positions or start.header is None:
-                continue
+    wanted = [
+        (start.header, position, begin)
+        for start in starts
+        if start.header is not None
+        for position, begin in start.steps()
+        if position in positions
+    ]
+    with Records() as records:
+        for header, position, begin in wanted:
             # Who wrote them is the same for all segments of a start.
-            headers[begin.segment.name] = start.header
+            headers[begin.segment.name] = header
             try:
-                for record, place in _records_of_step(position, begin):
+                for record, place in _records_of_step(position, begin, records):
                     if record.kind == "rollouts":
                         rollouts[position, record.number("chunk")] = place
                     elif record.kind == "outcome":
@@ -153,16 +159,16 @@ def index_steps(starts: Sequence[StartOfRun], positions: Collection[Position]) -
     return JournalView(rollouts=rollouts, outcomes=outcomes, headers=headers, problems=tuple(problems))
 
 
-def _records_of_step(position: Position, begin: Place) -> Iterator[tuple[Record, Place]]:
+def _records_of_step(position: Position, begin: Place, records: Records) -> Iterator[tuple[Record, Place]]:
     segment, offset, salt = begin.segment, begin.offset, begin.salt
-    with segment.storage.open(segment.name.path) as handle:
-        while offset < handle.size:
-            frame = read_frame(handle, offset, salt)
-            record = decode_record(frame.payload)
-            if record.position != position:
-                return
-            yield record, Place(segment, offset, salt)
-            offset = frame.end
+    handle = records.opened(segment)
+    while offset < handle.size:
+        frame = read_frame(handle, offset, salt)
+        record = decode_record(frame.payload)
+        if record.position != position:
+            return
+        yield record, Place(segment, offset, salt)
+        offset = frame.end
 
 
 def _said(ending: Ending) -> str:

@@ -29,6 +29,7 @@ from rollforward.store.journal.records import (
     decode_header,
     decode_record,
 )
+from rollforward.store.journal.segments import Place, Segment
 from rollforward.store.journal.timeline import (
     Lineage,
     Start,
@@ -42,28 +43,6 @@ from rollforward.store.layout import JOURNAL, SegmentName, journal_folder, parse
 from rollforward.store.unreadable import rejection
 
 _WORK = ("rollouts", "outcome")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A segment file."""
-
-    storage: Storage
-    name: SegmentName
-    size: int
-
-    def __str__(self) -> str:
-        return f"journal segment {self.name.path}"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a record is."""
-
-    segment: Segment
-    offset: int
-    salt: bytes
-
 
 Key = tuple[Position, int]
 """(position, chunk) of rollouts, (position, iteration) of outcomes.
@@ -138,17 +117,6 @@ def merged(views: Sequence[JournalView]) -> JournalView:
     )
 
 
-def read_record(place: Place) -> Record:
-    """The record at a place, verified; CheckpointInvalid says in one line why it cannot be read."""
-    try:
-        with place.segment.storage.open(place.segment.name.path) as handle:
-            return decode_record(read_frame(handle, place.offset, place.salt).payload)
-    except StorageError as error:
-        raise rejection(error, str(place.segment)) from error
-    except ValueError as error:
-        raise CheckpointInvalid(f"{place.segment}, byte {place.offset}: {error}") from None
-
-
 def list_segments(storage: Storage, rank: int) -> list[Segment]:
     """A rank's segments, oldest first."""
     found = []
@@ -171,7 +139,7 @@ def odd_segments(storage: Storage, rank: int) -> list[str]:
 def read_header_of(segment: Segment) -> SegmentHeader:
     """The first record of a segment; CheckpointInvalid says in one line why there is none."""
     try:
-        with segment.storage.open(segment.name.path) as handle:
+        with segment.open() as handle:
             return decode_header(read_frame(handle, 0, NO_SALT).payload, segment.name)
     except StorageError as error:
         raise rejection(error, str(segment)) from error
@@ -359,7 +327,7 @@ def _has_work(segment: Segment) -> bool:
     What cannot be read may be work too: no history is skipped because of an error.
     """
     try:
-        with segment.storage.open(segment.name.path) as handle:
+        with segment.open() as handle:
             end = 0
             for frame in read_frames(handle):
                 if decode_record(frame.payload).kind in _WORK:
@@ -400,7 +368,7 @@ class _Reading:
     def segment(self, segment: Segment, *, last: bool) -> None:
         """Read one segment; `last`: its incarnation has no later one, so its end may be torn."""
         try:
-            with segment.storage.open(segment.name.path) as handle:
+            with segment.open() as handle:
                 self._frames(segment, handle, last=last)
         except StorageError as error:
             if self._vanishing and error.settled and segment.storage.stat(segment.name.path) is None:

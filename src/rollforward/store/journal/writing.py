@@ -17,8 +17,9 @@ from rollforward.position import Position
 from rollforward.storage import Appender, Storage
 from rollforward.store import strictjson
 from rollforward.store.journal.frames import FRONT_BYTES, MAX_UNSYNCED_BYTES, NO_SALT, encode_frame
-from rollforward.store.journal.reading import JournalView, Place, read_record
+from rollforward.store.journal.reading import JournalView
 from rollforward.store.journal.records import Identity, Record, SegmentHeader, encode_header, encode_record
+from rollforward.store.journal.segments import Place, Records
 from rollforward.store.journal.upkeep import looked_after, prune_folder
 from rollforward.store.layout import SegmentName
 
@@ -60,6 +61,7 @@ class Journal:
         if None in inherited.lineage.values():
             raise ValueError("it has to be said before which position records are inherited")
         self.inherited = inherited
+        self._inherited_records = Records()
         self.bytes_written = 0
         """Of frames, durable or not."""
         self.seconds_for_checkpoints = 0.0
@@ -81,16 +83,17 @@ class Journal:
 
     def find_rollouts(self, position: Position, chunk: int) -> Record | None:
         """An inherited chunk; CheckpointInvalid when it can no longer be read intact."""
-        return _find(self.inherited.rollouts.get((position, chunk)))
+        return self._find(self.inherited.rollouts.get((position, chunk)))
 
     def find_outcome(self, position: Position, iteration: int) -> Record | None:
         """An inherited outcome; otherwise like `find_rollouts`."""
-        return _find(self.inherited.outcomes.get((position, iteration)))
+        return self._find(self.inherited.outcomes.get((position, iteration)))
 
     def append(
         self, position: Position, chunk: int, arrays: Arrays, metadata: Mapping[str, str] | None = None
     ) -> None:
         """Write a chunk of rollouts; it is on stable storage when this returns."""
+        self._inherited_records.close()  # what is new comes after all of these, as a rule
         self._write("rollouts", position, {**(metadata or {}), "chunk": str(chunk)}, arrays)
         self._sync()
 
@@ -140,6 +143,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; everything written is durable by then."""
+        self._inherited_records.close()
         if self._appender is not None:
             try:
                 self._sync()
@@ -197,6 +201,5 @@ class Journal:
         self.bytes_written += len(frame)
         return frame[FRONT_BYTES - 16 : FRONT_BYTES]
 
-
-def _find(place: Place | None) -> Record | None:
-    return None if place is None else read_record(place)
+    def _find(self, place: Place | None) -> Record | None:
+        return None if place is None else self._inherited_records.read(place)
