@@ -99,7 +99,7 @@ def test_weights_reference_and_moments_are_the_tensors_of_the_layout() -> None:
 
 def test_what_each_way_saves() -> None:
     whole = parts()
-    assert parts(recompute=True).activations < whole.activations / 5
+    assert parts(recompute=True).activations < whole.activations / 2, "what is left is the head's"
     assert parts(parallel_optimizer=True, replicas=4).moments == pytest.approx(whole.moments / 4)
     adapters = parts(rank=8, modules=MODULES)
     assert adapters.reference == 0
