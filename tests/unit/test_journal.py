@@ -15,6 +15,7 @@ from rollforward.errors import StorageError
 from rollforward.position import Position
 from rollforward.replay.rollout_log import LogSettings
 from rollforward.storage import LocalStorage
+from rollforward.store.journal.history import history, index_steps
 from rollforward.store.journal.reading import JournalView, list_segments, read_journal
 from rollforward.store.journal.segments import read_record
 from rollforward.store.journal.writing import Journal
@@ -412,6 +413,38 @@ def test_reading_a_stretch_reads_that_stretch_only(storage: LocalStorage) -> Non
     view = read_journal([storage], rank=0, since=step(2), before=step(4))
     assert {number for number, _ in steps_found(view)} == {2, 3}
     assert [name.first.step for name in view.headers] == [2, 3]
+
+
+def test_a_segment_that_is_replaced_while_steps_are_looked_up_costs_one_step_and_not_those_behind_it(
+    storage: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, _ = open_log(storage, 1, START)
+    for number in range(3):
+        run_step(log, step(number))
+    starts = history(storage, 0)
+    opened: list[str] = []
+    plain = LocalStorage.open
+
+    class Gone:
+        """What the file is to whoever opened it before it was replaced."""
+
+        size, chunk_bytes = 1 << 20, 1 << 18
+
+        def read_into(self, *_: object) -> None:
+            raise StorageError("it was replaced")
+
+        def close(self) -> None:
+            opened.append("closed")
+
+    def open_once_too_early(self: LocalStorage, path: str) -> object:
+        opened.append(path)
+        return plain(self, path) if len(opened) > 1 else Gone()
+
+    monkeypatch.setattr(LocalStorage, "open", open_once_too_early)
+    view = index_steps(starts, [step(number) for number in range(3)])
+    assert opened[1] == "closed"
+    assert len(view.problems) == 1
+    assert steps_found(view) == {(1, 0), (1, 1), (2, 0), (2, 1)}
 
 
 def test_a_record_lifted_out_of_the_journal_opens_with_the_safetensors_library(storage: LocalStorage) -> None:

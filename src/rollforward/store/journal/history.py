@@ -156,6 +156,7 @@ def index_steps(starts: Sequence[StartOfRun], positions: Collection[Position]) -
                         outcomes[position, record.number("iteration")] = place
             except (StorageError, ValueError) as error:
                 problems.append(f"{begin.segment}, step {position}: {error}")
+                records.forget(begin.segment)
     return JournalView(rollouts=rollouts, outcomes=outcomes, headers=headers, problems=tuple(problems))
 
 

@@ -61,10 +61,10 @@ class Records:
                 try:
                     return _record_at(self.opened(segment), place)
                 except StorageError:
-                    self._close(segment)  # it was replaced by a longer one, or is gone: a new look tells
+                    self.forget(segment)  # replaced by a longer one, or gone: a new look tells
             return _record_at(self.opened(segment), place)
         except StorageError as error:
-            self._close(segment)
+            self.forget(segment)
             raise rejection(error, str(segment)) from error
         except ValueError as error:
             raise CheckpointInvalid(f"{segment}, byte {place.offset}: {error}") from None
@@ -73,7 +73,7 @@ class Records:
         """A segment's file; it is closed when it has not been used for long. StorageError."""
         if segment not in self._open:
             while len(self._open) >= _OPEN_SEGMENTS:
-                self._close(next(iter(self._open)))
+                self.forget(next(iter(self._open)))
             self._open[segment] = segment.open()
         self._open.move_to_end(segment)
         return self._open[segment]
@@ -81,9 +81,10 @@ class Records:
     def close(self) -> None:
         """Close the segments. Reading goes on after that, and opens them again."""
         for segment in list(self._open):
-            self._close(segment)
+            self.forget(segment)
 
-    def _close(self, segment: Segment) -> None:
+    def forget(self, segment: Segment) -> None:
+        """Close a segment's file. It may have been replaced: whoever reads it next opens it anew."""
         handle = self._open.pop(segment, None)
         if handle is not None:
             handle.close()
