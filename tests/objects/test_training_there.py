@@ -197,6 +197,14 @@ def test_a_server_that_is_killed_and_comes_back_costs_only_time(
     training.check(digests, STEPS)
 
 
+def another(training: Training, place: Place, number: int) -> Training:
+    """A run of its own. The odd ones wait for the server with each chunk; the others go on meanwhile."""
+    changes = dict(training.changes)
+    if number % 2:
+        changes["rl_config__journal_durability"] = "remote"
+    return Training(place, f"{training.address}-{number}", changes)
+
+
 @pytest.mark.slow
 def test_killed_many_times(
     training: Training, digests: dict[str, str], seaweed: SeaweedFS, use, place: Place
@@ -205,10 +213,8 @@ def test_killed_many_times(
     kills, done, number = int(os.environ.get("ROLLFORWARD_KILLS", "200")), 0, 0
     while done < kills:
         number += 1
-        run = Training(place, f"{training.address}-{number}", dict(training.changes))
-        # Every other run has its journal in the service, and loses its machine to every other kill.
-        if number % 2:
-            run.changes["rl_config__journal_durability"] = "remote"
+        run = another(training, place, number)
+        # Every other run loses its machine to every other kill.
         done += kill_often(run, 10, seed=number, loses_machines=bool(number % 2))
         run.finish()
         run.check(digests, STEPS)
@@ -222,9 +228,6 @@ def test_the_server_killed_many_times(
     kills, done, number = int(os.environ.get("ROLLFORWARD_SERVER_KILLS", "20")), 0, 0
     while done < kills:
         number += 1
-        run = Training(place, f"{training.address}-{number}", dict(training.changes))
-        # Every other run waits for the server with each chunk; the others go on meanwhile, and end early.
-        if number % 2:
-            run.changes["rl_config__journal_durability"] = "remote"
+        run = another(training, place, number)
         done += with_server_kills(run, own_server, kills - done)
         run.check(digests, STEPS)
